@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from helix_jobs.doctor.verdict import finding_and_remedy
 from helix_jobs.engine.config import NO_DRAFT
 from helix_jobs.engine.devices.devices import describe_device, free_memory
+from helix_jobs.engine.kernels.cpu.build import compiles_kernels
 from helix_jobs.engine.loading.draft_spec import DraftSpec
 from helix_jobs.engine.loading.model_fit import Fit, fit
 from helix_jobs.engine.loading.model_loader import get_device
@@ -106,7 +107,13 @@ def report_models(
             reason, remedy = finding_and_remedy(error)
             reports.append(ModelReport(name=name, reason=reason, remedy=remedy))
             continue
-        pair = ModelPair(place.device, outline.sizes, None if beside is None else beside.sizes, draft == INT8)
+        pair = ModelPair(
+            place.device,
+            outline.sizes,
+            None if beside is None else beside.sizes,
+            draft == INT8,
+            compiles_kernels(place.device, settings.compile),
+        )
         reports.append(_report(outline, pair, settings, context, place.available))
     return reports
 

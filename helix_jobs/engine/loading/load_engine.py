@@ -13,7 +13,7 @@ from helix_jobs.engine.config import NO_DRAFT, EngineConfig, SpeculationConfig
 from helix_jobs.engine.devices.devices import describe_device, free_memory
 from helix_jobs.engine.devices.self_check import check_device
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.kernels.cpu.build import processor_features
+from helix_jobs.engine.kernels.cpu.build import compiles_kernels, processor_features
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import kernel_head_dim, native_of, with_native
 from helix_jobs.engine.loading.attention_trial import with_faster_attention
@@ -56,6 +56,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
         dtype=settings.dtype,
         home=settings.home,
         on_progress=on_progress,
+        compiles=compiles_kernels(device, settings.compile),
     )
     models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
     if settings.dtype != PACKED:

@@ -139,6 +139,7 @@ def load_models(
     dtype: str,
     home: Path,
     on_progress: Callable[[str], None] | None = None,
+    compiles: bool = False,
 ) -> LoadedModels:
     """Load target and draft onto the device.
 
@@ -149,6 +150,7 @@ def load_models(
         dtype: A name for ``resolve_dtype``, ``int8`` or ``packed``; the draft's activations have the target's dtype.
         home: HELIX_HOME; the demo model is kept under it.
         on_progress: Receives one line for each thing that is done.
+        compiles: Whether kernels will be compiled for int8 layers, which hold some of the weights once more.
 
     Raises:
         ModelNotFoundError: No such model, or only a pickle of it.
@@ -170,7 +172,7 @@ def load_models(
     if draft_source is not None:
         check_vocabularies(target, target_source.tokenizer.get_vocab(), draft, draft_source.tokenizer.get_vocab())
     has_int8_copy = draft == INT8 and makes_int8_copy(device, chosen)
-    check_device_memory(device, chosen, target_source, draft_source, has_int8_copy=has_int8_copy)
+    check_device_memory(device, chosen, target_source, draft_source, has_int8_copy=has_int8_copy, compiles=compiles)
     prompts = PromptEncoder(target_source.tokenizer, name=target)
     template = prompts.probe()
     forms = chat_forms(target_source.tokenizer, template)

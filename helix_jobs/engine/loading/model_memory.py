@@ -23,7 +23,13 @@ _HOST: Final = torch.device("cpu")
 
 
 def check_device_memory(
-    device: torch.device, chosen: WeightFormat, target: ModelSource, draft: ModelSource | None, *, has_int8_copy: bool
+    device: torch.device,
+    chosen: WeightFormat,
+    target: ModelSource,
+    draft: ModelSource | None,
+    *,
+    has_int8_copy: bool,
+    compiles: bool = False,
 ) -> None:
     """Compare the memory that the models need on the device with its free memory.
 
@@ -33,6 +39,7 @@ def check_device_memory(
         target: The target model.
         draft: A draft model, or None.
         has_int8_copy: Whether an int8 copy of the target drafts.
+        compiles: Whether kernels are compiled for int8 layers.
 
     Raises:
         InsufficientMemoryError: The weights and the smallest useful cache do not fit. The message says what would.
@@ -40,7 +47,7 @@ def check_device_memory(
     available = free_memory(device)
     if available is None:  # DirectML does not tell; a failing allocation will
         return
-    pair = ModelPair(device, _sizes(target), None if draft is None else _sizes(draft), has_int8_copy)
+    pair = ModelPair(device, _sizes(target), None if draft is None else _sizes(draft), has_int8_copy, compiles)
     memory = pair.memory(chosen)
     if memory.needed > available:
         remedy = shortage_remedy(pair.remedies(chosen, target.checkpoint.dtype, available))

@@ -74,12 +74,14 @@ class ModelPair:
         target: The target model.
         draft: A draft model, or None.
         wants_int8_copy: Whether an int8 copy of the target drafts, where one is made.
+        compiles: Whether kernels are compiled for int8 layers.
     """
 
     device: torch.device
     target: ModelSizes
     draft: ModelSizes | None = None
     wants_int8_copy: bool = False
+    compiles: bool = False
 
     @property
     def has_draft(self) -> bool:
@@ -103,7 +105,8 @@ class ModelPair:
         if chosen.is_packed:
             weights, loading = target.packed_bytes(dtype, packs=packs(dtype, self.device)), read
         elif chosen.is_int8:
-            weights, loading = target.int8_bytes(dtype), read + target.int8_products_bytes
+            weights = target.int8_bytes(dtype) + self._kernel_bytes(target)
+            loading = read + target.int8_products_bytes
         else:
             weights, loading = target.dense_bytes(dtype, packs=packs(dtype, self.device)), read
         drafts, drafting = 0, self.draft
@@ -111,11 +114,11 @@ class ModelPair:
             drafts, drafts_read = self.draft.dense_bytes(dtype, packs=False), self.draft.dense_bytes(dtype, packs=False)
             if self.device.type == "cpu":
                 drafts_read = self.draft.packed_bytes(dtype, packs=False) + self.draft.int8_products_bytes
-                drafts = self.draft.int8_bytes(dtype)
+                drafts = self.draft.int8_bytes(dtype) + self._kernel_bytes(self.draft)
             # Products are laid out anew once both models are there.
-            loading = max(loading, (weights if chosen.is_int8 else read) + drafts_read)
+            loading = max(loading, (target.int8_bytes(dtype) if chosen.is_int8 else read) + drafts_read)
         elif self.wants_int8_copy and makes_int8_copy(self.device, chosen):
-            drafts, drafting = target.int8_products_bytes, target
+            drafts, drafting = target.int8_products_bytes + self._kernel_bytes(target), target
         both = [target] if drafting is None else [target, drafting]
         sections = divide([(one.geometry, one.windows) for one in both], min(one.context for one in both))
         layers = (sections.target, sections.draft)
@@ -132,6 +135,10 @@ class ModelPair:
             smallest_states=self.state_bytes(chosen, StateConfig(num_slots=1, num_drafts=DEFAULT_MAX_DEPTH)),
             sections=sections,
         )
+
+    def _kernel_bytes(self, model: ModelSizes) -> int:
+        """What compiled kernels hold beside a model's int8 layers once these are packed."""
+        return model.int8_kernel_bytes if self.compiles else 0
 
     def state_bytes(self, chosen: WeightFormat, config: StateConfig) -> int:
         """Bytes of the recurrent states of both models, each with a cache of this size."""

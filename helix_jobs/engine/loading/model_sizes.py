@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from helix_jobs.engine.devices.devices import compiles_each_shape
+from helix_jobs.engine.kernels.cpu.int8_decoder import NativeInt8Decoder
 from helix_jobs.engine.loading.stored_tensor import NO_BLOCKS, StoredBlocks
 from helix_jobs.engine.model.architecture import context_limits
 from helix_jobs.engine.model.families.registry import describe
@@ -19,6 +20,7 @@ from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.model.recurrences import build_recurrence
 from helix_jobs.engine.model.step_memory import StepWidths
 from helix_jobs.engine.model.stored_parts import StoredParts
+from helix_jobs.engine.weights.int8_linear import packs_int8
 from helix_jobs.engine.weights.level_layouts import FLOAT_LAYOUTS
 from helix_jobs.errors import ModelError
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.description import ModelDescription
     from helix_jobs.engine.recurrence.recurrence import StateShape
 
-# Bytes of a row's scale, and of a bias, in an int8 layer: both are float32 there.
+# Bytes of a row's scale, of its bias and of its sum in an int8 layer.
 _INT8_VECTOR_BYTES: Final = 4
 
 
@@ -59,6 +61,7 @@ class ModelSizes:
         layer_inputs: See ``StepWidths``.
         context: The most tokens of a sequence, prompt and output together.
         blocks: The weights in blocks which can be multiplied as they are.
+        has_small_steps: Whether compiled code computes its int8 layers in one call, see ``NativeInt8Decoder``.
     """
 
     weights: int
@@ -78,6 +81,7 @@ class ModelSizes:
     layer_inputs: int
     context: int
     blocks: StoredBlocks = NO_BLOCKS
+    has_small_steps: bool = False
 
     def dense_bytes(self, dtype: torch.dtype, *, packs: bool) -> int:
         """Bytes of the whole model in ``dtype``.
@@ -105,6 +109,20 @@ class ModelSizes:
     def int8_products_bytes(self) -> int:
         """Bytes of its matrix products in int8: weights, a scale for each row, biases."""
         return self.products + _INT8_VECTOR_BYTES * (self.outputs + self.biases)
+
+    @property
+    def int8_kernel_bytes(self) -> int:
+        """Bytes that compiled kernels hold beside packed int8 products: the layers' rows, and the sums of rows.
+
+        Trade-off: sums are not counted of a model whose layers are not computed in one call. They are less than a
+        hundredth of its weights.
+        """
+        if not self.has_small_steps:
+            return 0
+        rows = self.outputs - self.vocab_size
+        sums = rows if packs_int8() else rows + self.outputs
+        weights = self.products - self.vocab_size * self.hidden_size if packs_int8() else 0
+        return weights + _INT8_VECTOR_BYTES * sums
 
     def int8_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of the whole model with its matrix products in int8, and ``dtype`` elsewhere.
@@ -214,6 +232,7 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
         vocab_size=head.shape[0],
         layer_inputs=0 if inputs is None else inputs.width * len(description.layers),
         context=min(context_limits(config).values()),
+        has_small_steps=NativeInt8Decoder.describes(description),
     )
 
 

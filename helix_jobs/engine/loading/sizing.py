@@ -35,7 +35,7 @@ def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | 
     """
     decoders, target = _decoders(models), models.target.decoder
     device = models.device
-    free_bytes = free_memory(device)
+    free_bytes = _free_memory(models)
     sections = _sections(models)
     one_block = _block_bytes(models, sections)
     step_tokens = config.step_tokens
@@ -50,7 +50,9 @@ def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | 
         kv_cache_mb=kv_cache_mb,
         free_bytes=free_bytes,
         unknown_bytes=cache_bytes_beside(
-            largest_step + sum(one.table_bytes + sum(linear.nbytes for linear in one.linears()) for one in decoders),
+            largest_step
+            + sum(one.table_bytes + sum(linear.nbytes for linear in one.linears()) for one in decoders)
+            + _unpacked_bytes(models),
             total_memory(device) if free_bytes is None else None,
             token_bytes=_token_bytes(one_block, sections),
             max_batch_size=config.max_batch_size,
@@ -69,7 +71,7 @@ def batch_limits(models: LoadedModels, settings: Settings) -> BatchLimits:
     """Batch slots and token budget: as set, or the best for these models on this device."""
     cache_bytes = None if settings.kv_cache_mb is None else settings.kv_cache_mb * 1_000_000
     if cache_bytes is None:
-        cache_bytes = free_memory(models.device)
+        cache_bytes = _free_memory(models)
     decoders = _decoders(models)
     sections = _sections(models)
     token_bytes = _token_bytes(_block_bytes(models, sections), sections)
@@ -84,6 +86,17 @@ def batch_limits(models: LoadedModels, settings: Settings) -> BatchLimits:
         max_batch_size=settings.max_batch_size or slots,
         token_budget=settings.token_budget or usual.token_budget,
     )
+
+
+def _free_memory(models: LoadedModels) -> int | None:
+    """Free memory on the device, less what the models will take when they are packed."""
+    free = free_memory(models.device)
+    return None if free is None else max(0, free - _unpacked_bytes(models))
+
+
+def _unpacked_bytes(models: LoadedModels) -> int:
+    """What packing will add: int8 rows of a decoder's small steps, which it shares with the layers until then."""
+    return sum(one.small_steps.nbytes for one in _decoders(models) if one.small_steps is not None)
 
 
 def _decoders(models: LoadedModels) -> list[Decoder]:

@@ -53,6 +53,10 @@ class Kernels(Protocol):
 class SmallSteps(Protocol):
     """A faster way through all layers at once, for steps of few tokens."""
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes beside the layers' own, once these are packed."""
+
     def serves(self, layout: StepLayout, cache: PagedKVCache) -> bool:
         """Whether this way through a step is correct and faster."""
 

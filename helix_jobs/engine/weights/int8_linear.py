@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _LEVELS: Final = 127
 ZERO_POINT: Final = 128  # the unsigned byte that stands for a signed zero
 SMALLEST_SCALE: Final = 1e-12  # keeps an all-zero row from dividing by zero
+# The zero point of all weights. Trade-off: oneDNN documents one for each row; packs_int8 tries that one does.
+_WEIGHTS_ZERO: Final = torch.zeros((), dtype=torch.int64)
 
 
 class Int8Linear:
@@ -39,12 +41,12 @@ class Int8Linear:
         # [out_features]
         self._scale = scale
         self._bias = bias
-        self._zeros: torch.Tensor | None = None  # zero points, once packed
+        self._is_packed = False
 
     @property
     def rows(self) -> torch.Tensor | None:
         """``[out_features, in_features]`` int8; None once packed."""
-        return None if self._zeros is not None else self._weight
+        return None if self._is_packed else self._weight
 
     @property
     def scale(self) -> torch.Tensor:
@@ -72,20 +74,20 @@ class Int8Linear:
     @property
     def is_fast(self) -> bool:
         """Whether this CPU has a fast product for it."""
-        return _packs_exactly()
+        return packs_int8()
 
     def to_dense(self, dtype: torch.dtype) -> DenseLinear:
         """The rounded weights as a dense layer. Only before ``pack``."""
-        assert self._zeros is None, "a packed weight cannot be read back"
+        assert not self._is_packed, "a packed weight cannot be read back"
         weight = (self._weight.float() * self._scale.unsqueeze(1)).to(dtype)
         return DenseLinear(weight, None if self._bias is None else self._bias.to(dtype))
 
     def pack(self) -> None:
         """Lay the weights out for this CPU, where that is exact; the layer then has to stay on the CPU."""
-        if self._zeros is not None or self._weight.device.type != "cpu":
+        if self._is_packed or self._weight.device.type != "cpu":
             return
-        if _packs_exactly():
-            self._weight, self._zeros = _pack(self._weight)
+        if packs_int8():
+            self._weight, self._is_packed = _pack(self._weight), True
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
@@ -99,8 +101,8 @@ class Int8Linear:
         """``[T, out_features]`` float32."""
         # [T, in_features], [T, 1]
         rows, row_scale = _round_rows(hidden)
-        if self._zeros is not None:
-            product = _packed_product(rows, self._weight, self._zeros, self._scale)
+        if self._is_packed:
+            product = _packed_product(rows, self._weight, self._scale)
         else:
             product = torch._int_mm(rows.to(torch.int8), self._weight.t()).float().mul_(self._scale)  # noqa: SLF001
         product.mul_(row_scale)
@@ -123,30 +125,29 @@ def _round_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return exact.div(scale).round_(), scale
 
 
-def _pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The packed weight, and the zero points oneDNN wants beside it."""
+def _pack(weight: torch.Tensor) -> torch.Tensor:
     packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
-    return packed, torch.zeros(len(weight), dtype=torch.int64)
+    return packed
 
 
-def _packed_product(rows: torch.Tensor, packed: torch.Tensor, zeros: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def _packed_product(rows: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """``rows @ weight.T * scale`` in float32. Consumes ``rows``: whole numbers from -127 to 127, as floats."""
-    return unsigned_product(rows.add_(ZERO_POINT).to(torch.uint8), packed, zeros, scale)
+    return unsigned_product(rows.add_(ZERO_POINT).to(torch.uint8), packed, scale)
 
 
-def unsigned_product(
-    unsigned: torch.Tensor, packed: torch.Tensor, zeros: torch.Tensor, scale: torch.Tensor
-) -> torch.Tensor:
+def unsigned_product(unsigned: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """``_packed_product`` for whole numbers already shifted by ``ZERO_POINT``."""
     product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-        unsigned, 1.0, ZERO_POINT, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        unsigned, 1.0, ZERO_POINT, packed, scale, _WEIGHTS_ZERO, None, 1.0, 0, torch.float32, "none", [], ""
     )
     return product
 
 
 @functools.cache
-def _packs_exactly() -> bool:
-    """Whether packed products are fast and exact here: decided by the CPU's instructions and by one trial.
+def packs_int8() -> bool:
+    """Whether int8 weights are packed here: products of packed ones are fast and exact.
+
+    The CPU's instructions and one trial decide.
 
     Without VNNI oneDNN adds pairs of products in 16 bits, which overflows, or falls back to a loop.
     """
@@ -158,7 +159,7 @@ def _packs_exactly() -> bool:
     weight = torch.where(torch.arange(2048).view(32, 64) % 5 == 0, -127, 127).to(torch.int8)
     expected = (rows.double() @ weight.double().t()).float()
     try:
-        return torch.equal(_packed_product(rows, *_pack(weight), torch.ones(32)), expected)
+        return torch.equal(_packed_product(rows, _pack(weight), torch.ones(32)), expected)
     except (RuntimeError, TypeError, AttributeError):  # another release of torch has other operators
         logger.debug("packed int8 products are not available", exc_info=True)
         return False

@@ -14,7 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.files import (
@@ -25,6 +25,9 @@ from helix_jobs.files import (
     read_private,
     write_private,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +156,22 @@ def _seal_of(library: Path) -> Path:
 def _mark(library: Path) -> bytes:
     status = library.lstat()
     return f"{status.st_ino} {status.st_size} {status.st_ctime_ns}\n".encode()
+
+
+def compiles_kernels(device: torch.device, when: str) -> bool:
+    """Whether kernels are compiled for a device, as far as that can be told before.
+
+    Args:
+        device: Where models compute.
+        when: As in ``with_compiled_kernels``.
+    """
+    if device.type != "cpu" or when == "off":
+        return False
+    try:
+        _find_compiler()
+    except ConfigurationError:
+        return False
+    return True
 
 
 def _find_compiler() -> str:

@@ -34,6 +34,11 @@ class CompiledInt8Linear(Int8Linear):
         """See ``Int8Linear``."""
         return super().is_fast or self._native.has_byte_products
 
+    @property
+    def nbytes(self) -> int:
+        """See ``Linear``."""
+        return super().nbytes + (0 if self._matrix is None else self._matrix.sum_bytes)
+
     def pack(self) -> None:
         """See ``Int8Linear``."""
         super().pack()
@@ -42,21 +47,21 @@ class CompiledInt8Linear(Int8Linear):
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
-        if self._zeros is not None:
-            return self._packed_product(self._zeros, hidden, None)
+        if self._is_packed:
+            return self._packed_product(hidden, None)
         if self._matrix is not None:
             return self._native.int8_linear(hidden, self._matrix, None)
         return super().__call__(hidden)
 
     def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
-        if self._zeros is not None:
-            return self._packed_product(self._zeros, hidden, residual)
+        if self._is_packed:
+            return self._packed_product(hidden, residual)
         if self._matrix is not None:
             return self._native.int8_linear(hidden, self._matrix, residual)
         return super().add_to(residual, hidden)
 
-    def _packed_product(self, zeros: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    def _packed_product(self, hidden: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         rows, row_scale = self._native.quantize_rows(hidden, SMALLEST_SCALE, ZERO_POINT)
-        product = unsigned_product(rows, self._weight, zeros, self._scale)
+        product = unsigned_product(rows, self._weight, self._scale)
         return self._native.scale_rows(product, row_scale, self._bias, residual, hidden.dtype)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 import torch
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+_SUM_BYTES: Final = 4
 
 
 class MatrixStruct(ctypes.Structure):
@@ -32,6 +33,11 @@ class Int8Matrix:
 
     struct: MatrixStruct
     kept: tuple[torch.Tensor, ...]
+
+    @property
+    def sum_bytes(self) -> int:
+        """Bytes of the sums of its rows, which stand beside the weight."""
+        return int(self.struct.rows) * _SUM_BYTES
 
     @classmethod
     def of(cls, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> Self:

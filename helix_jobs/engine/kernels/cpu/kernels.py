@@ -36,7 +36,7 @@ _SIGNATURES: Final = {
 LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate((*BLOCK_LAYOUTS, *LEVEL_LAYOUTS, *FLOAT_LAYOUTS))}
 # That of dense weights in the kernels' dtype.
 PLAIN_LAYOUT: Final = len(LAYOUT_NUMBERS)
-_LANES: Final = 16
+LANES: Final = 16
 # The width of most models' heads.
 COMMON_HEAD_DIM: Final = 64
 _BLOCK_OUTPUTS: Final = 32
@@ -274,8 +274,8 @@ def load_kernels(folder: Path, dtype: torch.dtype, device: torch.device, head_di
         raise ConfigurationError(
             f"compiled kernels are for float32 and bfloat16 on the CPU, not {name} on {device.type}"
         )
-    if head_dim % _LANES != 0:
-        raise ConfigurationError(f"compiled kernels are for heads of a multiple of {_LANES}, not of {head_dim}")
+    if head_dim % LANES != 0:
+        raise ConfigurationError(f"compiled kernels are for heads of a multiple of {LANES}, not of {head_dim}")
     path = build_library(folder, head_dim)
     try:
         library = ctypes.CDLL(str(path))

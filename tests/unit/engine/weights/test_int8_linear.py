@@ -121,7 +121,7 @@ def test_extremes_use_the_whole_range_and_never_wrap() -> None:
 
 
 def test_packing_keeps_one_copy_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8_linear, "_packs_exactly", lambda: True)
+    monkeypatch.setattr(int8_linear, "packs_int8", lambda: True)
     layer = Int8Linear.from_dense(_dense(64, 48, bias=True))
     assert layer.nbytes == 48 * 64 + 2 * 48 * 4
     plain = layer._weight
@@ -136,25 +136,25 @@ def test_packing_keeps_one_copy_of_the_weights(monkeypatch: pytest.MonkeyPatch) 
 def test_a_cpu_without_the_instructions_keeps_the_plain_product(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_is_vnni_supported", "_is_avx512_vnni_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
-    int8_linear._packs_exactly.cache_clear()
+    int8_linear.packs_int8.cache_clear()
     try:
         layer = Int8Linear.from_dense(_dense(64, 48))
         layer.pack()
         assert layer._weight.dtype == torch.int8
-        assert layer._zeros is None
+        assert not layer._is_packed
     finally:
-        int8_linear._packs_exactly.cache_clear()
+        int8_linear.packs_int8.cache_clear()
 
 
 def test_packed_products_that_are_not_exact_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_is_vnni_supported", "_is_avx512_vnni_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: True, raising=False)
     monkeypatch.setattr(int8_linear, "_packed_product", lambda rows, *_: torch.zeros(len(rows), 32))
-    int8_linear._packs_exactly.cache_clear()
+    int8_linear.packs_int8.cache_clear()
     try:
-        assert not int8_linear._packs_exactly()
+        assert not int8_linear.packs_int8()
     finally:
-        int8_linear._packs_exactly.cache_clear()
+        int8_linear.packs_int8.cache_clear()
 
 
 def test_a_packed_layer_cannot_be_quantised_any_more() -> None:

@@ -24,12 +24,12 @@ def with_int8_draft(*, is_copy):
 
 @pytest.fixture
 def is_slow(monkeypatch):
-    monkeypatch.setattr(int8_linear, "_packs_exactly", lambda: False)
+    monkeypatch.setattr(int8_linear, "packs_int8", lambda: False)
 
 
 @pytest.fixture
 def is_fast(monkeypatch):
-    monkeypatch.setattr(int8_linear, "_packs_exactly", lambda: True)
+    monkeypatch.setattr(int8_linear, "packs_int8", lambda: True)
 
 
 @pytest.mark.usefixtures("is_slow")
