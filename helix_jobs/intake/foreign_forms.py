@@ -25,6 +25,7 @@ from helix_jobs.intake.gemini_contents import GeminiContents, gemini_text, given
 from helix_jobs.intake.gemini_spellings import spelled, spellings
 from helix_jobs.intake.gemini_tools import gemini_tools
 from helix_jobs.intake.line_faults import Faults, asks_for_nothing, kind, refuse_others
+from helix_jobs.intake.responses_items import ResponsesItems
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -140,13 +141,12 @@ def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
     messages = body.get("input")
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
-    elif isinstance(messages, list):
-        messages = [
-            {name: value for name, value in item.items() if (name, value) != ("type", "message")}
-            if isinstance(item, dict)
-            else item
-            for item in messages
-        ]
+    has_system = body.get("instructions") not in (None, "", [])
+    translated = ResponsesItems(int(has_system), faults)
+    if isinstance(messages, list):
+        for index, item in enumerate(messages):
+            translated.add(item, f"body.input[{index}]")
+        messages = translated.messages
     system = _with_system(ours, messages, body.get("instructions"), "body.instructions")
     _move(body, ours, {"max_output_tokens": "max_tokens"})
     faults.of(responses_tools, body, ours)
@@ -158,6 +158,7 @@ def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
         "body.response_format": "body.text.format",
         "body.reasoning_effort": "body.reasoning.effort",
         "tools": "body.tools",
+        **translated.names,
     }
     return ForeignLine({**values, "url": "/v1/chat/completions", "body": ours}, names, system)
 

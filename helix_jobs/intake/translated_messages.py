@@ -18,29 +18,31 @@ class TranslatedMessages:
     Args:
         first: The index of the first message here.
         faults: Receives what has no meaning here.
+        prefix: Stands before our path of the messages.
 
     Attributes:
         messages: The messages in our form.
         names: Our path -> the path in the line.
     """
 
-    def __init__(self, first: int, faults: Faults) -> None:
+    def __init__(self, first: int, faults: Faults, prefix: str = "") -> None:
         self.messages: list[Any] = []
         self.names: dict[str, str] = {}
         self._first = first
         self._faults = faults
+        self._prefix = prefix
 
     @property
     def _last(self) -> str:
         """Our path of the last message."""
-        return f"messages[{self._first + len(self.messages) - 1}]"
+        return f"{self._prefix}messages[{self._first + len(self.messages) - 1}]"
 
     def _append(self, message: object, place: str) -> None:
         self.messages.append(message)
         self.names[self._last] = place
 
-    def _append_call(self, identifier: object, function: Mapping[str, Any], place: str, arguments: str) -> None:
-        """Add a call to the last message.
+    def _append_call(self, identifier: object, function: Mapping[str, Any], place: str, arguments: str) -> str:
+        """Add a call to the last message, and return our path of it.
 
         Args:
             identifier: The call's id as the line gives it.
@@ -54,3 +56,4 @@ class TranslatedMessages:
         self.names.setdefault(f"{self._last}.tool_calls", place)
         self.names |= {path: place, f"{path}.function": place, f"{path}.function.arguments": arguments}
         calls.append({"id": identifier, "type": "function", "function": function})
+        return path

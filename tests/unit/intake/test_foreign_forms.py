@@ -146,7 +146,8 @@ def test_sharegpt_turns():
         (responses(reasoning={"effort": "deep"}), ["body.reasoning.effort"]),
         (responses(reasoning={"summary": "auto"}), ["body.reasoning.summary"]),
         (responses(max_output_tokens=0), ["body.max_output_tokens"]),
-        (responses(input=[{"type": "function_call_output", "output": "x"}]), ["body.input[0].type"]),
+        (responses(input=[{"type": "function_call_output", "output": "x"}]), ["body.input[0].call_id"]),
+        (responses(input=[{"type": "item_reference", "id": "x"}]), ["body.input[0].type"]),
         (responses(previous_response_id="r"), ["body.previous_response_id"]),
         (responses(mystery=1), ["body.mystery"]),
         ({"conversations": [{"from": "tool", "value": "a"}]}, ["conversations[0].from"]),
@@ -183,11 +184,12 @@ names = st.sampled_from(
      "name", "parameters", "toolConfig", "functionCallingConfig", "mode", "allowedFunctionNames", "functionCall",
      "args", "functionResponse", "response", "thought", "tool_use_id", "input_schema",
      "tool_calls", "reasoning_content", "responseSchema", "responseMimeType", "properties", "nullable", "anyOf",
-     "enum", "propertyOrdering"]
+     "enum", "propertyOrdering", "call_id", "output", "arguments", "summary", "encrypted_content"]
 )  # fmt: skip
 leaves = (
     st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=3)
     | st.sampled_from(["user", "model", "human", "gpt", "/v1/responses", "text", "message", "ANY", "text/x.enum"])
+    | st.sampled_from(["function_call", "function_call_output", "reasoning", "assistant"])
     | st.sampled_from(["tool_use", "tool_result", "thinking"])
 )  # fmt: skip
 lines = st.dictionaries(
