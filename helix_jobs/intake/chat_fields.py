@@ -127,11 +127,13 @@ def _tools(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     if choice is None:
         return stored
     only = choice["function"]["name"] if isinstance(choice, dict) else None
+    # Of the line's tools those that may be called are stored.
+    places = {tool["function"]["name"]: index for index, tool in enumerate(values["tools"])}
     faults = Faults()
-    for index, tool in enumerate(stored["tools"]):
+    for tool in stored["tools"]:
         function = tool["function"]
         if only in (None, function["name"]) and "parameters" in function:
-            field = f"{prefix}tools[{index}].function.parameters"
+            field = f"{prefix}tools[{places[function['name']]}].function.parameters"
             function["parameters"] = faults.of(checked_schema, function["parameters"], field)
     faults.settle()
     return stored

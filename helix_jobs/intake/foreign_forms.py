@@ -157,6 +157,7 @@ def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
         "body.max_tokens": "body.max_output_tokens",
         "body.response_format": "body.text.format",
         "body.reasoning_effort": "body.reasoning.effort",
+        "body.tool_choice.allowed_tools": "body.tool_choice",
         "tools": "body.tools",
         **translated.names,
     }

@@ -73,7 +73,12 @@ def responses_tools(body: Mapping[str, Any], ours: dict[str, Any]) -> None:
     tools, choice = body.get("tools"), body.get("tool_choice")
     if isinstance(tools, list):
         ours["tools"] = [_nested(tool) for tool in tools]
-    if isinstance(choice, dict) and "name" in choice:
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools" and "allowed_tools" not in choice:
+        allowed = {name: value for name, value in choice.items() if name != "type"}
+        if isinstance(allowed.get("tools"), list):
+            allowed["tools"] = [_nested(tool) for tool in allowed["tools"]]
+        ours["tool_choice"] = {"type": "allowed_tools", "allowed_tools": allowed}
+    elif isinstance(choice, dict) and "name" in choice:
         ours["tool_choice"] = _nested(choice)
 
 

@@ -27,6 +27,9 @@ _NAME_REMEDY: Final = f"give 1 to {MAX_NAME_CHARS} letters, digits, dots, hyphen
 _TOOL: Final = 'give {"type": "function", "function": {"name": "...", "parameters": {...}}}'
 # Mistral's word beside OpenAI's.
 _REQUIRED: Final = ("required", "any")
+_ALLOWED: Final = "allowed_tools"
+_MODES: Final = ("auto", "required")
+_ALLOWED_REMEDY: Final = 'give {"mode": "auto", "tools": [{"type": "function", "function": {"name": "..."}}]}'
 
 
 def check_tools(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -47,6 +50,8 @@ def check_tools(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     stored: dict[str, Any] = {"tools": plain}
     if parallel is False:
         stored["parallel_tool_calls"] = False
+    if isinstance(choice, dict) and choice.get("type") == _ALLOWED:
+        choice, stored["tools"] = _allowed(choice, plain, f"{prefix}tool_choice")
     if choice in (None, "auto"):
         return stored
     if choice == "none":
@@ -75,14 +80,53 @@ def tool_use(stored: Mapping[str, Any]) -> ToolUse | None:
 def _choice(choice: object, tools: Sequence[Mapping[str, Any]], field: str) -> Any:  # noqa: ANN401  (JSON)
     if isinstance(choice, str) and choice in _REQUIRED:
         return "required"
-    function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str):
+    name = _called_name(choice)
+    if name is None:
         remedy = 'give "none", "auto", "required" or {"type": "function", "function": {"name": "..."}}'
         raise InvalidFieldError(field, "is no known choice", remedy)
     if name not in [tool["function"]["name"] for tool in tools]:
         raise InvalidFieldError(field, f"names {short(name)}, which is none of the tools", "give a tool's name")
     return {"type": "function", "function": {"name": name}}
+
+
+def _allowed(choice: Mapping[str, Any], tools: list[Any], field: str) -> tuple[str, list[Any]]:
+    """The choice among the tools that may be called, and these tools.
+
+    The model sees these alone, so that it calls no other where nothing is enforced.
+
+    Trade-off: OpenAI shows all of them, so that lines which allow different ones share their prompts' beginning. Here
+    they share less of it.
+    """
+    _only(choice, ("type", _ALLOWED), field)
+    field = f"{field}.{_ALLOWED}"
+    allowed = choice.get(_ALLOWED)
+    if not isinstance(allowed, dict):
+        raise InvalidFieldError(field, "is missing" if allowed is None else f"is {kind(allowed)}", _ALLOWED_REMEDY)
+    _only(allowed, ("mode", "tools"), field)
+    mode, listed = allowed.get("mode"), allowed.get("tools")
+    if not isinstance(mode, str) or mode not in _MODES:
+        raise InvalidFieldError(f"{field}.mode", "is no known mode", f"give {' or '.join(_MODES)}")
+    if not isinstance(listed, list) or not listed:
+        reason = "is empty" if listed == [] else f"is {kind(listed)}"
+        raise InvalidFieldError(f"{field}.tools", reason, _ALLOWED_REMEDY)
+    offered = [tool["function"]["name"] for tool in tools]
+    names: set[str] = set()
+    for index, tool in enumerate(listed):
+        name = _called_name(tool)
+        if name is None:
+            raise InvalidFieldError(f"{field}.tools[{index}]", "is no function", _ALLOWED_REMEDY)
+        if name not in offered:
+            reason = f"names {short(name)}, which is none of the tools"
+            raise InvalidFieldError(f"{field}.tools[{index}]", reason, "give a tool's name")
+        names.add(name)
+    return mode, [tool for tool in tools if tool["function"]["name"] in names]
+
+
+def _called_name(choice: object) -> str | None:
+    """The name in ``{"type": "function", "function": {"name": "..."}}``; None if it is anything else."""
+    function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _tools(tools: object, field: str) -> list[dict[str, Any]]:
