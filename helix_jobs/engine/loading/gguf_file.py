@@ -1,9 +1,4 @@
-"""GgufFile: what a .gguf file says and transformers' reader does not report.
-
-The reader takes names and settings from a fixed list. It silently drops everything else: rotary scaling, sliding
-windows, experts. Such a model would write fluent text that is not its own. So a file is refused for every setting of
-its architecture that is not read here, unless the setting has a value that changes nothing.
-"""
+"""GgufFile: what a .gguf file says of its model, checked before a weight is read."""
 
 from __future__ import annotations
 
@@ -13,51 +8,22 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from helix_jobs.engine.loading.gguf_experts import (
-    EXPERT_COUNTS,
-    FAMILIES_WITH_EXPERTS,
-    check_expert_settings,
-    neutral_expert_settings,
-)
+from helix_jobs.engine.loading.gguf_config import LONG_FACTORS, SHORT_FACTORS
 from helix_jobs.engine.loading.gguf_header import GgufHeader, read_gguf_header
-from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES, stacks_of, transformers_name, transformers_tensors
+from helix_jobs.engine.loading.gguf_registry import GGUF_ARCHITECTURES, SERVED_OTHERWISE, family_of
+from helix_jobs.engine.loading.gguf_settings import KEY_HEADS, check_heads, check_settings, unread
+from helix_jobs.engine.loading.gguf_tensors import GgufTensor, GgufWeight, weights_of
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from helix_jobs.engine.loading.gguf_family import GgufFamily
     from helix_jobs.engine.loading.stored_tensor import StoredTensor
 
-_ROTARY_FACTORS: Final = "rope_freqs.weight"
-# If one of these is missing, transformers would take the value of some checkpoint of the family.
-_NEEDED: Final = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
-# If it is missing, every head has its own keys and values.
-_KEY_HEADS: Final = "attention.head_count_kv"
-_COUNTS: Final = (
-    *_NEEDED,
-    *(_KEY_HEADS, "attention.key_length", "attention.value_length", "rope.dimension_count"),
-    *("attention.sliding_window", "vocab_size"),
-    *EXPERT_COUNTS,
-)
-_NORM_EPSILONS: Final = {"gpt2": "attention.layer_norm_epsilon"}
-_RMS_EPSILON: Final = "attention.layer_norm_rms_epsilon"
-_FLOATS: Final = ("rope.freq_base", _RMS_EPSILON, "attention.layer_norm_epsilon")
-# Architectures that are served, but not from a GGUF file.
-_SERVED_OTHERWISE: Final = ("gemma", "gptneox", "deepseek2", "minicpm3")
-# Settings that change nothing at these values, and mean nothing while positions are not scaled.
-_NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
-    "attention.causal": (True,),
-    "attention.clamp_kqv": (0.0,),
-    "attention.scale": (0.0,),
-    "attn_logit_softcapping": (0.0,),
-    "final_logit_softcapping": (0.0,),
-    "logit_scale": (0.0, 1.0),
-    "residual_scale": (0.0, 1.0),
-    "embedding_scale": (0.0, 1.0),
-    "use_parallel_residual": (False,),
-}
-_REMARKS: Final = ("tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned")
+_ORIGINAL: Final = "rope.scaling.original_context_length"
+ROTARY_FACTORS: Final = "rope_freqs.weight"
 # Types stored as plain numbers; every other type consists of blocks that the gguf package must know how to decode.
 _PLAIN: Final = ("F32", "F16", "BF16")
 
@@ -67,41 +33,28 @@ class GgufFile:
     """A file that can be served.
 
     Attributes:
-        path: The file.
         architecture: The file's name for its model family.
+        family: How that family's files are read.
         num_layers: Number of layers that the file states.
-        tensors: Its tensors, under transformers' names and in transformers' shapes.
-        places: Offset of each tensor's bytes in the file.
-        row_lengths: Number of weights in a row of each tensor, as the file stores it.
+        weights: The parameters of transformers' model that its tensors make.
+        tensors: Their types and shapes, as transformers' model has them.
         vocabulary: Its settings that begin with ``tokenizer.``, without that prefix.
-        rotary_factors: ``[head_dim / 2]`` float32 divisors of the inverse frequencies (Llama 3.1), or None.
-        sliding_window: The attention window, or None.
+        rotary: Float32 divisors of the inverse frequencies, ``[rotated dimensions / 2]``, by their tensors' names.
         head_dim: Width of a head.
-        num_kv_heads: Number of key-value heads.
+        num_kv_heads: Number of key-value heads, in layers that have any.
         settings: Settings of its architecture, without that prefix.
-        stacks: Parameters of experts among ``tensors``, and the file's tensors of which each consists.
-        stacked: These, under the file's names, which ``places`` and ``row_lengths`` have as well.
     """
 
-    path: Path
     architecture: str
+    family: GgufFamily
     num_layers: int
+    weights: Mapping[str, GgufWeight]
     tensors: Mapping[str, StoredTensor]
-    places: Mapping[str, int]
-    row_lengths: Mapping[str, int]
     vocabulary: Mapping[str, Any]
-    rotary_factors: torch.Tensor | None
-    sliding_window: int | None
+    rotary: Mapping[str, torch.Tensor]
     head_dim: int
     num_kv_heads: int
     settings: Mapping[str, Any]
-    stacks: Mapping[str, tuple[str, ...]]
-    stacked: Mapping[str, StoredTensor]
-
-    @property
-    def has_experts(self) -> bool:
-        """Whether it is of a family with experts."""
-        return bool(self.settings.get("expert_count"))
 
 
 def read_gguf(name: str, path: Path) -> GgufFile:
@@ -118,48 +71,64 @@ def read_gguf(name: str, path: Path) -> GgufFile:
     header = read_gguf_header(name, path)
     _check_kind(name, header)
     architecture = header.settings["general.architecture"]
-    prefix = f"{architecture}."
-    settings = {key.removeprefix(prefix): value for key, value in header.settings.items() if key.startswith(prefix)}
-    _check_settings(name, architecture, settings)
+    settings = _without_prefix(header.settings, f"{architecture}.")
+    family = family_of(architecture, settings)
+    check_settings(name, architecture, family, settings)
     heads = settings["attention.head_count"]
     head_dim = settings.get("attention.key_length") or settings["embedding_length"] // heads
-    window = settings.get("attention.sliding_window") or None
-    _check_heads(name, architecture, settings, head_dim)
-    tensors = dict(header.tensors)
-    factors = None
-    if architecture == "llama" and _ROTARY_FACTORS in tensors:
-        stored = tensors.pop(_ROTARY_FACTORS)
-        if stored.kind != "F32" or stored.shape != (head_dim // 2,):
-            raise ModelError(f"model {name}: {_ROTARY_FACTORS} does not fit its heads; fetch the GGUF file again")
-        factors = torch.from_numpy(header.floats(_ROTARY_FACTORS))
-        if not (torch.isfinite(factors) & (factors > 0)).all():
-            raise ModelError(f"model {name}: {_ROTARY_FACTORS} has impossible numbers; fetch the GGUF file again")
-    _check_types(name, tensors)
-    stacks = stacks_of(architecture, tensors)
+    check_heads(name, architecture, family, settings, head_dim)
+    rotary = _rotary(name, family, header, settings.get("rope.dimension_count") or head_dim)
+    if SHORT_FACTORS in rotary and not isinstance(settings.get(_ORIGINAL), int):
+        raise ModelError(f"model {name}: the GGUF file lacks {architecture}.{_ORIGINAL}; fetch it again")
+    tensors = {
+        tensor: GgufTensor(stored, path, header.places[tensor])
+        for tensor, stored in header.tensors.items()
+        if tensor not in rotary
+    }
+    _check_types(name, {tensor.stored.kind for tensor in tensors.values()})
+    weights = weights_of(family, tensors)
+    kv_heads = settings.get(KEY_HEADS, heads)
     return GgufFile(
-        path=path,
         architecture=architecture,
+        family=family,
         num_layers=settings["block_count"],
-        tensors=transformers_tensors(architecture, tensors),
-        places={transformers_name(architecture, tensor): header.places[tensor] for tensor in tensors},
-        row_lengths={transformers_name(architecture, tensor): one.shape[-1] for tensor, one in tensors.items()},
-        vocabulary={
-            key.removeprefix("tokenizer."): value
-            for key, value in header.settings.items()
-            if key.startswith("tokenizer.")
-        },
-        rotary_factors=factors,
-        sliding_window=window,
+        weights=weights,
+        tensors={parameter: weight.stored for parameter, weight in weights.items()},
+        vocabulary=_without_prefix(header.settings, "tokenizer."),
+        rotary=rotary,
         head_dim=head_dim,
-        num_kv_heads=settings.get(_KEY_HEADS, heads),
+        num_kv_heads=max(kv_heads) if isinstance(kv_heads, list) else kv_heads,
         settings=settings,
-        stacks=stacks,
-        stacked={part: tensors[part] for parts in stacks.values() for part in parts},
     )
 
 
-def _unread(name: str, what: str) -> UnsupportedArchitectureError:
-    return UnsupportedArchitectureError(f"model {name}: {what}; use the model's safetensors")
+def _without_prefix(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
+
+
+def _rotary(name: str, family: GgufFamily, header: GgufHeader, rotated: int) -> dict[str, torch.Tensor]:
+    """The tensors of factors that the family's files may have, for each pair of rotated dimensions.
+
+    Raises:
+        ModelError: Their numbers are none of a model's.
+    """
+    wanted = [ROTARY_FACTORS] if family.has_frequencies else []
+    if "longrope" in family.scalings:
+        wanted += [LONG_FACTORS, SHORT_FACTORS]
+    found = {}
+    for tensor in wanted:
+        stored = header.tensors.get(tensor)
+        if stored is None:
+            continue
+        if stored.kind != "F32" or stored.shape != (rotated // 2,):
+            raise ModelError(f"model {name}: {tensor} does not fit its heads; fetch the GGUF file again")
+        factors = torch.from_numpy(header.floats(tensor))
+        if not (torch.isfinite(factors) & (factors > 0)).all():
+            raise ModelError(f"model {name}: {tensor} has impossible numbers; fetch the GGUF file again")
+        found[tensor] = factors
+    if (SHORT_FACTORS in found) != (LONG_FACTORS in found):
+        raise ModelError(f"model {name} has one of {LONG_FACTORS} and {SHORT_FACTORS} alone; fetch the GGUF file again")
+    return found
 
 
 def _check_kind(name: str, header: GgufHeader) -> None:
@@ -173,71 +142,23 @@ def _check_kind(name: str, header: GgufHeader) -> None:
         )
     kind = settings.get("general.type", "model")
     if kind != "model":
-        raise _unread(name, f"the GGUF file holds no model but something of the type {kind!r:.40}")
+        raise unread(name, f"the GGUF file holds no model but something of the type {kind!r:.40}")
     architecture = settings.get("general.architecture")
     if architecture not in GGUF_ARCHITECTURES:
         what = f"a GGUF file of the architecture {architecture!r:.40}"
         known = f"of GGUF, supported are {', '.join(GGUF_ARCHITECTURES)}"
-        if architecture in _SERVED_OTHERWISE:
-            raise _unread(name, f"{what} cannot be read in full ({known})")
+        if architecture in SERVED_OTHERWISE:
+            raise unread(name, f"{what} cannot be read in full ({known})")
         raise UnsupportedArchitectureError(f"model {name}: {what} cannot be served; {known}")
-    has_experts = settings.get(f"{architecture}.expert_count", 0) != 0
-    if has_experts and architecture not in FAMILIES_WITH_EXPERTS:
-        raise _unread(
-            name, f"experts ({architecture}.expert_count) cannot be read from a GGUF file of this architecture"
-        )
 
 
-def _check_settings(name: str, architecture: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that are missing, impossible, or not read here."""
-    epsilon = _NORM_EPSILONS.get(architecture, _RMS_EPSILON)
-    if missing := [key for key in (*_NEEDED, epsilon) if key not in settings]:
-        raise ModelError(f"model {name}: the GGUF file lacks {architecture}.{missing[0]}; fetch it again")
-    has_experts = check_expert_settings(name, architecture, settings)
-    for key in _COUNTS:
-        value = settings.get(key, 1)
-        if isinstance(value, list):
-            raise _unread(name, f"the setting {key}, one for each layer, cannot be read from a GGUF file")
-        may_be_zero = key not in (*_NEEDED, _KEY_HEADS)
-        if type(value) is not int or not (0 < value < 2**31 or (may_be_zero and value == 0)):
-            raise ModelError(f"model {name}: the GGUF file says {key} {value!r:.40}; fetch it again")
-    for key in _FLOATS:
-        value = settings.get(key, 1.0)
-        if not isinstance(value, float) or not 0 <= value < float("inf"):
-            raise ModelError(f"model {name}: the GGUF file says {key} {value!r:.40}; fetch it again")
-    scaling, factor = settings.get("rope.scaling.type"), settings.get("rope.scaling.factor")
-    linear = settings.get("rope.scale_linear", factor)
-    # llama.cpp scales linearly if no type is given; older files have the factor under the older name.
-    if scaling not in (None, "none", "linear") or (scaling != "none" and linear not in (None, 0.0, 1.0)):
-        raise _unread(
-            name, f"the scaling of positions ({scaling or f'linear, {linear!r:.40}'}) cannot be read from a GGUF file"
-        )
-    neutral = {**_NEUTRAL, **neutral_expert_settings(architecture, has_experts=has_experts)}
-    read = {*_COUNTS, *_FLOATS, *_REMARKS, "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"}
-    read -= set(neutral)
-    for key, value in settings.items():
-        if key not in read and value not in neutral.get(key, ()):
-            raise _unread(name, f"the setting {architecture}.{key} ({value!r:.40}) cannot be read from a GGUF file")
-
-
-def _check_heads(name: str, architecture: str, settings: Mapping[str, Any], head_dim: int) -> None:
-    rotated = settings.get("rope.dimension_count") or head_dim
-    if rotated != head_dim and architecture != "gpt2":
-        raise _unread(name, "that heads are rotated in part cannot be read from a GGUF file")
-    if (settings.get("attention.value_length") or head_dim) != head_dim:
-        raise _unread(name, "heads whose values are not as wide as their keys are not supported")
-    window = settings.get("attention.sliding_window") or None
-    if window is not None and window < settings["context_length"] and architecture != "phi3":
-        raise _unread(name, f"a sliding window ({window}) cannot be read from a GGUF file of a {architecture} model")
-
-
-def _check_types(name: str, tensors: Mapping[str, StoredTensor]) -> None:
+def _check_types(name: str, kinds: set[str]) -> None:
     """Refuse types of blocks that the installed gguf package cannot decode."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
-    for kind in {tensor.kind for tensor in tensors.values()} - set(_PLAIN):
+    for kind in kinds - set(_PLAIN):
         try:
             number = GGMLQuantizationType[kind]
             dequantize(np.zeros((1, GGML_QUANT_SIZES[number][1]), dtype=np.uint8), number)
         except (KeyError, NotImplementedError) as error:  # KeyError: the package does not know the type at all
-            raise _unread(name, f"weights stored as {kind} cannot be read from a GGUF file") from error
+            raise unread(name, f"weights stored as {kind} cannot be read from a GGUF file") from error

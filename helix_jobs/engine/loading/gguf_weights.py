@@ -1,4 +1,4 @@
-"""The weights of a GGUF file, read tensor by tensor into a model without weights of its own.
+"""The weights of a GGUF file, read parameter by parameter into a model without weights of its own.
 
 Matrices in blocks stay in blocks. Each tensor is read into memory of its own: if the file were mapped and then cut
 short, reading a missing page would kill the process.
@@ -6,13 +6,16 @@ short, reading a missing page would kill the process.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import contextlib
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from helix_jobs.engine.loading.bare_model import compute_frequencies, put
+from helix_jobs.engine.loading.gguf_file import ROTARY_FACTORS
+from helix_jobs.engine.loading.gguf_tensors import STACKED_FORMS
 from helix_jobs.engine.loading.model_sizes import skeleton
 from helix_jobs.engine.loading.tensor_names import HEAD
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
@@ -22,25 +25,30 @@ from helix_jobs.errors import ModelError
 
 if TYPE_CHECKING:
     from io import BufferedReader
+    from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel
 
     from helix_jobs.engine.loading.gguf_file import GgufFile
-    from helix_jobs.engine.loading.stored_tensor import StoredTensor
+    from helix_jobs.engine.loading.gguf_tensors import GgufTensor, GgufWeight
 
 _PLAIN: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# This architecture's converter stores the two numbers of a rotated pair side by side, in queries and keys.
-_PERMUTED: Final = "llama"
-_PERMUTED_MODULES: Final = ("self_attn.q_proj", "self_attn.k_proj")
 
 
-def read_gguf_weights(name: str, config: PretrainedConfig, gguf: GgufFile) -> PreTrainedModel:
+def read_gguf_weights(name: str, config: PretrainedConfig, gguf: GgufFile, dtype: torch.dtype) -> PreTrainedModel:
     """Read a file whose tensors have passed ``check_layout``.
+
+    Args:
+        name: The model's name as the user gave it.
+        config: The model's configuration.
+        gguf: The file.
+        dtype: Of experts that do not stay in blocks.
 
     Returns:
         The model that the configuration describes. The ``weight`` of a linear layer or of the token embedding is a
-        ``BlockMatrix`` ``[out_features, in_features]`` if the file stores it in blocks; other weights are tensors, as
-        they are stored. The model cannot be called.
+        ``BlockMatrix`` ``[out_features, in_features]`` if the file stores it in blocks, and parameters of experts are
+        ``BlockStack``; other weights are tensors, as they are stored. Norms have their offset in their weights, see
+        ``Placement``. The model cannot be called.
 
     Raises:
         ModelError: The file has become shorter since its header was read.
@@ -49,20 +57,17 @@ def read_gguf_weights(name: str, config: PretrainedConfig, gguf: GgufFile) -> Pr
     model = skeleton(name, config)
     base, head, embedding = model.base_model, model.get_output_embeddings(), model.get_input_embeddings()
     compute_frequencies(base, config)
-    if gguf.rotary_factors is not None:
-        base.rotary_emb.inv_freq.div_(gguf.rotary_factors)
-    with gguf.path.open("rb") as stream:  # buffered: it reads on until the tensor is complete
-        for tensor in sorted(gguf.tensors, key=lambda one: gguf.places[gguf.stacks.get(one, (one,))[0]]):
-            module_name, _, kind = tensor.rpartition(".")
-            if tensor in gguf.stacks:
-                put(base.get_submodule(module_name), kind, _stack(name, stream, gguf, tensor))
+    if ROTARY_FACTORS in gguf.rotary:
+        base.rotary_emb.inv_freq.div_(gguf.rotary[ROTARY_FACTORS])
+    with _Tensors(name) as tensors:
+        for parameter, weight in sorted(gguf.weights.items(), key=lambda one: _order(one[1])):
+            module_name, _, kind = parameter.rpartition(".")
+            module = head if parameter == HEAD else base.get_submodule(module_name)
+            if weight.form in STACKED_FORMS:
+                put(module, kind, _stack(tensors, weight, dtype))
                 continue
-            module = head if tensor == HEAD else base.get_submodule(module_name)
-            kept = kind == "weight" and (module is embedding or isinstance(module, (nn.Linear, Conv1D)))
-            data = _read(name, stream, gguf, tensor, gguf.tensors[tensor])
-            if gguf.architecture == _PERMUTED and module_name.endswith(_PERMUTED_MODULES):
-                data = _with_halves_apart(data, gguf.head_dim)
-            put(module, kind, _weight(data, gguf.tensors[tensor].kind, module, is_kept=kept))
+            is_kept = kind == "weight" and (module is embedding or isinstance(module, (nn.Linear, Conv1D)))
+            put(module, kind, _weight(tensors, weight, gguf.head_dim, is_kept=is_kept))
     if HEAD not in gguf.tensors:
         put(head, "weight", embedding.weight)
     tied: PreTrainedModel = model
@@ -70,7 +75,7 @@ def read_gguf_weights(name: str, config: PretrainedConfig, gguf: GgufFile) -> Pr
 
 
 def make_dense(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Decode every matrix in blocks: the model can be called and saved afterwards."""
+    """Decode every matrix in blocks: the model can be called and saved afterwards, if its norms have no offset."""
     decoded: dict[int, nn.Parameter] = {}
     for module in model.modules():
         weight = getattr(module, "weight", None)
@@ -84,40 +89,91 @@ def make_dense(model: PreTrainedModel, dtype: torch.dtype) -> None:
             module.weight = decoded[id(weight)]
 
 
-def _stack(name: str, stream: BufferedReader, gguf: GgufFile, stack: str) -> torch.Tensor | BlockStack:
-    """All matrices of a layer's experts: in their blocks, or as plain numbers if a part of them is not in blocks."""
-    count = gguf.tensors[stack].shape[0]
-    stored = [gguf.stacked[tensor] for tensor in gguf.stacks[stack]]
-    data = [_read(name, stream, gguf, tensor, gguf.stacked[tensor]) for tensor in gguf.stacks[stack]]
-    parts = zip(data, stored, strict=True)
-    if all(one.kind in BLOCK_LAYOUTS for one in stored):
-        return BlockStack(tuple(BlockMatrix(BLOCK_LAYOUTS[one.kind], rows) for rows, one in parts), count)
-    return torch.cat([_numbers(rows, one.kind).view(one.shape) for rows, one in parts], dim=1)
+def _order(weight: GgufWeight) -> tuple[str, int]:
+    """Where a parameter stands: files are read from their beginning to their end."""
+    return str(weight.parts[0].file), weight.parts[0].place
 
 
-def _read(name: str, stream: BufferedReader, gguf: GgufFile, tensor: str, stored: StoredTensor) -> torch.Tensor:
-    """The bytes of a tensor, row by row: ``[rows, bytes of a row]`` uint8."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+class _Tensors:
+    """Reads the tensors of a model's files."""
 
-    weights, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[stored.kind]]
-    row_bytes = gguf.row_lengths[tensor] // weights * nbytes
-    data = torch.empty((stored.elements // gguf.row_lengths[tensor], row_bytes), dtype=torch.uint8)
-    stream.seek(gguf.places[tensor])
-    room: Any = data.numpy()
-    if stream.readinto(room) != data.nbytes:
-        raise ModelError(f"model {name}: the GGUF file is cut short; fetch it again")
-    return data
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._files = contextlib.ExitStack()
+        self._open: dict[Path, BufferedReader] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def rows(self, tensor: GgufTensor, first: int = 0, count: int | None = None) -> torch.Tensor:
+        """The bytes of a tensor's rows: ``[rows, bytes of a row]`` uint8.
+
+        Args:
+            tensor: The tensor.
+            first: The first row.
+            count: Number of rows; None for all.
+        """
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        weights, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.stored.kind]]
+        row_bytes = tensor.row_length // weights * nbytes
+        rows = tensor.stored.elements // tensor.row_length if count is None else count
+        data = torch.empty((rows, row_bytes), dtype=torch.uint8)
+        if tensor.file not in self._open:  # buffered: it reads on until the tensor is complete
+            self._open[tensor.file] = self._files.enter_context(tensor.file.open("rb"))
+        stream, room = self._open[tensor.file], _array(data)
+        stream.seek(tensor.place + first * row_bytes)
+        if stream.readinto(room) != data.nbytes:
+            raise ModelError(f"model {self._name}: the GGUF file is cut short; fetch it again")
+        return data
 
 
-def _weight(data: torch.Tensor, kind: str, module: nn.Module, *, is_kept: bool) -> torch.Tensor | BlockMatrix:
-    """A tensor of the file as the module has it; ``is_kept`` says whether it may stay in blocks."""
+def _array(data: torch.Tensor) -> Any:  # noqa: ANN401  (numpy's annotations name no buffer)
+    return data.numpy()
+
+
+def _weight(tensors: _Tensors, weight: GgufWeight, head_dim: int, *, is_kept: bool) -> torch.Tensor | BlockMatrix:
+    """A parameter; ``is_kept`` says whether it may stay in blocks."""
+    kinds = {part.stored.kind for part in weight.parts}
+    parts = [tensors.rows(part) for part in weight.parts]
+    if len(kinds) > 1:  # parts of several types have no common blocks
+        return torch.cat([_numbers(rows, part.stored.kind) for rows, part in zip(parts, weight.parts, strict=True)])
+    kind, data = kinds.pop(), parts[0] if len(parts) == 1 else torch.cat(parts)
+    if weight.form == "permuted":
+        data = _with_halves_apart(data, head_dim, is_bias=len(weight.parts[0].stored.shape) == 1, kind=kind)
     if kind in BLOCK_LAYOUTS and is_kept:
         return BlockMatrix(BLOCK_LAYOUTS[kind], data)
     values = _numbers(data, kind)
-    if isinstance(module, Conv1D) and len(values) > 1:
+    if weight.form == "transposed" and len(values) > 1:
         return values.t().contiguous()
-    is_row = isinstance(module, nn.Linear) and module.out_features == 1
-    return values.squeeze(0) if len(values) == 1 and not is_row else values
+    return values.view(weight.stored.shape)
+
+
+def _stack(tensors: _Tensors, weight: GgufWeight, dtype: torch.dtype) -> torch.Tensor | BlockStack:
+    """All matrices of a layer's experts: in their blocks, or as plain numbers if a part of them is not in blocks."""
+    count, is_matrix = weight.stored.shape[0], len(weight.stored.shape) > 2  # noqa: PLR2004  (else biases)
+    if is_matrix and all(part.stored.kind in BLOCK_LAYOUTS for part in weight.parts):
+        matrices = [BlockMatrix(BLOCK_LAYOUTS[part.stored.kind], tensors.rows(part)) for part in weight.parts]
+        return BlockStack(tuple(matrices), count)
+    made = torch.empty(weight.stored.shape, dtype=dtype)
+    for index in range(count):  # one at a time: decoded, a layer's experts may take more memory than the whole file
+        made[index] = _expert(tensors, weight, index, is_matrix=is_matrix)
+    return made
+
+
+def _expert(tensors: _Tensors, weight: GgufWeight, index: int, *, is_matrix: bool) -> torch.Tensor:
+    """The matrix, or bias, of one expert."""
+    found = []
+    for part in weight.parts:
+        rows = part.stored.shape[1] if is_matrix else 1
+        values = _numbers(tensors.rows(part, index * rows, rows), part.stored.kind)
+        found.append(values if is_matrix else values[0])
+    # [outputs] or [outputs, inputs]
+    outputs = torch.stack(found, dim=1).flatten(0, 1) if weight.form == "paired" else torch.cat(found)
+    return outputs if weight.form == "stack" or not is_matrix else outputs.t()
 
 
 def _numbers(data: torch.Tensor, kind: str) -> torch.Tensor:
@@ -129,9 +185,12 @@ def _numbers(data: torch.Tensor, kind: str) -> torch.Tensor:
     return torch.from_numpy(dequantize(data.numpy(), GGMLQuantizationType[kind]))
 
 
-def _with_halves_apart(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
+def _with_halves_apart(rows: torch.Tensor, head_dim: int, *, is_bias: bool, kind: str) -> torch.Tensor:
     """The rows of queries or keys in transformers' order: of each head first every pair's first number.
 
-    A row's bytes stay together, so rows in blocks can be reordered, too.
+    A row's bytes stay together, so rows in blocks can be reordered, too. A bias is one row, of plain numbers.
     """
+    if is_bias:
+        numbers = _numbers(rows, kind)
+        return numbers.view(-1, head_dim // 2, 2).transpose(1, 2).reshape(numbers.shape).view(torch.uint8)
     return rows.view(-1, head_dim // 2, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)

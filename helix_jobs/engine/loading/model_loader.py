@@ -297,6 +297,7 @@ def _build(source: ModelSource, dtype: torch.dtype, device: torch.device, *, kee
         device=device,
         checks_range=dtype == torch.float16 and checkpoint.dtype != torch.float16,
         keeps_blocks=keeps_blocks,
+        has_whole_norms=checkpoint.gguf is not None,
     )
     decoder = build_decoder(model, placement)
     del model

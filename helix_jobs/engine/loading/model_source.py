@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import transformers
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import AutoConfig
 
 from helix_jobs.engine.loading.checkpoint import Checkpoint, find_checkpoint
-from helix_jobs.engine.loading.gguf_experts import expert_config
+from helix_jobs.engine.loading.gguf_config import gguf_config
 from helix_jobs.engine.loading.gguf_tokenizer import build_gguf_tokenizer, gguf_turn_end_ids
 from helix_jobs.engine.loading.layout import check_layout
 from helix_jobs.engine.loading.pretrained import (
@@ -102,7 +102,7 @@ def read_configuration(checkpoint: Checkpoint, tensors: Iterable[str] | None = N
     """
     with _readable(checkpoint) as (folder, arguments):
         config = _read_config(checkpoint, tensors, folder, arguments)
-        _complete(config, checkpoint)
+        _translate_rope(config, checkpoint)
         if checkpoint.quantized is not None and hasattr(config, "quantization_config"):
             del config.quantization_config
         check_architecture(checkpoint.name, config)
@@ -170,23 +170,13 @@ def _check_release(name: str, config: PretrainedConfig) -> None:
 def _read_config(
     checkpoint: Checkpoint, tensors: Iterable[str] | None, folder: str, arguments: dict[str, Any]
 ) -> PretrainedConfig:
-    """Read a configuration with transformers, but a GGUF file's as that of the architecture it states.
-
-    transformers alone would take a llama file whose ``general.name`` is ``mistral`` for another architecture, give it a
-    sliding window that it does not have, and find no names for its weights.
-    """
-    config: PretrainedConfig
-    if checkpoint.gguf is None:
-        config = AutoConfig.from_pretrained(folder, **arguments)
-        if checkpoint.is_text_tower:
-            own = checkpoint.tensors if tensors is None else text_tensors(dict.fromkeys(tensors))
-            config = text_config(checkpoint.name, config, is_tied=_is_tied(checkpoint.settings, own))
-    elif checkpoint.gguf.has_experts:
-        config = expert_config(checkpoint.gguf)
-    else:
-        architecture = checkpoint.gguf.architecture
-        # transformers 4 would otherwise keep its reader's name of the architecture in the configuration of this one.
-        config = CONFIG_MAPPING[architecture].from_pretrained(folder, model_type=architecture, **arguments)
+    """A configuration: config.json's as transformers reads it, or the one that a GGUF file's settings make."""
+    if checkpoint.gguf is not None:
+        return gguf_config(checkpoint.gguf)
+    config: PretrainedConfig = AutoConfig.from_pretrained(folder, **arguments)
+    if checkpoint.is_text_tower:
+        own = checkpoint.tensors if tensors is None else text_tensors(dict.fromkeys(tensors))
+        config = text_config(checkpoint.name, config, is_tied=_is_tied(checkpoint.settings, own))
     return config
 
 
@@ -221,25 +211,15 @@ def _has_tokenizer(checkpoint: Checkpoint) -> bool:
     return checkpoint.gguf_file is not None or next(checkpoint.folder.glob("tokenizer*"), None) is not None
 
 
-def _complete(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
-    """Add to a configuration the settings that transformers' readers left out."""
-    gguf = checkpoint.gguf
-    if gguf is None:
-        _translate_rope(config, checkpoint.folder)
-        return
-    if config.model_type == "phi3":
-        config.sliding_window = gguf.sliding_window
-    if config.model_type != "gpt2":
-        config.head_dim, config.num_key_value_heads = gguf.head_dim, gguf.num_kv_heads
-    if config.model_type == "gpt2":  # read, but under names that the model does not use
-        config.n_positions, config.n_inner = config.n_ctx, config.feed_forward_length
-
-
-def _translate_rope(config: PretrainedConfig, folder: Path) -> None:
-    """Give transformers 4 the rotary settings of a config.json that 5 wrote; it would silently use defaults."""
+def _translate_rope(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
+    """Give transformers 4 the rotary settings that 5 knows; it would silently use defaults."""
     if TRANSFORMERS_MAJOR >= 5:  # noqa: PLR2004  (a version)
         return
-    parameters = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("rope_parameters")
+    if checkpoint.gguf is not None:
+        parameters = getattr(config, "rope_parameters", None)
+    else:
+        stored = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+        parameters = stored.get("rope_parameters")
     if not isinstance(parameters, dict):
         return
     scaling = dict(parameters)

@@ -51,7 +51,7 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     try:
         with panics_as_errors():
             if checkpoint.gguf is not None:
-                return read_gguf_weights(checkpoint.name, source.config, checkpoint.gguf)
+                return read_gguf_weights(checkpoint.name, source.config, checkpoint.gguf, dtype)
             if checkpoint.quantized is not None:
                 return _read_quantized(source, dtype)
             if stores_mxfp4(checkpoint.settings):

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from helix_jobs.engine.loading.gguf_experts import FAMILIES_WITH_EXPERTS
-from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES
+from helix_jobs.engine.loading.gguf_registry import gguf_model_types
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
 from helix_jobs.engine.model.not_served import NOT_SERVED
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-
-# Their .gguf files name another architecture.
-_LLAMA_IN_GGUF: Final = ("mistral",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +31,7 @@ class ServedType:
 
 def served_types() -> list[ServedType]:
     """Every model type that is served; the last are checkpoints that also read images, served for text."""
-    with_experts = {family.model_type for family in FAMILIES_WITH_EXPERTS.values()}
-    from_gguf = {*GGUF_ARCHITECTURES, *_LLAMA_IN_GGUF, *with_experts}
+    from_gguf = gguf_model_types()
     classes = SUPPORTED_MODEL_TYPES | {kind: tower.class_name for kind, tower in TEXT_TOWERS.items()}
     return [ServedType(kind, name, kind in from_gguf) for kind, name in classes.items()]
 

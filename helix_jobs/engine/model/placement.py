@@ -29,12 +29,14 @@ class Placement:
         device: Where the decoder computes.
         checks_range: Whether ``dtype`` is float16 and weights may lie beyond its range.
         keeps_blocks: Whether matrices in blocks stay so. Else they are decoded to ``dtype``.
+        has_whole_norms: Whether the weights of norms have their description's offset in them, as in GGUF files.
     """
 
     dtype: torch.dtype
     device: torch.device
     checks_range: bool = False
     keeps_blocks: bool = False
+    has_whole_norms: bool = False
 
     @classmethod
     def of(cls, model: nn.Module) -> Placement:

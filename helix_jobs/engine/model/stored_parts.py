@@ -180,11 +180,12 @@ class StoredParts:
         place = self._place
         if norm.offset == 0.0 and order is None:
             return place.take(stored)
-        weight = place.cast(stored)
+        # An RMS norm's sum would not survive rounding to bfloat16. Layer norms round it, as transformers does.
+        has_sum = place.has_whole_norms and norm.offset != 0.0
+        weight = stored.detach().float() if has_sum and norm.kind == "rms" else place.cast(stored)
         if order is not None:
             weight = weight.view(-1, len(order))[:, order].view(stored.shape)
-        if norm.offset != 0.0:
-            # An RMS norm's sum would not survive rounding to bfloat16. Layer norms round it, as transformers does.
+        if norm.offset != 0.0 and not has_sum:
             weight = weight.float() + norm.offset if norm.kind == "rms" else weight + norm.offset
         return place.move(weight)
 

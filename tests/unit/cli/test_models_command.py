@@ -13,7 +13,7 @@ import torch
 from helix_jobs.doctor import model_report
 from helix_jobs.doctor.model_report import Place
 from helix_jobs.engine.devices import devices
-from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES
+from helix_jobs.engine.loading.gguf_registry import FAMILIES
 from helix_jobs.engine.loading.model_sizes import model_sizes
 from helix_jobs.engine.loading.served_types import types_not_served
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
@@ -56,9 +56,9 @@ def test_types_come_from_the_tables_that_decide(helix):
     towers = {kind: tower.class_name for kind, tower in TEXT_TOWERS.items()}
     assert {one["model_type"]: one["class_name"] for one in shown["served"]} == SUPPORTED_MODEL_TYPES | towers
     assert {one["model_type"]: one["reason"] for one in shown["not_served"]} == types_not_served()
-    dense = {*GGUF_ARCHITECTURES} - {"qwen2moe", "qwen3moe"} | {"mistral"}
-    sparse = {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe"}
-    assert {one["model_type"] for one in shown["served"] if one["from_gguf"]} == dense | sparse
+    from_gguf = {one["model_type"] for one in shown["served"] if one["from_gguf"]}
+    assert from_gguf == {family.model_type for family in FAMILIES.values()} | {"mistral"}
+    assert {"llama", "mixtral", "qwen2_moe", "olmoe", "phi3", "gemma3_text"} <= from_gguf
     lines = helix("models").output.splitlines()
     assert lines[0].split() == ["SERVED", "CLASS", "FROM"]
     assert any(line.split() == ["jamba", "layers", "of", "recurrent", "state", "and", "experts"] for line in lines)

@@ -19,7 +19,7 @@ from tests.unit.engine.block_files import scaled_blocks
 from tests.unit.engine.tiny_models import CPU, roughen, tiny_model, tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from helix_jobs.engine.loaded_models import LoadedModels
 
@@ -70,6 +70,7 @@ def write_gguf(
     quantized: gguf.GGMLQuantizationType | None = None,
     blocks: Callable[[str], str | None] | None = None,
     model_type: str | None = None,
+    convert: Callable[[str, torch.Tensor, Any], Iterable[tuple[str, torch.Tensor]]] | None = None,
     **overrides: Any,
 ) -> Any:
     """A model in float32, as llama.cpp converts it; returns the model.
@@ -86,6 +87,7 @@ def write_gguf(
         blocks: Names the type of the random blocks that a matrix of the file consists of, in place of the model's
             weights; None keeps these.
         model_type: Transformers' name of the architecture, where it is another one.
+        convert: Makes a weight what the converter makes of it, under names that it knows.
         overrides: Of the model's configuration.
     """
     vocabulary = _sentence_pieces() if architecture == "phi3" else _byte_level_tokens()
@@ -106,7 +108,7 @@ def write_gguf(
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         writer.add_head_count_kv(config.num_key_value_heads)
         writer.add_key_length(head_dim)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_layer_norm_rms_eps(getattr(config, "rms_norm_eps", None) or config.norm_eps)
         writer.add_rope_freq_base(10000.0)
         writer.add_rope_dimension_count(head_dim)
     _add_tokenizer(writer, vocabulary, pre)
@@ -114,13 +116,19 @@ def write_gguf(
     _add_settings(writer, {**named, **(general or {})})
     for key in leave_out:
         del writer.kv_data[0][f"{architecture}.{key}"]
-    names = gguf.get_tensor_name_map(_GGUF_MODELS[architecture], config.num_hidden_layers)
-    for name, weight in _one_tensor_a_projection(model.state_dict()).items():
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(kinds[architecture], config.num_hidden_layers)
+    converted = [
+        one
+        for name, weight in _one_tensor_a_projection(model.state_dict()).items()
+        for one in ([(name, weight)] if convert is None else convert(name, weight, config))
+    ]
+    for name, weight in converted:
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, name
-        array = _gguf_weight(name, weight, config).contiguous().numpy().copy()
+        array = (_gguf_weight(name, weight, config) if convert is None else weight).contiguous().numpy().copy()
         kind = blocks(theirs) if blocks is not None and array.ndim > 1 else None
         if kind is not None:
             *outer, columns = array.shape
@@ -139,18 +147,6 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return model
-
-
-_GGUF_MODELS = {
-    "llama": gguf.MODEL_ARCH.LLAMA,
-    "qwen2": gguf.MODEL_ARCH.QWEN2,
-    "qwen3": gguf.MODEL_ARCH.QWEN3,
-    "phi3": gguf.MODEL_ARCH.PHI3,
-    "gpt2": gguf.MODEL_ARCH.GPT2,
-    "qwen2moe": gguf.MODEL_ARCH.QWEN2MOE,
-    "qwen3moe": gguf.MODEL_ARCH.QWEN3MOE,
-    "olmoe": gguf.MODEL_ARCH.OLMOE,
-}
 
 
 def _add_settings(writer: gguf.GGUFWriter, settings: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import gguf
 import pytest
 import torch
 
-from helix_jobs.engine.loading.gguf_experts import FAMILIES_WITH_EXPERTS
+from helix_jobs.engine.loading.gguf_registry import family_of
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.experts import Experts
 from helix_jobs.engine.weights.linear import DenseLinear
@@ -43,7 +43,7 @@ FILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def write(path: Path, architecture: str, settings: dict[str, Any] | None = None, **more: Any) -> Any:
     own, overrides = FILES[architecture]
-    family = FAMILIES_WITH_EXPERTS[architecture].model_type
+    family = family_of(architecture, own).model_type
     return write_gguf(path, architecture, {**own, **(settings or {})}, model_type=family, **SIZES, **overrides, **more)
 
 

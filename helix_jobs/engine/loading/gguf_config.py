@@ -1,0 +1,113 @@
+"""The configuration that a GGUF file's settings make.
+
+transformers has a reader of its own, which takes settings from a fixed list and silently drops everything else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from transformers import CONFIG_MAPPING
+
+from helix_jobs.engine.loading.tensor_names import HEAD
+from helix_jobs.engine.model.families.settings import FULL, SLIDING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from helix_jobs.engine.loading.gguf_file import GgufFile
+
+_THETA: Final = 10000.0
+LONG_FACTORS: Final = "rope_factors_long.weight"
+SHORT_FACTORS: Final = "rope_factors_short.weight"
+
+
+def gguf_config(gguf: GgufFile) -> PretrainedConfig:
+    """The configuration of a file whose settings have been checked."""
+    settings, family = gguf.settings, gguf.family
+    embedding = gguf.tensors.get(f"{family.outer['token_embd']}.weight")
+    window = settings.get("attention.sliding_window") or None
+    made: dict[str, Any] = {
+        "vocab_size": settings.get("vocab_size") or (1 if embedding is None else embedding.shape[0]),
+        "hidden_size": settings["embedding_length"],
+        "intermediate_size": settings["feed_forward_length"],
+        "num_hidden_layers": gguf.num_layers,
+        "num_attention_heads": settings["attention.head_count"],
+        "num_key_value_heads": gguf.num_kv_heads,
+        "head_dim": gguf.head_dim,
+        "max_position_embeddings": settings["context_length"],
+        family.epsilon[1]: settings[family.epsilon[0]],
+        "rope_parameters": _rope_by_layer(gguf),
+        "sliding_window": None if family.window == "none" else window,
+        "tie_word_embeddings": HEAD not in gguf.tensors,
+        **{f"{kind}_token_id": gguf.vocabulary.get(f"ggml.{kind}_token_id") for kind in ("bos", "eos")},
+        "pad_token_id": gguf.vocabulary.get("ggml.padding_token_id"),
+        **family.constants,
+        **{theirs: settings[key] for key, theirs in family.settings.items()},
+        **{theirs: settings[key] for key, theirs in family.optional.items() if settings.get(key)},
+        **({} if family.made is None else family.made(settings)),
+    }
+    if family.is_biased is not None:
+        made[family.is_biased] = f"{family.layers}.0.self_attn.q_proj.bias" in gguf.tensors
+    if family.window not in ("none", "all"):
+        made["layer_types"] = None if window is None else _layer_types(gguf)
+    if family.model_type == "gpt2":  # it has no rotary positions, and as many keys as queries
+        for key in ("rope_parameters", "head_dim", "num_key_value_heads", "intermediate_size"):
+            del made[key]
+    if SHORT_FACTORS in gguf.rotary:  # transformers 5 has it in both places
+        made["original_max_position_embeddings"] = settings["rope.scaling.original_context_length"]
+    config: PretrainedConfig = CONFIG_MAPPING[family.model_type](**made)
+    return config
+
+
+def _layer_types(gguf: GgufFile) -> list[str]:
+    period = gguf.family.window
+    if isinstance(period, int):
+        return [SLIDING if (index + 1) % period else FULL for index in range(gguf.num_layers)]
+    return [SLIDING if is_sliding else FULL for is_sliding in gguf.settings["attention.sliding_window_pattern"]]
+
+
+def _rope_by_layer(gguf: GgufFile) -> dict[str, Any]:
+    """Rotary settings; where each kind of layers has its own, those of layers with a window are not scaled."""
+    shared, theta = _rope(gguf), gguf.family.local_theta
+    if theta is None:
+        return shared
+    local = gguf.settings.get("rope.freq_base_swa") or theta
+    return {FULL: shared, SLIDING: {"rope_type": "default", "rope_theta": local}}
+
+
+def _rope(gguf: GgufFile) -> dict[str, Any]:
+    settings, family = gguf.settings, gguf.family
+    found: dict[str, Any] = {"rope_type": "default", "rope_theta": settings.get("rope.freq_base", _THETA)}
+    rotated = settings.get("rope.dimension_count") or gguf.head_dim
+    if family.rotates_part:
+        found["partial_rotary_factor"] = rotated / gguf.head_dim
+    kind = settings.get("rope.scaling.type")
+    if SHORT_FACTORS in gguf.rotary:
+        found |= {
+            "rope_type": "longrope",
+            "short_factor": gguf.rotary[SHORT_FACTORS].tolist(),
+            "long_factor": gguf.rotary[LONG_FACTORS].tolist(),
+            "original_max_position_embeddings": settings["rope.scaling.original_context_length"],
+            "attention_factor": settings.get("rope.scaling.attn_factor"),
+        }
+    elif kind in family.scalings:
+        found |= {"rope_type": kind, "factor": settings["rope.scaling.factor"], **family.rope}
+        if kind == "yarn":
+            found |= _yarn(gguf)
+    return found
+
+
+def _yarn(gguf: GgufFile) -> dict[str, Any]:
+    """The further settings of YaRN (arXiv:2309.00071); llama.cpp has the paper's bounds unless a file has others."""
+    settings = gguf.settings
+    found = {
+        "original_max_position_embeddings": settings["rope.scaling.original_context_length"],
+        "beta_fast": settings.get("rope.scaling.yarn_beta_fast") or 32.0,
+        "beta_slow": settings.get("rope.scaling.yarn_beta_slow") or 1.0,
+    }
+    if settings.get("rope.scaling.yarn_attn_factor"):
+        found["attention_factor"] = settings["rope.scaling.yarn_attn_factor"]
+    if settings.get("rope.scaling.yarn_log_multiplier"):
+        found |= dict.fromkeys(("mscale", "mscale_all_dim"), settings["rope.scaling.yarn_log_multiplier"])
+    return found

@@ -1,0 +1,123 @@
+"""GgufFamily: one architecture of GGUF files, as a table entry declares it.
+
+An entry says what llama.cpp's converter makes of a family of transformers: which tensors each parameter is made of, and
+which settings of the file are settings of the configuration. The converter's arithmetic is undone in ``gguf_weights``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+# How a parameter of transformers' module follows from tensors of the file:
+# as it is; with rows and columns exchanged; a vector as a matrix of one row; ``[channels, width]`` with a length of one
+# between them; queries or keys with the two numbers of a rotated pair side by side; rows of one tensor behind those of
+# another; matrices of experts, one's outputs behind another's; these with rows and columns exchanged; these with the
+# outputs of two tensors in turn.
+Form = Literal["plain", "transposed", "row", "conv", "permuted", "rows", "stack", "flipped", "paired"]
+
+
+OUTER: Final = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+
+
+class Source(NamedTuple):
+    """What a parameter is made of.
+
+    Attributes:
+        parts: Names of tensors, without their layer's.
+        form: See ``Form``.
+    """
+
+    parts: tuple[str, ...]
+    form: Form
+
+
+def of(*parts: str, form: Form = "plain") -> Source:
+    """A parameter made of these tensors."""
+    return Source(parts, form)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufFamily:
+    """One architecture.
+
+    Attributes:
+        model_type: Transformers' name of it.
+        modules: Modules of a layer by the names of their tensors, without ``.weight`` and ``.bias``.
+        parameters: Parameters of a layer that are not a module's weight or bias as it is stored, and their sources.
+        outer: Modules outside the layers.
+        layers: Transformers' name for the list of layers.
+        permuted: Modules whose rows are those of queries or keys with pairs side by side.
+        transposed: Modules whose weights transformers stores transposed.
+        settings: Settings without which the configuration would be another model's, and their names there.
+        optional: Settings that count if they are there and not zero.
+        constants: Settings of the configuration that every file of the architecture has.
+        made: Further settings of the configuration that follow from several facts.
+        neutral: Settings that are not read, and the values that change nothing.
+        epsilon: The file's name and the configuration's of what norms add.
+        window: Which layers have the file's sliding window: none, all, all but every n-th one, or those that the file
+            lists.
+        scalings: Kinds of scaled positions that are read.
+        rope: Settings of rotary positions that every file has.
+        local_theta: Base of the frequencies of layers with a window, where each kind of layers has its own; files may
+            state another one.
+        rotates_part: Whether a part of each head may be rotated.
+        has_frequencies: Whether a file may divide frequencies by numbers of its own.
+        is_sparse: Whether it has experts.
+        by_layer: Settings that are a list with one number for each layer.
+        is_biased: The setting of the configuration that says whether queries have biases, or None.
+    """
+
+    model_type: str
+    modules: Mapping[str, str]
+    parameters: Mapping[str, Source] = field(default_factory=dict)
+    outer: Mapping[str, str] = field(default_factory=lambda: OUTER)
+    layers: str = "layers"
+    permuted: frozenset[str] = frozenset()
+    transposed: frozenset[str] = frozenset()
+    settings: Mapping[str, str] = field(default_factory=dict)
+    optional: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    made: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    neutral: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    epsilon: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+    window: Literal["none", "all", "listed"] | int = "none"
+    scalings: frozenset[str] = frozenset()
+    rope: Mapping[str, Any] = field(default_factory=dict)
+    local_theta: float | None = None
+    rotates_part: bool = False
+    has_frequencies: bool = False
+    is_sparse: bool = False
+    by_layer: frozenset[str] = frozenset()
+    is_biased: str | None = None
+
+
+NORMS: Final = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+ATTENTION: Final = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+}
+HEAD_NORMS: Final = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+FEED_FORWARD: Final = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+LLAMA: Final = {**NORMS, **ATTENTION, **FEED_FORWARD}
+# Norms before and behind each part.
+NORMS_AROUND: Final = {
+    "attn_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+PAIRS: Final = frozenset({"attn_q", "attn_k"})
+
+
+def stacks(block: str) -> dict[str, Source]:
+    """The parameters that transformers 5 makes of a layer's experts, gates and up projections as one."""
+    return {
+        f"{block}.experts.gate_up_proj": of("ffn_gate_exps.weight", "ffn_up_exps.weight", form="stack"),
+        f"{block}.experts.down_proj": of("ffn_down_exps.weight", form="stack"),
+    }

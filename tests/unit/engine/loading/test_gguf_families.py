@@ -1,0 +1,116 @@
+"""GGUF files as llama.cpp converts each family: the loaded model is transformers' model, token for token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from helix_jobs.engine.loading.gguf_registry import FAMILIES, SERVED_OTHERWISE, gguf_model_types
+from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
+from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
+from helix_jobs.errors import ModelError, UnsupportedArchitectureError
+from tests.unit.engine.gguf_conversion import CONVERSIONS, write_converted
+from tests.unit.engine.model_files import load
+from tests.unit.engine.tiny_models import decoder_logits, reference_logits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.usefixtures("_tokenizers_tried_once"),
+    pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="transformers 4 lacks many of these families"),
+]
+
+TOKENS = range(3, 60)
+
+
+def check_equal(path: Path, model: Any) -> None:
+    """The same logits as transformers', and the same choice at each token."""
+    got = decoder_logits(load(path, dtype="float32").target.decoder, TOKENS)
+    expected = reference_logits(model, TOKENS)
+    assert torch.equal(got.argmax(1), expected.argmax(1))
+    assert len(expected.argmax(1).unique()) > 2
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("architecture", CONVERSIONS)
+def test_a_file_is_the_model_it_was_made_of(tmp_path: Path, architecture: str) -> None:
+    path = tmp_path / "tiny.gguf"
+    check_equal(path, write_converted(path, architecture))
+
+
+# Their files are made in tests of their own.
+ELSEWHERE = {"llama", "qwen2", "qwen3", "phi3", "gpt2", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"}
+
+
+def test_every_family_is_tried() -> None:
+    tried = {conversion.model_type for conversion in CONVERSIONS.values()} | ELSEWHERE
+    assert tried == {family.model_type for family in FAMILIES.values()}
+
+
+def test_the_table_names_what_there_is() -> None:
+    """Architectures of llama.cpp, families of Helix, and no architecture as served and not served."""
+    known = set(gguf.MODEL_ARCH_NAMES.values())
+    assert {architecture for architecture, _ in FAMILIES} | SERVED_OTHERWISE <= known
+    assert not {architecture for architecture, _ in FAMILIES} & SERVED_OTHERWISE
+    assert gguf_model_types() <= set(SUPPORTED_MODEL_TYPES)
+
+
+@pytest.mark.parametrize("architecture", sorted(SERVED_OTHERWISE))
+def test_a_model_that_is_served_from_safetensors_says_so(tmp_path: Path, architecture: str) -> None:
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_tensor("token_embd.weight", np.zeros((8, 8), dtype=np.float32))
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    with pytest.raises(UnsupportedArchitectureError, match=f"'{architecture}' cannot be read .*; use the model's safe"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "leave_out", "message"),
+    [
+        ("granite", "logit_scale", "lacks granite.logit_scale"),
+        ("granite", "embedding_scale", "lacks granite.embedding"),
+    ],
+)
+def test_settings_of_a_family_are_needed(tmp_path: Path, architecture: str, leave_out: str, message: str) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_converted(path, architecture, leave_out=(leave_out,))
+    with pytest.raises(ModelError, match=message):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "error", "message"),
+    [
+        ("gemma3", {"rope.scaling.type": "yarn"}, UnsupportedArchitectureError, r"scaling of positions \(yarn\)"),
+        ("gemma3", {"rope.scaling.factor": 0.0}, ModelError, "says rope.scaling.factor 0.0"),
+        ("gemma2", {"attn_logit_softcapping": -1.0}, ModelError, "says attn_logit_softcapping -1.0"),
+        ("granite", {"attention.scale": float("nan")}, ModelError, "says attention.scale nan"),
+        ("olmo2", {"rope.dimension_count": 4}, UnsupportedArchitectureError, "heads are rotated in part"),
+        ("phi3:long", {"rope.dimension_count": 4}, ModelError, "rope_factors_long.weight does not fit its heads"),
+    ],
+)
+def test_settings_that_no_model_has_are_refused(
+    tmp_path: Path, architecture: str, settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_converted(path, architecture, settings=settings)
+    with pytest.raises(error, match=message):
+        load(path)
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "gemma2"])
+def test_norms_keep_their_sum_where_activations_are_bfloat16(tmp_path: Path, architecture: str) -> None:
+    """The file's norm is the weight plus one in float32, as transformers adds them."""
+    path = tmp_path / "tiny.gguf"
+    model = write_converted(path, architecture)
+    norm = load(path, dtype="bfloat16").target.decoder.layers[0].attention_norm
+    assert norm is not None
+    torch.testing.assert_close(norm.weight, model.model.layers[0].input_layernorm.weight + 1, rtol=0, atol=0)
