@@ -1,0 +1,406 @@
+"""Each feature of a request on the demo model, as a person meets it: one command, then the files and the database.
+
+``examples/features.jsonl`` has a line for each feature. Beside each the run has the same line without the feature, and
+what a test claims of the first must not hold of the second.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shlex
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import jsonschema_rs
+import pytest
+from openai.types import Completion
+from openai.types.chat import ChatCompletion
+from tokenizers import Tokenizer
+
+from helix_jobs.engine.loading.demo_model import DEMO_DIRECTORY
+from tests.acceptance.readme_text import ROOT
+from tests.acceptance.scene import Scene
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.demo
+
+Row = dict[str, Any]
+EXAMPLES: Final = ROOT / "examples"
+
+
+def lines_of(example: str) -> dict[str, Row]:
+    """The lines of an example file under their names."""
+    lines = map(json.loads, (EXAMPLES / example).read_text(encoding="utf-8").splitlines())
+    return {line["custom_id"]: line for line in lines}
+
+
+FEATURES: Final = lines_of("features.jsonl")
+EXTRACTION: Final = lines_of("extract.jsonl")
+SCHEMA: Final = FEATURES["json-schema"]["response_format"]["json_schema"]["schema"]
+WITHOUT: Final = " without"
+# Lines that say the same in another way; their answers must be the same.
+LAST_TOKENS: Final = "last tokens"
+WRITTEN_OUT: Final = "written out"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the rows of a line must show, and what takes the feature out of the line.
+
+    Attributes:
+        holds: Whether the rows show the feature.
+        removed: Fields that the line without the feature does not have.
+        replaced: Fields that it has instead.
+    """
+
+    holds: Callable[[list[Row]], bool]
+    removed: tuple[str, ...]
+    replaced: tuple[tuple[str, Any], ...] = ()
+
+    def taken_out(self, line: Row) -> Row:
+        """The line without the feature."""
+        body = line.get("body", line)
+        kept = {name: value for name, value in body.items() if name not in self.removed} | dict(self.replaced)
+        bare = {**line, "body": kept} if "body" in line else kept
+        return {**bare, "custom_id": line["custom_id"] + WITHOUT}
+
+
+def text_of(rows: list[Row]) -> str:
+    return str(rows[0]["output_text"])
+
+
+def keeps_json(rows: list[Row], schema: Row | None = None) -> bool:
+    try:
+        answer = json.loads(text_of(rows))
+    except ValueError:
+        return False
+    return jsonschema_rs.is_valid(schema or {"type": "object"}, answer) and rows[0]["is_valid"] is True
+
+
+def matches(pattern: str) -> Callable[[list[Row]], bool]:
+    return lambda rows: re.fullmatch(pattern, text_of(rows)) is not None and rows[0]["is_valid"] is True
+
+
+def adds_up(rows: list[Row]) -> bool:
+    """The answer's log probabilities: one for each token, and of a greedy answer each is the highest at its place."""
+    content = rows[0]["logprobs"]
+    return (
+        content is not None
+        and len(content) == rows[0]["completion_tokens"]
+        and all([one["token"], one["logprob"]] == list(one["top_logprobs"][0].values())[:2] for one in content)
+        and {len(one["top_logprobs"]) for one in content} == {3}
+        and sum(one["logprob"] for one in content) == pytest.approx(rows[0]["cumulative_logprob"])
+    )
+
+
+def fails_with(*words: str) -> Callable[[list[Row]], bool]:
+    def holds(rows: list[Row]) -> bool:
+        row = rows[0]
+        return row["error_code"] == "invalid_request" and all(word in row["error_message"] for word in words)
+
+    return holds
+
+
+CLAIMS: Final = {
+    "json-schema": Claim(lambda rows: keeps_json(rows, SCHEMA), ("response_format",)),
+    "json-object": Claim(keeps_json, ("response_format",)),
+    "regex": Claim(matches(r"20\d\d-(0[1-9]|1[0-2])"), ("structured_outputs",)),
+    "choice": Claim(matches("Oslo|Graz|Rome"), ("structured_outputs",)),
+    "grammar": Claim(matches(r"[1-9]\d?( [+-] [1-9]\d?){2}"), ("structured_outputs",)),
+    "three-answers": Claim(
+        lambda rows: [row["choice"] for row in rows] == [0, 1, 2] and len({row["output_text"] for row in rows}) == 3,
+        ("n",),
+    ),
+    "logprobs": Claim(adds_up, ("logprobs", "top_logprobs")),
+    "prompt-logprobs": Claim(
+        lambda rows: (
+            rows[0]["prompt_logprobs"] is not None
+            and "".join(one["token"] for one in rows[0]["prompt_logprobs"]) == rows[0]["prompt"]
+        ),
+        ("prompt_logprobs",),
+    ),
+    "loglikelihood": Claim(
+        lambda rows: (
+            rows[0]["completion_tokens"] == 0
+            and text_of(rows) == ""
+            and [one["logprob"] is None for one in rows[0]["prompt_logprobs"]] == [True] + [False] * 5
+        ),
+        ("echo", "logprobs"),
+        (("max_tokens", 4),),
+    ),
+    "scored-choices": Claim(
+        lambda rows: (
+            text_of(rows) == " Paris"
+            and rows[0]["scores"].keys() == {" Paris", " London", " blue"}
+            and max(rows[0]["scores"], key=lambda option: rows[0]["scores"][option]["sum"]) == " Paris"
+        ),
+        ("choices",),
+        (("max_tokens", 4),),
+    ),
+    "logit-bias": Claim(lambda rows: text_of(rows) == " London London London", ("logit_bias",)),
+    "stop": Claim(
+        lambda rows: rows[0]["finish_reason"] == "stop" and "Paris" in text_of(rows) and "." not in text_of(rows),
+        ("stop",),
+    ),
+    "stop-kept": Claim(
+        lambda rows: text_of(rows).endswith(".") and text_of(rows).count(".") == 1, ("include_stop_str_in_output",)
+    ),
+    "min-tokens": Claim(lambda rows: rows[0]["completion_tokens"] >= 20, ("min_tokens",)),
+    "bad-words": Claim(lambda rows: "Paris" not in text_of(rows), ("bad_words",)),
+    "allowed-tokens": Claim(lambda rows: set(text_of(rows).split()) <= {"yes", "no"}, ("allowed_token_ids",)),
+    "truncated": Claim(
+        lambda rows: rows[0]["prompt_tokens"] == 6 and rows[0]["dropped_prompt_tokens"] > 100,
+        ("truncate_prompt_tokens",),
+    ),
+    "accepted": Claim(lambda rows: rows[0]["tries"] > 0 and text_of(rows) == " tails", ("accept",)),
+    "not-accepted": Claim(
+        lambda rows: (
+            (rows[0]["state"], rows[0]["error_code"], rows[0]["tries"]) == ("failed", "not_accepted", 2)
+            and "regular expression" in rows[0]["error_message"]
+            and bool(text_of(rows))
+        ),
+        ("accept",),
+    ),
+    "tools": Claim(fails_with("chat template", "tools"), ("tools",)),
+    "thinking": Claim(fails_with("chat template", "enable_thinking"), ("enable_thinking",)),
+}
+# Without this field the line says the same, as the continuation is the default; its answer shows it.
+PREFILL: Final = "prefill"
+
+
+def test_each_line_of_the_example_has_a_claim() -> None:
+    assert FEATURES.keys() - {"plain"} == CLAIMS.keys() | {PREFILL}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has ended: the files that a person takes from it, and the database."""
+
+    jsonl: list[Row]
+    csv: list[dict[str, str]]
+    openai: dict[str, Row]
+    database: Path
+    printed: str
+
+    def rows(self, custom_id: str) -> list[Row]:
+        return [row for row in self.jsonl if row["custom_id"] == custom_id]
+
+    def body(self, custom_id: str) -> Row:
+        response: Row = self.openai[custom_id]["response"]
+        assert response["status_code"] == 200, response
+        return dict(response["body"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo_home: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(demo_home / "models" / DEMO_DIRECTORY / "tokenizer.json"))
+
+
+def same_in_other_words(tokenizer: Tokenizer) -> list[Row]:
+    """Lines whose answers must be those of lines in the example."""
+    truncated, prefill = FEATURES["truncated"], FEATURES[PREFILL]
+    kept = tokenizer.encode(truncated["prompt"]).ids[-truncated["truncate_prompt_tokens"] :]
+    asked, begun = (message["content"] for message in prefill["messages"])
+    written = (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n{begun}"
+    )
+    return [
+        {"custom_id": LAST_TOKENS, "prompt": kept, "max_tokens": truncated["max_tokens"]},
+        {"custom_id": WRITTEN_OUT, "prompt": written, "max_tokens": prefill["max_tokens"]},
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, demo_home: Path, tokenizer: Tokenizer) -> Finished:
+    scene = Scene(tmp_path_factory.mktemp("features"))
+    # float32 tells equal answers of different lines from nearly equal ones.
+    scene.environment |= {"HELIX_ENGINE": "helix", "HELIX_COMPILE": "off", "HELIX_DTYPE": "float32"}
+    scene.home.mkdir(mode=0o700)
+    (scene.home / "models").symlink_to(demo_home / "models")
+    others = [claim.taken_out(FEATURES[custom_id]) for custom_id, claim in CLAIMS.items()]
+    others += same_in_other_words(tokenizer)
+    (scene.clone / "others.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in others), encoding="utf-8")
+
+    def run(command: str, code: int = 0) -> str:
+        done = scene.run(command)
+        assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    try:
+        # Three lines fail, as they must.
+        files = "examples/features.jsonl examples/extract.jsonl others.jsonl"
+        printed = run(f"cat {files} | python submit.py - --local --json", code=1)
+        batch = shlex.quote(json.loads(printed)["id"])
+        lines = run(f"helix results {batch} --failed --format jsonl").splitlines()
+        outputs = map(json.loads, run(f"helix results {batch} --failed --format openai").splitlines())
+        return Finished(
+            jsonl=[json.loads(line) for line in lines],
+            csv=list(csv.DictReader(io.StringIO(run(f"helix results {batch} --failed --format csv")))),
+            openai={line["custom_id"]: line for line in outputs},
+            database=scene.home / "helix.db",
+            printed=printed,
+        )
+    finally:
+        scene.close()
+
+
+@pytest.mark.parametrize("custom_id", CLAIMS)
+def test_a_feature_shows_and_does_not_without_its_field(finished: Finished, custom_id: str) -> None:
+    claim = CLAIMS[custom_id]
+    assert claim.holds(finished.rows(custom_id)), finished.rows(custom_id)
+    bare = finished.rows(custom_id + WITHOUT)
+    assert bare[0]["state"] == "succeeded"
+    assert not claim.holds(bare), bare
+
+
+def test_the_number_of_an_answer_decides_its_random_numbers(finished: Finished) -> None:
+    """The first of three answers is the one that the line has alone; the prompt counts once."""
+    rows = finished.rows("three-answers")
+    (alone,) = finished.rows("three-answers" + WITHOUT)
+    assert rows[0]["output_text"] == alone["output_text"]
+    assert [row["prompt_tokens"] for row in rows] == [alone["prompt_tokens"], 0, 0]
+
+
+def test_a_prompts_tokens_have_one_log_probability_in_every_form(finished: Finished) -> None:
+    """The token Paris: as a prompt's, echoed, as an option, and as the answer's own by the same distribution."""
+    (asked,), (echoed,), (scored,) = map(finished.rows, ("prompt-logprobs", "loglikelihood", "scored-choices"))
+    values = [one["logprob"] for one in asked["prompt_logprobs"]]
+    assert values[0] is None
+    assert [one["logprob"] for one in echoed["prompt_logprobs"]][1:] == pytest.approx(values[1:], abs=1e-4)
+    score = scored["scores"][" Paris"]
+    assert score == {"sum": pytest.approx(values[-1], abs=1e-4), "mean": score["sum"], "tokens": 1}
+
+
+def test_a_bias_and_a_list_of_tokens_name_the_demos_own_tokens(tokenizer: Tokenizer) -> None:
+    assert {tokenizer.id_to_token(int(name)) for name in FEATURES["logit-bias"]["logit_bias"]} == {"ĠLondon"}
+    assert {tokenizer.id_to_token(number) for number in FEATURES["allowed-tokens"]["allowed_token_ids"]} == {
+        "Ġyes",
+        "Ġno",
+    }
+
+
+def test_a_truncated_prompt_is_its_last_tokens(finished: Finished, tokenizer: Tokenizer) -> None:
+    (truncated,), (last,), (whole,) = map(finished.rows, ("truncated", LAST_TOKENS, "truncated" + WITHOUT))
+    assert truncated["prompt_tokens"] == last["prompt_tokens"]
+    assert truncated["prompt_tokens"] + truncated["dropped_prompt_tokens"] == whole["prompt_tokens"]
+    assert whole["prompt_tokens"] == len(tokenizer.encode(truncated["prompt"]).ids)
+    assert truncated["output_text"] == last["output_text"]
+
+
+def test_a_prefilled_answer_is_continued(finished: Finished) -> None:
+    """The same as the chat written out, whose last turn is not ended."""
+    (prefilled,), (written,) = map(finished.rows, (PREFILL, WRITTEN_OUT))
+    assert prefilled["output_text"]
+    assert prefilled["output_text"] == written["output_text"]
+    assert prefilled["prompt_tokens"] == written["prompt_tokens"]
+
+
+@pytest.mark.parametrize("custom_id", ["json-schema", "logprobs", PREFILL])
+def test_openais_types_parse_a_chat(finished: Finished, custom_id: str) -> None:
+    (row,) = finished.rows(custom_id)
+    body = ChatCompletion.model_validate(finished.body(custom_id), strict=True)
+    (choice,) = body.choices
+    assert (choice.message.content, choice.finish_reason) == (row["output_text"], row["finish_reason"])
+    assert body.usage is not None
+    assert [body.usage.prompt_tokens, body.usage.completion_tokens] == [row["prompt_tokens"], row["completion_tokens"]]
+    if custom_id == "logprobs":
+        assert choice.logprobs is not None
+        content = choice.logprobs.content or []
+        assert b"".join(bytes(one.bytes or ()) for one in content).decode() == row["output_text"]
+        assert [one.logprob for one in content] == [one["logprob"] for one in row["logprobs"]]
+
+
+def test_openais_types_parse_completions(finished: Finished) -> None:
+    three = Completion.model_validate(finished.body("three-answers"), strict=True)
+    rows = finished.rows("three-answers")
+    assert [choice.text for choice in three.choices] == [row["output_text"] for row in rows]
+    assert three.usage is not None
+    assert three.usage.completion_tokens == sum(row["completion_tokens"] for row in rows)
+
+    # Null stands for the prompt's first token, as in OpenAI's API. The types do not say so, and the SDK does not check.
+    echoed = Completion.model_construct(**finished.body("loglikelihood"))
+    (choice,) = echoed.choices
+    assert choice.logprobs is not None
+    assert choice.text == "".join(choice.logprobs.tokens or ()) == FEATURES["loglikelihood"]["body"]["prompt"]
+    (row,) = finished.rows("loglikelihood")
+    assert choice.logprobs.token_logprobs == [one["logprob"] for one in row["prompt_logprobs"]]
+
+
+def test_openais_two_forms_of_failure(finished: Finished) -> None:
+    """A request that is refused has a 400; one whose answer did not count has no response."""
+    for custom_id in ("tools", "thinking"):
+        line = finished.openai[custom_id]
+        (row,) = finished.rows(custom_id)
+        assert (line["response"]["status_code"], line["error"]) == (400, None)
+        assert line["response"]["body"]["error"]["message"] == row["error_message"]
+    refused = finished.openai["not-accepted"]
+    assert refused["response"] is None
+    assert refused["error"]["code"] == "not_accepted"
+
+
+def test_the_csv_says_what_the_jsonl_says(finished: Finished) -> None:
+    assert len(finished.csv) == len(finished.jsonl)
+    for cells, row in zip(finished.csv, finished.jsonl, strict=True):
+        assert cells.keys() == row.keys()
+        for name in ("custom_id", "state", "output_text", "error_code", "error_message"):
+            assert cells[name] == (row[name] or "")
+        for name in ("choice", "prompt_tokens", "completion_tokens", "tries", "dropped_prompt_tokens"):
+            assert cells[name] == ("" if row[name] is None else str(row[name]))
+        for name in ("scores", "logprobs", "prompt_logprobs"):
+            assert (json.loads(cells[name]) if cells[name] else None) == (row[name] or None)
+
+
+def test_sql_has_the_same_answers_and_reasons(finished: Finished) -> None:
+    (job,) = finished.rows("plain")
+    connection = sqlite3.connect(finished.database)
+    answers = connection.execute(
+        "SELECT j.custom_id, r.choice, r.output_text, r.is_valid, r.scores FROM results r"
+        " JOIN jobs j ON j.id = r.job_id WHERE j.batch_id = ? ORDER BY j.line, r.choice",
+        [job["batch_id"]],
+    ).fetchall()
+    failed = connection.execute(
+        "SELECT custom_id, error_code, error_message FROM jobs WHERE batch_id = ? AND state = 'failed' ORDER BY line",
+        [job["batch_id"]],
+    ).fetchall()
+    connection.close()
+    answered = [row for row in finished.jsonl if row["output_text"] is not None]
+    assert [answer[:3] for answer in answers] == [
+        (row["custom_id"], row["choice"], row["output_text"]) for row in answered
+    ]
+    assert [None if found is None else bool(found) for *_, found, _ in answers] == [row["is_valid"] for row in answered]
+    assert [json.loads(found) for *_, found in answers if found is not None] == [
+        row["scores"] for row in answered if row["scores"] is not None
+    ]
+    assert failed == [
+        (row["custom_id"], row["error_code"], row["error_message"])
+        for row in finished.jsonl
+        if row["state"] == "failed"
+    ]
+    assert [custom_id for custom_id, *_ in failed] == ["not-accepted", "tools", "thinking"]
+
+
+def test_the_command_tells_what_became_of_the_lines(finished: Finished) -> None:
+    said = json.loads(finished.printed)
+    assert said["counts"]["failed"] == 3
+    assert said["counts"]["succeeded"] == len(FEATURES) + len(EXTRACTION) + len(CLAIMS) + 2 - 3
+
+
+@pytest.mark.parametrize("custom_id", EXTRACTION)
+def test_an_extracted_answer_has_its_form(finished: Finished, custom_id: str) -> None:
+    line, (row,) = EXTRACTION[custom_id], finished.rows(custom_id)
+    assert (row["state"], row["is_valid"], row["finish_reason"]) == ("succeeded", True, "stop")
+    text = row["output_text"]
+    if "response_format" in line:
+        assert jsonschema_rs.is_valid(line["response_format"]["json_schema"]["schema"], json.loads(text))
+    elif "choice" in line["structured_outputs"]:
+        assert text in line["structured_outputs"]["choice"]
+    else:
+        assert re.fullmatch(line["structured_outputs"]["regex"], text)
