@@ -1,4 +1,4 @@
-"""``worker``: load the models and drain the queue until told to stop. The one command that imports torch."""
+"""``worker``: load the models and drain the queue until told to stop."""
 
 from __future__ import annotations
 

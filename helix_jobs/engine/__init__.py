@@ -1,6 +1,6 @@
 """Speculative decoding over a paged KV cache.
 
-Imports torch and transformers, except for ``sampling_params``, ``request``, ``config``, ``protocol``, ``prefix_cache``,
-``block_table``, ``sequence``, ``admission`` and ``scheduler``, which are pure Python. Knows nothing of jobs, Celery,
-SQL or observability: requests go in, results and statistics come out.
+Of the modules that stand here, ``engine``, ``engine_info``, ``loaded_models``, ``new_sequences``, ``recovery`` and
+``runners`` import torch; the others do without. Each room below says what it is for. None knows of jobs, Celery, SQL
+or observability: requests go in, results and statistics come out.
 """

@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.acceptance.readme_text import PAGES, ROOT, Page, code_words
+from tests.unit.test_rooms import ENGINE_VALUES
 
 README_LINES = 170
 OTHERS = [Page(ROOT / "CHANGELOG.md"), Page(ROOT / "CONTRIBUTING.md")]
@@ -101,6 +102,12 @@ def test_every_room_is_on_the_map():
     rooms = {path.parent.relative_to(package).as_posix() for path in package.rglob("__init__.py")} - {"."} - inner
     assert {name for row in _ARCHITECTURE.rows("Rooms") for name, _ in _CODE_LINK.findall(row[0])} == rooms
     assert inner <= set(code_words(_ARCHITECTURE.sections["Rooms"]))
+
+
+def test_the_engines_values_on_the_map_are_those_of_the_rooms():
+    (item,) = re.findall(r"^- The engine's values .+$", _ARCHITECTURE.text, re.MULTILINE)
+    named = [target.removeprefix("../helix_jobs/engine/") for _, target in _CODE_LINK.findall(item)]
+    assert sorted(named) == sorted(f"{name}.py" for name in ENGINE_VALUES)
 
 
 def test_every_file_and_name_on_the_map_is_there():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,25 @@ def test_torch_free_modules_of_the_engine_are(tmp_path):
     assert len(names) > 2 * len(TORCH_FREE)
     script = "\n".join(f"import {name}" for name in sorted(names - NEED_TORCH))
     assert not modules_after(script, tmp_path) & {*MODEL_LIBRARIES, "numpy"}
+
+
+def test_the_engines_docstring_names_the_modules_that_import_torch(tmp_path):
+    """Each module of its own floor is imported where there is no torch; those that fail are the ones it names."""
+    docstring = ast.get_docstring(ast.parse((PACKAGE / "engine" / "__init__.py").read_text(encoding="utf-8")))
+    named = re.findall(r"``(\w+)``", docstring.partition("import torch")[0])
+    modules = sorted(path.stem for path in (PACKAGE / "engine").glob("*.py") if path.stem != "__init__")
+    assert set(named) <= set(modules)
+    script = f"""
+import importlib, sys
+sys.modules["torch"] = None  # makes every import of it fail
+for name in {modules}:
+    try:
+        importlib.import_module(f"helix_jobs.engine.{{name}}")
+    except ModuleNotFoundError:
+        sys.modules[f"failed_{{name}}"] = None
+"""
+    failed = {name.removeprefix("failed_") for name in modules_after(script, tmp_path) if name.startswith("failed_")}
+    assert failed == set(named)
 
 
 def test_nothing_imports_what_windows_lacks_at_module_level():
