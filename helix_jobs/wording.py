@@ -1,12 +1,16 @@
-"""Words: how numbers, sizes, percentages and durations are written, on a terminal and in the log. Pure."""
+"""Words: how numbers, sizes, percentages and durations are written, on a terminal and in the log. Pure.
+
+Sizes count in steps of 1,000, as settings do (``HELIX_KV_CACHE_MB``), and as model hubs do.
+Trade-off: some tools count memory in steps of 1,024 and show smaller figures; those are MiB and GiB.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
-_KILOBYTE: Final = 1 << 10
-_MEGABYTE: Final = 1 << 20
-_GIGABYTE: Final = 1 << 30
+_KILOBYTE: Final = 1_000
+_MEGABYTE: Final = 1_000_000
+_GIGABYTE: Final = 1_000_000_000
 _MINUTE: Final = 60
 _HOUR: Final = 3600
 _DAY: Final = 86_400
@@ -19,7 +23,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def data_size(size: int) -> str:
-    """``812 bytes``, ``12.0 kB``, ``3.4 MB``, in steps of 1,024."""
+    """``812 bytes``, ``12.0 kB``, ``3.4 MB``."""
     for unit, step in (("GB", _GIGABYTE), ("MB", _MEGABYTE), ("kB", _KILOBYTE)):
         if size >= step:
             return f"{size / step:.1f} {unit}"
@@ -29,6 +33,11 @@ def data_size(size: int) -> str:
 def rough_size(size: int) -> str:
     """``12 MB``, ``3.4 GB``: for use where smaller amounts do not matter."""
     return f"{size / _GIGABYTE:.1f} GB" if size >= _GIGABYTE else f"{size / _MEGABYTE:.0f} MB"
+
+
+def gigabytes(size: int) -> str:
+    """``1.23 GB``: for use where nearly equal sizes are compared."""
+    return f"{size / _GIGABYTE:.2f} GB"
 
 
 def percent(part: float) -> str:

@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 
 from helix_jobs.bench.modes import AUTO, short_draft
 from helix_jobs.errors import ConfigurationError
+from helix_jobs.output_file import written_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +72,8 @@ def check_chart_path(path: Path) -> None:
 
 def write_chart(report: BenchReport, path: Path) -> None:
     """Draw the report into a file."""
-    path.write_text(draw_svg(chart_series(report), *_titles(report)), encoding="utf-8")
+    with written_whole(path) as stream:
+        stream.write(draw_svg(chart_series(report), *_titles(report)).encode())
 
 
 def draw_svg(series: tuple[Series, ...], title: str, subtitle: str) -> str:

@@ -25,7 +25,7 @@ if sys.platform != "win32":  # where there is no embedded broker
 
 LOOK_SECONDS = 1.0
 START_LOOKS = 30
-LOG_BYTES = 8 * 1024 * 1024
+LOG_BYTES = 8_000_000
 _PR_SET_PDEATHSIG = 1
 
 

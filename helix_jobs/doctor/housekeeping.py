@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 OLD: Final = timedelta(days=30)
 # Sizes below these are not worth a verdict.
-LARGE_DATABASE_BYTES: Final = 1 << 30
-LARGE_FILES_BYTES: Final = 512 << 20
+LARGE_DATABASE_BYTES: Final = 1_000_000_000
+LARGE_FILES_BYTES: Final = 512_000_000
 _REMEDY: Final = "helix purge --older-than 30d"
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-LOG_BYTES: Final = 8 * 1024 * 1024
+LOG_BYTES: Final = 8_000_000
 
 
 def open_log(path: Path) -> BinaryIO:

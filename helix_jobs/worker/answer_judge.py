@@ -31,7 +31,7 @@ _MODULE: Final = "helix_jobs.worker.judge_process"
 SECONDS: Final = 2.0
 # The interpreter's start on a busy machine.
 _START_SECONDS: Final = 20.0
-_LIMITS: Final = ProcessLimits(memory_bytes=1024**3)
+_LIMITS: Final = ProcessLimits(memory_bytes=1_000_000_000)
 
 
 class AnswerJudge:

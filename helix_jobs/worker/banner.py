@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from helix_jobs.wording import rough_size
+
 if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineInfo
 
@@ -22,7 +24,7 @@ class WorkerBanner:
     def lines(self) -> tuple[tuple[str, str], ...]:
         """Label and value, one pair a line."""
         info = self.engine
-        cache = f"{info.kv_cache_bytes / 2**20:,.0f} MB ({info.num_blocks} blocks of {info.block_size} tokens)"
+        cache = f"{rough_size(info.kv_cache_bytes)} ({info.num_blocks} blocks of {info.block_size} tokens)"
         return (
             ("worker", self.worker_id),
             ("device", info.device),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helix_jobs.wording import counted, data_size, duration, percent, rate, rough_size
+from helix_jobs.wording import counted, data_size, duration, gigabytes, percent, rate, rough_size
 
 
 @pytest.mark.parametrize(
@@ -29,11 +29,12 @@ from helix_jobs.wording import counted, data_size, duration, percent, rate, roug
         (counted(1024, "job"), "1,024 jobs"),
         (counted(2, "batch", "batches"), "2 batches"),
         (data_size(1), "1 byte"),
-        (data_size(1023), "1,023 bytes"),
-        (data_size(5000), "4.9 kB"),
-        (data_size(3 << 29), "1.5 GB"),
+        (data_size(999), "999 bytes"),
+        (data_size(4_900), "4.9 kB"),
+        (data_size(1_500_000_000), "1.5 GB"),
         (rough_size(600_000), "1 MB"),
-        (rough_size(1 << 30), "1.0 GB"),
+        (rough_size(1_000_000_000), "1.0 GB"),
+        (gigabytes(1_234_000_000), "1.23 GB"),
     ],
 )
 def test_words(found: str, expected: str) -> None:

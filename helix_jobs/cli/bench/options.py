@@ -14,6 +14,7 @@ import click
 from helix_jobs.bench.peer import PEERS
 from helix_jobs.bounds import MAX_BATCH_SIZE
 from helix_jobs.cli.group import echo_json
+from helix_jobs.output_file import written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +50,8 @@ def write_json(report: dict[str, Any], json_file: str | None) -> None:
     if json_file == STANDARD_OUTPUT:
         echo_json(report)
     elif json_file is not None:
-        Path(json_file).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        with written_whole(Path(json_file)) as stream:
+            stream.write(f"{json.dumps(report, indent=1)}\n".encode())
 
 
 def comma_separated(parse: Callable[[str], object]) -> Callable[..., tuple[Any, ...] | None]:

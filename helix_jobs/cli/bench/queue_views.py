@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.cli.console import show
-from helix_jobs.wording import counted, duration, rate
+from helix_jobs.wording import counted, data_size, duration, rate, rough_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
     from helix_jobs.bench.queue.report import CeleryFigures, DrainFigures, Latencies, Memory, QueueReport
 
-_MEGA: Final = 1e6
 _MILLI: Final = 1e3
 _Row = tuple[str, str, str]
 
@@ -58,7 +57,7 @@ def _rows(report: QueueReport) -> Iterator[_Row]:
         yield "all waiting", "", _latencies(report.reading)
     if report.export is not None:
         export = report.export
-        besides = f"{duration(export.seconds)}; {export.bytes / _MEGA:,.0f} MB of jsonl; {_memory(export.memory)}"
+        besides = f"{duration(export.seconds)}; {rough_size(export.bytes)} of jsonl; {_memory(export.memory)}"
         yield "exported", rate(export.per_second), besides
     if report.cancel is not None:
         cancel = report.cancel
@@ -66,7 +65,7 @@ def _rows(report: QueueReport) -> Iterator[_Row]:
         yield "cancelled", rate(cancel.per_second), f"{duration(cancel.seconds)}; {settled}"
     if report.broker_use is not None:
         use = report.broker_use
-        size = f"{use.peak_bytes / _MEGA:.1f} MB at most, {use.idle_bytes / _MEGA:.1f} MB without messages"
+        size = f"{data_size(use.peak_bytes)} at most, {data_size(use.idle_bytes)} without messages"
         yield "broker", "", f"{counted(use.peak_depth, 'message')} at most; {size}"
 
 
@@ -89,8 +88,8 @@ def _cpu(figures: DrainFigures | CeleryFigures) -> str:
 
 
 def _memory(memory: Memory) -> str:
-    early, late, peak = (size / _MEGA for size in (memory.early, memory.late, memory.peak))
-    return f"memory {early:.0f} MB early, {late:.0f} MB late, {peak:.0f} MB at most"
+    early, late, peak = map(rough_size, (memory.early, memory.late, memory.peak))
+    return f"memory {early} early, {late} late, {peak} at most"
 
 
 def _latencies(reading: Latencies) -> str:

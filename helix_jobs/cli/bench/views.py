@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.cli.console import printable, show
-from helix_jobs.wording import counted, percent, rate
+from helix_jobs.wording import counted, percent, rate, rough_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from helix_jobs.bench.report import BenchReport, CaseReport, Comparison, PeerReport
 
 _NONE: Final = "-"
-_GIGA: Final = 1e9
 _MILLI: Final = 1e3
 
 
@@ -174,7 +173,7 @@ def _rate(value: float | None) -> str:
 
 
 def _memory(value: int | None) -> str:
-    return _NONE if value is None else f"{value / _GIGA:.1f} GB"
+    return _NONE if value is None else rough_size(value)
 
 
 def _share(value: float | None) -> str:

@@ -40,7 +40,7 @@ class TrialLimits:
     """
 
     seconds: float = 10.0
-    process: ProcessLimits = field(default_factory=lambda: ProcessLimits(memory_bytes=1024**3))
+    process: ProcessLimits = field(default_factory=lambda: ProcessLimits(memory_bytes=1_000_000_000))
     bounds_itself: bool = True
 
 

@@ -7,6 +7,7 @@ from typing import Final
 from helix_jobs.engine.cache_sections import ONE_SECTION, CacheSections
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, DEFAULT_SNAPSHOTS, CacheConfig
 from helix_jobs.errors import InsufficientMemoryError
+from helix_jobs.wording import data_size, rough_size
 
 # Part of free memory for keys and values: activations, logits and the rest of the machine use the remainder.
 _SHARE_OF_HOST_MEMORY: Final = 0.4
@@ -132,9 +133,9 @@ def choose_cache(
     if num_blocks < smallest:
         remedy = "raise HELIX_KV_CACHE_MB" if kv_cache_mb is not None else "free memory or use a smaller model"
         if state_bytes:
-            remedy += f", or lower HELIX_MAX_BATCH_SIZE, whose states take {state_bytes / 1e6:.0f} MB"
+            remedy += f", or lower HELIX_MAX_BATCH_SIZE, whose states take {rough_size(state_bytes)}"
         raise InsufficientMemoryError(
-            f"{budget / 1e6:.0f} MB hold {budget // block_bytes} KV blocks of {block_bytes / 1e6:.1f} MB, and the "
+            f"{rough_size(budget)} hold {budget // block_bytes} KV blocks of {data_size(block_bytes)}, and the "
             f"smallest useful cache has {smallest}; {remedy}"
         )
     return CacheConfig(num_blocks=num_blocks, block_size=block_size, num_snapshots=num_snapshots)

@@ -10,6 +10,7 @@ from helix_jobs.engine.devices.devices import describe_device, free_memory
 from helix_jobs.engine.loading.model_pair import ModelPair
 from helix_jobs.engine.loading.model_sizes import sizes_of
 from helix_jobs.errors import InsufficientMemoryError
+from helix_jobs.wording import gigabytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,8 +105,3 @@ def check_host_memory(source: ModelSource, dtype: torch.dtype) -> None:
 
 def _sizes(source: ModelSource) -> ModelSizes:
     return sizes_of(source.checkpoint, source.config)
-
-
-def gigabytes(count: int) -> str:
-    """``1.23 GB``, in steps of 1,000."""
-    return f"{count / 1e9:.2f} GB"

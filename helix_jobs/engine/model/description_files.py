@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.model.model_words import subject
 from helix_jobs.errors import ModelError, ModelNotFoundError
+from helix_jobs.wording import rough_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,8 +51,8 @@ def check_description_files(name: str, folder: Path) -> None:
             size = path.stat().st_size
             if size > limit:
                 raise ModelError(
-                    f"{subject(name, path)} has {size / _MEGABYTE:.0f} MB, and no such file has more than "
-                    f"{limit // _MEGABYTE} MB; fetch the model again"
+                    f"{subject(name, path)} has {rough_size(size)}, and no such file has more than "
+                    f"{rough_size(limit)}; fetch the model again"
                 )
 
 

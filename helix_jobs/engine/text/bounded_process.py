@@ -16,6 +16,7 @@ from typing import Any, Final
 import psutil
 
 from helix_jobs.python_child import import_path, python_command
+from helix_jobs.wording import rough_size
 
 # Seconds between checks of a process at work. Where the process limits itself, these are only a second line of defence.
 _LOOK_EVERY: Final = 0.25
@@ -33,7 +34,7 @@ class ProcessLimits:
             stall.
     """
 
-    memory_bytes: int = 2 * 1024**3
+    memory_bytes: int = 2_000_000_000
     wall_factor: float = 20.0
 
 
@@ -189,7 +190,7 @@ def excess_of(used: Usage, wall: float, seconds: float, limits: ProcessLimits) -
     if used.seconds > seconds:
         return f"took more than {seconds:.3g} s of processor time"
     if used.memory_bytes > limits.memory_bytes:
-        return f"took more than {limits.memory_bytes / 1e9:.1f} GB of memory"
+        return f"took more than {rough_size(limits.memory_bytes)} of memory"
     if wall > limits.wall_factor * seconds:
         return f"did not answer for {wall:.0f} s"
     return ""

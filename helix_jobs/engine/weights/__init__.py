@@ -1,1 +1,1 @@
-"""Weights: how a matrix is stored and multiplied: in the model's dtype, as int8, in blocks of whole numbers, in tiles."""
+"""Weights: how a matrix is stored and multiplied: in the model's dtype, as int8, in blocks, in tiles."""

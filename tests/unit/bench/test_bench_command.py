@@ -190,6 +190,10 @@ def read(path):
 
 
 def test_modes_and_batch_sizes_are_measured_beside_each_other(bench, tmp_path):
+    # What the files' names stood for stays whole until the new ones are, and so do other links to it.
+    for name in ("out.json", "out.svg"):
+        (tmp_path / name).write_text("earlier", encoding="utf-8")
+        (tmp_path / f"kept-{name}").hardlink_to(tmp_path / name)
     result = bench(
         *("decode", *SHORT, "--draft", "int8,lookup", "--speculation", "off,2,auto", "--batch-sizes", "1,3"),
         *("--json", tmp_path / "out.json", "--chart", tmp_path / "out.svg"),
@@ -210,6 +214,7 @@ def test_modes_and_batch_sizes_are_measured_beside_each_other(bench, tmp_path):
     assert "round 2 of 2: lookup auto ..." in result.stderr
     names = ["".join(text.itertext()) for text in ET.parse(tmp_path / "out.svg").iter()]  # noqa: S314  (our own file)
     assert {"speculation off", "int8 K=2", "lookup adaptive"} <= set(names)
+    assert {file.read_text(encoding="utf-8") for file in tmp_path.glob("kept-*")} == {"earlier"}
 
 
 def test_rounds_alternate_and_every_round_starts_afresh(bench, tmp_path):

@@ -30,7 +30,7 @@ def old_batch(database):
 
 @pytest.mark.usefixtures("old_batch")
 def test_a_small_share_of_old_batches_is_told_and_a_large_one_warned_of(database):
-    found = only(check_ended(database, 400 << 20), "old batches")
+    found = only(check_ended(database, 400_000_000), "old batches")
     assert (found.level, found.remedy) == (OK, None)
     assert found.finding.startswith("1 ended more than 30 days ago, 3 jobs, about 300 MB")
     found = only(check_ended(database, 4 << 30), "old batches")

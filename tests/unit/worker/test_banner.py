@@ -46,3 +46,10 @@ def test_drafts_by_their_names(draft, said):
 def test_a_target_that_overflows_float16_is_named_as_such():
     said = lines_of(dtype="float32", overflows_float16=True)["dtype"]
     assert said == "float32 (the target does not fit float16's range; this takes twice the memory)"
+
+
+def test_the_cache_has_the_size_that_its_setting_asked_for():
+    """HELIX_KV_CACHE_MB counts in millions of bytes, and so does what is said of the cache."""
+    info = replace(FakeEngine().info, kv_cache_bytes=250 * 1_000_000, num_blocks=10)
+    lines = dict(WorkerBanner(worker_id="w", engine=info, broker="b", database="d").lines())
+    assert lines["KV cache"].startswith("250 MB (10 blocks")

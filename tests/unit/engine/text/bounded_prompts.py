@@ -7,7 +7,7 @@ from helix_jobs.engine.text.prompt_encoder import PromptLimits
 from tests.unit.engine.tiny_models import tokenizer
 
 # Far more than an honest prompt of these tests needs, and soon over for one that would need for ever.
-SHORT = PromptLimits(seconds=0.5, process=ProcessLimits(memory_bytes=512 * 1024**2, wall_factor=120))
+SHORT = PromptLimits(seconds=0.5, process=ProcessLimits(memory_bytes=500_000_000, wall_factor=120))
 
 
 def with_template(source):
