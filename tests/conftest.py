@@ -185,12 +185,12 @@ def demo_home(pytestconfig: pytest.Config) -> Path:
 @pytest.fixture(scope="session")
 def demo_kernels(demo_home: Path) -> Path:
     """The demo model's compiled kernels in its home, kept as well; an empty folder where there is no compiler."""
-    from helix_jobs.engine.kernels.cpu.build import build_library
+    from helix_jobs.engine.kernels.cpu.build import build_libraries
 
     folder = demo_home / "native"
     try:
         with FileLock(demo_home / "tests.lock"):
-            build_library(folder, 64)
+            build_libraries(folder, 64)
     except ConfigurationError:
         folder.mkdir(mode=0o700, exist_ok=True)
     return folder

@@ -14,7 +14,7 @@ import pytest
 from helix_jobs.broker.embedded import EmbeddedBroker
 from helix_jobs.doctor.home import check_home
 from helix_jobs.doctor.verdict import Level
-from helix_jobs.engine.kernels.cpu.build import build_library
+from helix_jobs.engine.kernels.cpu.build import build_libraries
 from helix_jobs.engine.loading.demo_model import ensure_demo_model
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.files import atomic_write, is_own_program, open_private, read_private, touch_private, write_private
@@ -182,7 +182,7 @@ def test_a_file_written_whole_takes_the_place_of_a_link(tmp_path):
     [
         lambda home: EmbeddedBroker(home).start(),
         lambda home: EmbeddedBroker(home).is_running(),
-        lambda home: build_library(home / "native", 64),
+        lambda home: build_libraries(home / "native", 64),
         lambda home: ensure_demo_model(home, lambda _: None),
     ],
     ids=["broker-start", "broker-asked", "native", "models"],
@@ -216,16 +216,20 @@ def compiler(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("tainted", [0, 1])
 @pytest.mark.parametrize("taint", [write_for_all, pytest.param(give_away, marks=as_root)])
-def test_kernels_that_others_could_write_are_compiled_anew(tmp_path, taint):
-    library = build_library(tmp_path / "native", 64)
-    assert mode(library) == 0o700
-    first = library.read_text()
+def test_kernels_that_others_could_write_are_compiled_anew(tmp_path, taint, tainted):
+    def build():
+        return [library.read_text() for library in build_libraries(tmp_path / "native", 64)]
+
+    libraries = build_libraries(tmp_path / "native", 64)
+    assert [mode(library) for library in libraries] == [0o700, 0o700]
+    first = [library.read_text() for library in libraries]
     for _ in range(3):
-        assert build_library(tmp_path / "native", 64).read_text() == first
-    taint(library)
-    assert build_library(tmp_path / "native", 64).read_text() != first
-    assert is_own_program(library)
+        assert build() == first
+    taint(libraries[tainted])
+    assert [one == other for one, other in zip(build(), first, strict=True)] == [tainted != 0, tainted != 1]
+    assert all(is_own_program(library) for library in libraries)
 
 
 def copied(home, place):
@@ -247,27 +251,29 @@ def unpacked(home, place):
 def test_kernels_that_came_with_a_copied_home_are_compiled_anew(tmp_path, bring, caplog):
     """They belong to this user, as everything does that this user unpacks, and anybody may have put code into them."""
     home, copy = tmp_path / "home", tmp_path / "copy"
-    build_library(home / "native", 64)
+    build_libraries(home / "native", 64)
     bring(home, copy)
-    (there,) = (copy / "native").glob("*.so")
-    there.write_text("a stranger's")
-    there.chmod(0o700)
-    assert is_own_program(there)
-    assert build_library(copy / "native", 64) == there
-    assert there.read_text().startswith("compiled ")
-    assert "was not made here" in caplog.text
-    assert build_library(home / "native", 64).exists()
+    there = sorted((copy / "native").glob("*.so"))
+    assert len(there) == 2
+    for library in there:
+        library.write_text("a stranger's")
+        library.chmod(0o700)
+        assert is_own_program(library)
+    assert sorted(build_libraries(copy / "native", 64)) == there
+    assert all(library.read_text().startswith("compiled ") for library in there)
+    assert caplog.text.count("was not made here") == 2
+    assert all(library.exists() for library in build_libraries(home / "native", 64))
 
 
 @pytest.mark.usefixtures("compiler")
 def test_a_seal_of_another_library_does_not_count(tmp_path):
-    library = build_library(tmp_path / "native", 64)
+    _, library = build_libraries(tmp_path / "native", 64)
     first = library.read_text()
     other = library.with_name("other")
     other.write_text(first)
     other.chmod(0o700)
     other.replace(library)
-    assert build_library(tmp_path / "native", 64).read_text() != first
+    assert build_libraries(tmp_path / "native", 64)[1].read_text() != first
 
 
 def test_logs_are_private(tmp_path):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from helix_jobs.engine.kernels.cpu.build import build_library
+from helix_jobs.engine.kernels.cpu.build import build_libraries
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.locks import FileLock
 from tests.unit.engine.tried_tokenizers import _tokenizers_tried_once
@@ -31,7 +31,7 @@ def compiled_folder(pytestconfig: pytest.Config) -> Path:
     made = cache.mkdir("helix-native")
     try:
         with FileLock(made / "tests.lock"):  # the processes of a run need them at once; one of them compiles
-            build_library(made, 16)
+            build_libraries(made, 16)
     except ConfigurationError as error:
         pytest.skip(str(error))
     return made

@@ -1,4 +1,4 @@
-"""Compile the kernels once per machine, compiler and source, and keep the library."""
+"""Compile the kernels once per machine, compiler and source, and keep the libraries."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -32,12 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FOLDER: Final = Path(__file__).parent
-_NAMES: Final = ("kernels", "tiled_linear", "int8_linear", "int8_decoder", "packed_linear", "experts")
-SOURCES: Final = tuple(_FOLDER / f"{name}.cpp" for name in _NAMES)
-_HEADERS: Final = tuple(
-    _FOLDER / f"{name}.h"
-    for name in ("lanes", "activations", "tiles", "attention", "bytes", "blocks", "level_blocks", "row_products")
-)
 _COMPILERS: Final = ("c++", "g++", "clang++")
 # No -ffast-math: linked into a library it changes how the whole process treats subnormal numbers. The parts of it that
 # vectorisation needs are named one by one, and NaN stays NaN.
@@ -56,45 +51,119 @@ _TIMEOUT_SECONDS: Final = 600
 _VERSION_SECONDS: Final = 30
 
 
-def build_library(folder: Path, head_dim: int) -> Path:
-    """Return the compiled library, compiling it if ``folder`` does not hold it yet.
+@dataclass(frozen=True)
+class _Library:
+    """What one library is compiled of: files of this folder, by their names without the suffix."""
 
-    The file's name carries a digest of everything it depends on: another source, compiler, processor or system compiles
+    prefix: str
+    sources: tuple[str, ...]
+    headers: tuple[str, ...]
+    definitions: tuple[str, ...] = ()
+
+    @property
+    def source_paths(self) -> tuple[Path, ...]:
+        return tuple(_FOLDER / f"{name}.cpp" for name in self.sources)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return (*_FLAGS, *self.definitions)
+
+    def name(self, compiler: str, version: str) -> str:
+        """The file's name, with a digest of everything that the library depends on."""
+        paths = (*self.source_paths, *(_FOLDER / f"{name}.h" for name in self.headers))
+        texts = [path.read_text(encoding="utf-8") for path in paths]
+        parts = (*texts, *self.flags, compiler, version, platform.machine(), processor_features())
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return f"{self.prefix}-{digest[:16]}.so"
+
+
+# Serves heads of any size, so that another model compiles no more than what its heads ask for.
+_COMMON: Final = _Library(
+    "kernels",
+    sources=("experts", "kernels", "packed_linear", "int8_linear", "tiled_linear"),
+    headers=("lanes", "activations", "tiles", "bytes", "blocks", "level_blocks", "row_products"),
+)
+
+
+def _of_heads(head_dim: int) -> _Library:
+    """The kernels whose loops over a head are unrolled."""
+    return _Library(
+        f"kernels-heads{head_dim}",
+        sources=("int8_decoder", "attention"),
+        headers=("lanes", "activations", "tiles", "attention", "bytes"),
+        definitions=(f"-DHEAD_DIM={head_dim}",),
+    )
+
+
+def build_libraries(folder: Path, head_dim: int) -> tuple[Path, Path]:
+    """Return the compiled libraries, compiling what ``folder`` does not hold yet.
+
+    A file's name carries a digest of everything it depends on: another source, compiler, processor or system compiles
     anew.
 
     Args:
         folder: Keeps the libraries.
-        head_dim: Size of the heads; the loops over it are unrolled.
+        head_dim: Size of the heads.
+
+    Returns:
+        The library for heads of any size, and the one for heads of this size.
 
     Raises:
         ConfigurationError: There is no compiler, or it fails; the message says what to install. Or the folder is a link
             or another user's.
     """
     compiler = _find_compiler()
-    flags = (*_FLAGS, f"-DHEAD_DIM={head_dim}")
-    library = folder / f"kernels-{_digest(compiler, flags)}.so"
+    version = _run([compiler, "--version"], _VERSION_SECONDS).stdout
+    # What takes longest to compile comes first, so that no processor waits for it at the end.
+    libraries = {folder / library.name(compiler, version): library for library in (_of_heads(head_dim), _COMMON)}
     make_private_directory(folder)
+    missing = {place: library for place, library in libraries.items() if not _is_ready(place)}
+    if missing:
+        _build(compiler, folder, missing)
+    of_heads, common = libraries
+    return common, of_heads
+
+
+def _is_ready(library: Path) -> bool:
+    """Whether a library can be loaded; if so its use is noted."""
     if is_own_program(library) and _is_sealed(library):
         note_use(library)
         with suppress(OSError):  # as in note_use
             _seal(library)  # noting the use changes the status time, too
-        return library
+        return True
     if library.exists():
         # The library's code would run in this process, so another user must not have been able to write it.
         logger.warning("%s was not made here, or could have been written by another user; it is compiled anew", library)
-    # Compile in a scratch folder and move the result into place: two workers may compile at once, and a killed one
+    return False
+
+
+def _build(compiler: str, folder: Path, libraries: dict[Path, _Library]) -> None:
+    """Compile libraries, all their sources side by side, to the places given.
+
+    Raises:
+        ConfigurationError: The compiler fails.
+    """
+    # Compile in a scratch folder and move the results into place: two workers may compile at once, and a killed one
     # leaves nothing.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        partial = Path(scratch) / library.name
-        objects = [str(Path(scratch) / f"{source.stem}.o") for source in SOURCES]
+        objects = {
+            (place, source): str(Path(scratch) / f"{place.stem}-{source.stem}.o")
+            for place, library in libraries.items()
+            for source in library.source_paths
+        }
         _side_by_side(
-            [[compiler, *flags, "-c", "-o", made, str(source)] for made, source in zip(objects, SOURCES, strict=True)]
+            [
+                [compiler, *libraries[place].flags, "-c", "-o", made, str(source)]
+                for (place, source), made in objects.items()
+            ]
         )
-        _compile([compiler, *flags, "-shared", "-o", str(partial), *objects])
-        partial.chmod(PRIVATE_DIRECTORY)  # the compiler set the mode by the umask
-        partial.replace(library)
-    _seal(library)
-    return library
+        for place, library in libraries.items():
+            partial = Path(scratch) / place.name
+            own = [objects[place, source] for source in library.source_paths]
+            _compile([compiler, *library.flags, "-shared", "-o", str(partial), *own])
+            partial.chmod(PRIVATE_DIRECTORY)  # the compiler set the mode by the umask
+            partial.replace(place)
+            _seal(place)
 
 
 def _side_by_side(commands: list[list[str]]) -> None:
@@ -201,13 +270,6 @@ def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigurationError(f"{command[0]} cannot compile the kernels ({error}); {_remedy()}") from error
-
-
-def _digest(compiler: str, flags: tuple[str, ...]) -> str:
-    version = _run([compiler, "--version"], _VERSION_SECONDS).stdout
-    texts = [path.read_text(encoding="utf-8") for path in (*SOURCES, *_HEADERS)]
-    parts = (*texts, *flags, compiler, version, platform.machine(), processor_features())
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def processor_features() -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from helix_jobs.engine.kernels.cpu.build import build_library
+from helix_jobs.engine.kernels.cpu.build import build_libraries
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.engine.weights.level_layouts import FLOAT_LAYOUTS, LEVEL_LAYOUTS
 from helix_jobs.errors import ConfigurationError
@@ -22,13 +22,16 @@ if TYPE_CHECKING:
 
 _NAMES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
-_SIGNATURES: Final = {
+# In the library for heads of any size, and in that for heads of one size.
+_COMMON_SIGNATURES: Final = {
     "rms_norm": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT),
     **dict.fromkeys(("silu", "gelu", "tanh_gelu"), (*[_POINTER] * 2, *[_SIZE] * 2, _INT)),
-    "rotate_and_store": (*[_POINTER] * 8, *[_SIZE] * 5),
-    "paged_attention": (*[_POINTER] * 6, *[_SIZE] * 4, *[_FLOAT] * 2, _SIZE, _POINTER),
     "quantize_rows": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT, _INT),
     "scale_rows": (*[_POINTER] * 5, *[_SIZE] * 2),
+}
+_HEAD_SIGNATURES: Final = {
+    "rotate_and_store": (*[_POINTER] * 8, *[_SIZE] * 5),
+    "paged_attention": (*[_POINTER] * 6, *[_SIZE] * 4, *[_FLOAT] * 2, _SIZE, _POINTER),
 }
 
 
@@ -43,44 +46,45 @@ _BLOCK_OUTPUTS: Final = 32
 
 
 class NativeKernels:
-    """One library, for tensors of one dtype on the CPU and heads of one size.
+    """Two libraries, for tensors of one dtype on the CPU and heads of one size.
 
     Every tensor handed in is contiguous; every kernel writes a tensor of its own and keeps no pointer.
     """
 
     name = "compiled"
 
-    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, head_dim: int) -> None:
+    def __init__(self, common: ctypes.CDLL, of_heads: ctypes.CDLL, dtype: torch.dtype, head_dim: int) -> None:
         self.dtype = dtype
         self.head_dim = head_dim
         self._functions: dict[str, Any] = {}
         # All layers of an int8 decoder in one call, see ``NativeInt8Decoder``; and whether that is fast here.
-        self.int8_layers = getattr(library, f"int8_layers_{_NAMES[dtype]}")
+        self.int8_layers = getattr(of_heads, f"int8_layers_{_NAMES[dtype]}")
         self.int8_layers.argtypes = (_POINTER, _POINTER, _POINTER)
         self.int8_layers.restype = None
-        self.has_byte_products = bool(library.has_byte_products())
-        self._int8_linear = getattr(library, f"int8_linear_{_NAMES[dtype]}")
+        self.has_byte_products = bool(common.has_byte_products())
+        self._int8_linear = getattr(common, f"int8_linear_{_NAMES[dtype]}")
         self._int8_linear.argtypes = (*[_POINTER] * 4, _SIZE)
         self._int8_linear.restype = None
         # Whether the processor multiplies tiles of this dtype, and this process may use them.
-        self.has_tiles = dtype is torch.bfloat16 and bool(library.has_tiles())
-        self._pack_tiles = library.pack_tiles
+        self.has_tiles = dtype is torch.bfloat16 and bool(common.has_tiles())
+        self._pack_tiles = common.pack_tiles
         self._pack_tiles.argtypes = (*[_POINTER] * 2, *[_SIZE] * 2)
         self._pack_tiles.restype = None
-        self._tiled_linear = library.tiled_linear_bfloat16
+        self._tiled_linear = common.tiled_linear_bfloat16
         self._tiled_linear.argtypes = (*[_POINTER] * 5, *[_SIZE] * 3)
         self._tiled_linear.restype = None
-        self._packed_linear = getattr(library, f"packed_linear_{_NAMES[dtype]}")
+        self._packed_linear = getattr(common, f"packed_linear_{_NAMES[dtype]}")
         self._packed_linear.argtypes = (_POINTER, _INT, *[_POINTER] * 4, *[_SIZE] * 4)
         self._packed_linear.restype = None
-        self._experts = getattr(library, f"experts_{_NAMES[dtype]}")
+        self._experts = getattr(common, f"experts_{_NAMES[dtype]}")
         self._experts.argtypes = (*[_POINTER] * 5, *[_SIZE] * 2)
         self._experts.restype = None
-        for name, signature in _SIGNATURES.items():
-            function = getattr(library, f"{name}_{_NAMES[dtype]}")
-            function.argtypes = signature
-            function.restype = None
-            self._functions[name] = function
+        for library, signatures in ((common, _COMMON_SIGNATURES), (of_heads, _HEAD_SIGNATURES)):
+            for name, signature in signatures.items():
+                function = getattr(library, f"{name}_{_NAMES[dtype]}")
+                function.argtypes = signature
+                function.restype = None
+                self._functions[name] = function
         self._rms_norm = self._functions["rms_norm"]
         # ``CompiledStep`` calls these with pointers, so that arguments that a step's layers share are worked out once.
         self.rotate_and_store = self._functions["rotate_and_store"]
@@ -276,10 +280,10 @@ def load_kernels(folder: Path, dtype: torch.dtype, device: torch.device, head_di
         )
     if head_dim % LANES != 0:
         raise ConfigurationError(f"compiled kernels are for heads of a multiple of {LANES}, not of {head_dim}")
-    path = build_library(folder, head_dim)
+    paths = build_libraries(folder, head_dim)
     try:
-        library = ctypes.CDLL(str(path))
-        kernels = NativeKernels(library, dtype, head_dim)
+        common, of_heads = (ctypes.CDLL(str(path)) for path in paths)
+        kernels = NativeKernels(common, of_heads, dtype, head_dim)
     except (OSError, AttributeError) as error:
         raise ConfigurationError(f"the compiled kernels cannot be loaded ({error}); go on with --no-compile") from error
     return kernels
