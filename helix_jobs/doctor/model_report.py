@@ -95,7 +95,8 @@ def report_models(
         ConfigurationError: The draft or the dtype cannot be had on this device.
         ModelError: The draft model is not served, or not found.
     """
-    draft = NO_DRAFT if settings.speculation_depth == 0 else DraftSpec.parse(settings.draft_model).model
+    spec = DraftSpec.parse(settings.draft_model)
+    draft = NO_DRAFT if settings.speculation_depth == 0 else spec.model
     beside = None if draft in (NO_DRAFT, INT8) else model_outline(draft, settings.home)
     reports = []
     for name in names:
@@ -113,6 +114,7 @@ def report_models(
             None if beside is None else beside.sizes,
             draft == INT8,
             compiles_kernels(place.device, settings.compile),
+            spec.copies_blocks,
         )
         reports.append(_report(outline, pair, settings, context, place.available))
     return reports

@@ -21,6 +21,15 @@ class DraftSpec:
     model: str
     drafters: tuple[str, ...] = ()
 
+    @property
+    def copies_blocks(self) -> bool:
+        """Whether an int8 copy is made even of a target whose weights stay in blocks.
+
+        A copy of 4-bit weights takes more memory than they do. So ``lookup+int8``, the default, is ``lookup`` there.
+        Trade-off: for a single request ``int8`` may draft faster than lookup alone, and has to be asked for by itself.
+        """
+        return not self.drafters
+
     @classmethod
     def parse(cls, text: str) -> DraftSpec:
         """Read ``MODEL``, ``int8``, ``none``, or names of drafters, optionally followed by one of these.

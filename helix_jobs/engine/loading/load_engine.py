@@ -57,6 +57,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
         home=settings.home,
         on_progress=on_progress,
         compiles=compiles_kernels(device, settings.compile),
+        copies_blocks=draft.copies_blocks,
     )
     models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
     if settings.dtype != PACKED:

@@ -140,6 +140,7 @@ def load_models(
     home: Path,
     on_progress: Callable[[str], None] | None = None,
     compiles: bool = False,
+    copies_blocks: bool = True,
 ) -> LoadedModels:
     """Load target and draft onto the device.
 
@@ -151,6 +152,7 @@ def load_models(
         home: HELIX_HOME; the demo model is kept under it.
         on_progress: Receives one line for each thing that is done.
         compiles: Whether kernels will be compiled for int8 layers, which hold some of the weights once more.
+        copies_blocks: Whether the draft ``int8`` is made of a target in blocks, see ``DraftSpec``.
 
     Raises:
         ModelNotFoundError: No such model, or only a pickle of it.
@@ -171,8 +173,16 @@ def load_models(
     compute = chosen.dtype
     if draft_source is not None:
         check_vocabularies(target, target_source.tokenizer.get_vocab(), draft, draft_source.tokenizer.get_vocab())
-    has_int8_copy = draft == INT8 and makes_int8_copy(device, chosen)
-    check_device_memory(device, chosen, target_source, draft_source, has_int8_copy=has_int8_copy, compiles=compiles)
+    has_int8_copy = draft == INT8 and makes_int8_copy(device, chosen, copies_blocks=copies_blocks)
+    check_device_memory(
+        device,
+        chosen,
+        target_source,
+        draft_source,
+        has_int8_copy=has_int8_copy,
+        compiles=compiles,
+        copies_blocks=copies_blocks,
+    )
     prompts = PromptEncoder(target_source.tokenizer, name=target)
     template = prompts.probe()
     forms = chat_forms(target_source.tokenizer, template)
@@ -193,8 +203,10 @@ def load_models(
             # On a CPU a draft becomes int8, which takes no more memory out of blocks than they do themselves.
             keeps = device.type == "cpu"
             loaded_draft = _draft(draft, _read(draft_source, compute, device, prompts, keeps_blocks=keeps).decoder)
-        elif draft == INT8 and not chosen.is_int8:
+        elif draft == INT8 and not chosen.is_int8 and (has_int8_copy or not chosen.is_packed):
             loaded_draft = _int8_copy(loaded_target, report)
+        elif draft == INT8 and chosen.is_packed:
+            report("lookup drafts alone: an int8 copy would take more memory than weights in blocks do (--draft int8)")
         elif draft == INT8:
             logger.warning(
                 "an int8 draft of an int8 target is the target itself; speculation with a draft model is off"

@@ -31,6 +31,7 @@ def check_device_memory(
     *,
     has_int8_copy: bool,
     compiles: bool = False,
+    copies_blocks: bool = True,
 ) -> None:
     """Compare the memory that the models need on the device with its free memory.
 
@@ -41,6 +42,7 @@ def check_device_memory(
         draft: A draft model, or None.
         has_int8_copy: Whether an int8 copy of the target drafts.
         compiles: Whether kernels are compiled for int8 layers.
+        copies_blocks: Whether a copy is made of a target in blocks.
 
     Raises:
         InsufficientMemoryError: The weights and the smallest useful cache do not fit. The message says what would.
@@ -48,7 +50,9 @@ def check_device_memory(
     available = free_memory(device)
     if available is None:  # DirectML does not tell; a failing allocation will
         return
-    pair = ModelPair(device, _sizes(target), None if draft is None else _sizes(draft), has_int8_copy, compiles)
+    pair = ModelPair(
+        device, _sizes(target), None if draft is None else _sizes(draft), has_int8_copy, compiles, copies_blocks
+    )
     memory = pair.memory(chosen)
     if memory.needed > available:
         remedy = shortage_remedy(pair.remedies(chosen, target.checkpoint.dtype, available))

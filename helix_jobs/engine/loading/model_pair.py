@@ -75,6 +75,7 @@ class ModelPair:
         draft: A draft model, or None.
         wants_int8_copy: Whether an int8 copy of the target drafts, where one is made.
         compiles: Whether kernels are compiled for int8 layers.
+        copies_blocks: Whether a copy is made of a target in blocks, see ``DraftSpec``.
     """
 
     device: torch.device
@@ -82,6 +83,7 @@ class ModelPair:
     draft: ModelSizes | None = None
     wants_int8_copy: bool = False
     compiles: bool = False
+    copies_blocks: bool = True
 
     @property
     def has_draft(self) -> bool:
@@ -117,7 +119,7 @@ class ModelPair:
                 drafts = self.draft.int8_bytes(dtype) + self._kernel_bytes(self.draft)
             # Products are laid out anew once both models are there.
             loading = max(loading, (target.int8_bytes(dtype) if chosen.is_int8 else read) + drafts_read)
-        elif self.wants_int8_copy and makes_int8_copy(self.device, chosen):
+        elif self._has_int8_copy(chosen):
             drafts, drafting = target.int8_products_bytes + self._kernel_bytes(target), target
         both = [target] if drafting is None else [target, drafting]
         sections = divide([(one.geometry, one.windows) for one in both], min(one.context for one in both))
@@ -136,6 +138,9 @@ class ModelPair:
             sections=sections,
         )
 
+    def _has_int8_copy(self, chosen: WeightFormat) -> bool:
+        return self.wants_int8_copy and makes_int8_copy(self.device, chosen, copies_blocks=self.copies_blocks)
+
     def _kernel_bytes(self, model: ModelSizes) -> int:
         """What compiled kernels hold beside a model's int8 layers once these are packed."""
         return model.int8_kernel_bytes if self.compiles else 0
@@ -145,7 +150,7 @@ class ModelPair:
         shapes = self.target.states
         if self.draft is not None:
             shapes += self.draft.states
-        elif self.wants_int8_copy and makes_int8_copy(self.device, chosen):
+        elif self._has_int8_copy(chosen):
             shapes *= 2
         return state_bytes(shapes, config, chosen.dtype.itemsize)
 
@@ -169,6 +174,6 @@ class ModelPair:
         return found
 
 
-def makes_int8_copy(device: torch.device, chosen: WeightFormat) -> bool:
+def makes_int8_copy(device: torch.device, chosen: WeightFormat, *, copies_blocks: bool) -> bool:
     """Whether the draft ``int8`` makes a copy of the target there; elsewhere it is left out."""
-    return device.type == "cpu" and not chosen.is_int8
+    return device.type == "cpu" and not chosen.is_int8 and (copies_blocks or not chosen.is_packed)

@@ -6,20 +6,20 @@ import sys
 import types
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 
+from helix_jobs.doctor.model_report import Place, report_models
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.loading.load_engine import load_engine
 from helix_jobs.settings import Settings
 from tests.unit.engine.devices.simulated_directml import DIRECTML, SimulatedDirectml
 from tests.unit.engine.devices.windows_registry import GIB, RADEON, registry
-from tests.unit.engine.model_files import save_checkpoint
+from tests.unit.engine.model_files import save_checkpoint, write_gguf
 from tests.unit.engine.tiny_models import copy_of, request, tiny_model
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 def test_a_fixed_depth_asks_the_draft_for_the_same_numbers_in_any_company(
@@ -36,6 +36,38 @@ def test_a_fixed_depth_asks_the_draft_for_the_same_numbers_in_any_company(
     engine = load_engine(settings)
     assert engine.info.draft_model == f"{folder} (int8)"
     assert engine.info.is_reproducible
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "drafts"),
+    [
+        ({"DRAFT_MODEL": "lookup+int8", "DTYPE": "packed"}, "lookup"),
+        ({"DRAFT_MODEL": "lookup+int8", "DTYPE": "float32"}, "lookup + {} (int8)"),
+        ({"DRAFT_MODEL": "int8", "DTYPE": "packed"}, "{} (int8)"),
+    ],
+)
+def test_beside_weights_in_blocks_an_int8_copy_has_to_be_asked_for_by_itself(
+    tmp_path: Path, compiled_folder: Path, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], drafts: str
+) -> None:
+    """The copy would take more memory than 4-bit weights do, and the default is not to multiply what a file takes."""
+    path = tmp_path / "m.gguf"
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 16, "num_key_value_heads": 16}
+    write_gguf(path, blocks=lambda _: "Q4_K", num_hidden_layers=1, head_dim=16, **sizes)
+    monkeypatch.setattr("helix_jobs.engine.loading.weight_format.resolve_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(
+        "helix_jobs.engine.loading.load_engine.load_kernels", lambda _, *rest: load_kernels(compiled_folder, *rest)
+    )
+    variables = {"HOME": tmp_path / "home", "TARGET_MODEL": path, "SPECULATION_DEPTH": 2, **chosen}
+    variables |= {"DEVICE": "cpu", "COMPILE": "on", "KV_CACHE_MB": 8}
+    settings = Settings.from_environment({f"HELIX_{name}": str(value) for name, value in variables.items()})
+    settings.make_home()
+    (report,) = report_models([str(path)], settings, Place(torch.device("cpu"), "CPU", None))
+    told: list[str] = []
+    engine = load_engine(settings, told.append)
+    assert engine.info.draft_model == drafts.format(path)
+    assert any("lookup drafts alone" in line for line in told) is (drafts == "lookup")
+    assert (report.fits[0].memory.draft > 0) is (drafts != "lookup")
     engine.close()
 
 
