@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 SUPPORTED_MODEL_TYPES: Final = {family.model_type: family.class_name for family in FAMILIES.values()}
 _SUPPORTED: Final = f"supported are {', '.join((*SUPPORTED_MODEL_TYPES, *TEXT_TOWERS))}"
-# With these types a token's rotation depends on its position alone.
-_ROPE_TYPES: Final = ("default", "linear", "llama3", "yarn", "longrope", "proportional")
-# This type recomputes its frequencies from the longest position of a batch, so a token would depend on its neighbours.
-_BATCH_DEPENDENT_ROPE: Final = "dynamic"
-# This type does so only once a position leaves the original context; within it the frequencies are constant.
+# With these types a token's rotation depends on its position alone. ``dynamic`` recomputes its frequencies once a
+# position leaves the context that the configuration states (``max_position_embeddings``), and no position does here:
+# within it they are the plain ones.
+_ROPE_TYPES: Final = ("default", "linear", "llama3", "yarn", "longrope", "proportional", "dynamic")
+# This type does so once a position leaves the original context.
 _LONG_ROPE: Final = "longrope"
 # Settings that scale positions: a number or a list of numbers, each greater than zero. No scaling has them all.
 _ROPE_NUMBERS: Final = (
@@ -93,8 +93,7 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
             f"model {name}: the architecture {config.model_type!r} is served with transformers 5 alone; install it"
         )
     for rope in map(_rope_type, _rope_settings(config)):
-        if not (family.has_fixed_dynamic_rope and rope == _BATCH_DEPENDENT_ROPE):
-            _check_rope(name, rope)
+        _check_rope(name, rope)
     # Gemma 4 says ``vision`` where only the parts of an image see each other.
     is_causal = getattr(config, "is_causal", True) and (
         getattr(config, "use_bidirectional_attention", None) in (None, False, "vision")
@@ -200,9 +199,8 @@ def _refusal(name: str, model_type: object) -> str:
 def _check_rope(name: str, rope: str) -> None:
     if rope in _ROPE_TYPES:
         return
-    reason = ", which depends on the other sequences of a batch" if rope == _BATCH_DEPENDENT_ROPE else ""
     raise UnsupportedArchitectureError(
-        f"model {name} scales its positions with {rope!r}{reason}; supported are {', '.join(_ROPE_TYPES)}"
+        f"model {name} scales its positions with {rope!r}; supported are {', '.join(_ROPE_TYPES)}"
     )
 
 

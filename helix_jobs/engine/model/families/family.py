@@ -23,7 +23,6 @@ class Family:
         describe: What a configuration of it computes. Raises ``UnsupportedSettingError`` for a setting that Helix does
             not compute.
         other_names: Further names that checkpoints give that class.
-        has_fixed_dynamic_rope: Whether frequencies that its checkpoints call ``dynamic`` are fixed.
         renames: Parts of the names of weights in checkpoints, and what transformers' modules call them.
         joins: Ends of the names of tensors in checkpoints, and the end of the name of the one tensor that transformers'
             modules have in their place, one's rows behind another's.
@@ -43,7 +42,6 @@ class Family:
     class_name: str
     describe: Callable[[PretrainedConfig], ModelDescription]
     other_names: tuple[str, ...] = ()
-    has_fixed_dynamic_rope: bool = False
     renames: tuple[tuple[str, str], ...] = ()
     joins: tuple[tuple[tuple[str, ...], str], ...] = ()
     further_layers: str | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.model.description import UnsupportedSettingError
 from helix_jobs.engine.model.families import llama
 from helix_jobs.engine.model.families.family import Family
 from helix_jobs.engine.model.families.settings import rms_norm
@@ -18,10 +17,6 @@ if TYPE_CHECKING:
 
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    # The checkpoints say ``dynamic``; with a factor ``alpha`` the frequencies are fixed all the same.
-    if rope.get("rope_type", rope.get("type")) == "dynamic" and not rope.get("alpha"):
-        raise UnsupportedSettingError("scales its positions with 'dynamic' and no alpha; supported is a fixed alpha")
     norm = rms_norm(config.rms_norm_eps)
     return llama.describe(config).with_attention(
         lambda _, own: replace(
@@ -33,4 +28,4 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     )
 
 
-FAMILY = Family("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", describe, has_fixed_dynamic_rope=True)
+FAMILY = Family("hunyuan_v1_dense", "HunYuanDenseV1ForCausalLM", describe)

@@ -26,4 +26,4 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     return with_experts(hunyuan_v1_dense.describe(config), made, every_layer)
 
 
-FAMILY = Family("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", describe, has_fixed_dynamic_rope=True)
+FAMILY = Family("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM", describe)

@@ -30,6 +30,8 @@ ROPES: dict[str, dict[str, Any]] = {
     },
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
 }
+# Plain frequencies within the context that the configuration states, whatever the factor.
+DYNAMIC = {"rope_type": "dynamic", "factor": 6.0}
 LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [2.0, 4.0, 8.0, 9.0]}
 
 
@@ -123,6 +125,10 @@ CASES = [
     Case("llama", {"rms_norm_eps": 0.1}),
     *(Case("llama", {"rope_scaling": rope}) for rope in ROPES.values()),
     Case("llama", {"rope_theta": 500.0}),
+    *(
+        Case(architecture, {"rope_scaling": DYNAMIC}, changes=False)
+        for architecture in ("llama", "internlm3", "qwen2", "minicpm3", "hunyuan_v1_dense")
+    ),
     *(Case("qwen2", {"rope_scaling": rope}) for rope in ROPES.values()),
     Case("gemma", {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "relu"}, changes=False),
     Case("phi3", {"partial_rotary_factor": 0.5}),

@@ -200,14 +200,6 @@ def test_keys_that_a_gemma_4_checkpoint_holds_and_nobody_reads(tmp_path: Path) -
         load(edit_weights(folder, lambda weights: add(weights, 1)))
 
 
-def test_positions_that_depend_on_the_batch(tmp_path: Path) -> None:
-    rope = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}
-    folder = edit_config(save_checkpoint(tmp_path), rope_parameters=rope, rope_scaling=rope)
-    with pytest.raises(UnsupportedArchitectureError) as caught:
-        load(folder)
-    caught.match("'dynamic', which depends on the other sequences of a batch; supported are default, linear, llama3")
-
-
 def test_an_unknown_scaling_of_positions(tmp_path: Path) -> None:
     rope = {"rope_theta": 10000.0, "rope_type": "mrope", "mrope_section": [1, 1, 2]}
     folder = edit_config(save_checkpoint(tmp_path), rope_parameters=rope, rope_scaling=rope)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
+from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
 from helix_jobs.engine.model.assembly import build_decoder
@@ -27,6 +29,7 @@ from tests.unit.engine.tiny_models import (
     copy_of,
     decoder_logits,
     ragged_logits,
+    reference_greedy,
     reference_logits,
     request,
     roughen,
@@ -129,6 +132,26 @@ def test_rotary_settings_as_transformers_5_writes_them_are_understood_by_either(
     config["rope_parameters"] = {"rope_theta": 10000.0, **written}
     (folder / "config.json").write_text(json.dumps(config))
     assert error(decoder_logits(load(folder).target.decoder), reference_logits(model)) < 2e-5
+
+
+def test_dynamic_scaling_is_served_to_the_end_of_the_context(tmp_path: Path) -> None:
+    """Beyond it transformers recomputes the frequencies from the longest sequence of a batch."""
+    rope = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 6.0}
+    model = roughen(tiny_model("internlm3", seed=3, rope_scaling=rope, max_position_embeddings=48))
+    models = load(save_checkpoint(tmp_path, model), "int8", dtype="float32")
+    assert models.max_context == 48
+    engine = Engine(
+        models,
+        EngineConfig(max_batch_size=4, speculation=SpeculationConfig(depth=3, adaptive=False, drafters=("lookup",))),
+        CacheConfig(num_blocks=40, block_size=4),
+    )
+    wanted = {"a": list(range(2, 20)), "b": [5, 4, 3], "c": [2 + i % 13 for i in range(38)], "d": [7]}
+    requests = [request(name, prompt, max_tokens=48 - len(prompt), ignore_eos=True) for name, prompt in wanted.items()]
+    model.generation_config.eos_token_id = None
+    for result in engine.generate(requests):
+        prompt = wanted[result.request_id]
+        assert result.completion_tokens == 48 - len(prompt)
+        assert result.output_token_ids == reference_greedy(model, prompt, 48 - len(prompt))
 
 
 def test_a_draft_with_fewer_learned_positions_than_its_target_goes_on() -> None:
