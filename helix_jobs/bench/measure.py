@@ -75,6 +75,8 @@ class Measurement:
             emission, counted once for each of these tokens.
         draft_tokens: Proposed tokens.
         acceptance_rate: Accepted / drafted; None when nothing was drafted.
+        forced_tokens: The part of ``draft_tokens`` that a grammar forced.
+        accepted_forced_tokens: Forced tokens that the target accepted.
         mean_depth: Drafted tokens for each sequence and decode step.
         mean_acceptance_length: Emitted tokens for each sequence and target step.
         steps: Engine steps.
@@ -101,6 +103,8 @@ class Measurement:
     inter_token: Percentiles | None
     draft_tokens: int
     acceptance_rate: float | None
+    forced_tokens: int
+    accepted_forced_tokens: int
     mean_depth: float
     mean_acceptance_length: float | None
     steps: int
@@ -192,6 +196,8 @@ def _measurement(
         inter_token=Percentiles.of(gaps),
         draft_tokens=tokens.draft_tokens,
         acceptance_rate=tokens.acceptance_rate,
+        forced_tokens=spent.forced_tokens,
+        accepted_forced_tokens=spent.accepted_forced_tokens,
         mean_depth=spent.draft_tokens / decodes if decodes else 0.0,
         mean_acceptance_length=tokens.completion_tokens / target_steps if target_steps else None,
         steps=spent.steps,

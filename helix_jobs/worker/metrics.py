@@ -121,6 +121,8 @@ _WORKER: Final = (
     Metric("helix_engine_completion_tokens_total", Kind.COUNTER, "Tokens generated."),
     Metric("helix_engine_draft_tokens_total", Kind.COUNTER, "Tokens drafted."),
     Metric("helix_engine_accepted_tokens_total", Kind.COUNTER, "Of these, accepted by the target."),
+    Metric("helix_engine_forced_tokens_total", Kind.COUNTER, "Of the drafted tokens, those that a grammar forced."),
+    Metric("helix_engine_accepted_forced_tokens_total", Kind.COUNTER, "Of these, accepted by the target."),
     Metric("helix_engine_acceptance_ratio", Kind.GAUGE, "Accepted over drafted since the start; NaN before a draft."),
     Metric("helix_engine_tokens_per_second", Kind.GAUGE, "Tokens generated in the run under way; 0 when idle."),
     Metric("helix_engine_preemptions_total", Kind.COUNTER, "Times a request lost its cache blocks and was set back."),
@@ -188,6 +190,8 @@ def worker_samples(figures: WorkerFigures) -> dict[str, Samples]:
         "helix_engine_completion_tokens_total": _one(totals.completion_tokens),
         "helix_engine_draft_tokens_total": _one(totals.draft_tokens),
         "helix_engine_accepted_tokens_total": _one(totals.accepted_tokens),
+        "helix_engine_forced_tokens_total": _one(totals.forced_tokens),
+        "helix_engine_accepted_forced_tokens_total": _one(totals.accepted_forced_tokens),
         "helix_engine_acceptance_ratio": _one(
             float("nan") if totals.acceptance_rate is None else totals.acceptance_rate
         ),

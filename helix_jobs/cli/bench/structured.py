@@ -23,8 +23,11 @@ from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, settings_option
 from helix_jobs.settings import DTYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
+    from helix_jobs.bench.measure import Measurement
     from helix_jobs.bench.structured import StructuredReport
     from helix_jobs.settings import Settings
 
@@ -107,21 +110,33 @@ def _show(console: Console, report: StructuredReport) -> None:
     from rich.table import Table
 
     console.print(f"{report.target}, {report.dtype}, {report.device}", soft_wrap=True)
-    table = Table("WORK", "BATCH", "SPECULATION", "FORM", "TOKENS/S", "SECONDS", "TOKENS", "ACCEPTED", box=None)
+    # Times come before rates: a schema's answers are of another length.
+    columns = ("WORK", "BATCH", "SPECULATION", "FORM", "SECONDS", "TOKENS/S", "TOKENS", "ACCEPTED", "FORCED ACCEPTED")
+    table = Table(*columns, box=None)
     for pair in report.pairs:
         for form, rounds in (("plain", pair.plain), ("schema", pair.held)):
             rates = [one.acceptance_rate for one in rounds if one.acceptance_rate is not None]
             table.add_row(
                 *(pair.name, str(pair.batch_size), pair.speculation, form),
-                f"{median(one.output_tokens_per_second for one in rounds):,.1f}",
                 f"{median(one.seconds for one in rounds):,.2f}",
+                f"{median(one.output_tokens_per_second for one in rounds):,.1f}",
                 f"{median(one.output_tokens for one in rounds):,.0f}",
                 f"{median(rates):.0%}" if rates else "",
+                _forced(rounds),
             )
     console.print(table)
     for pair in report.pairs:
         console.print(
-            f"{pair.name}, batch {pair.batch_size}: with a schema {pair.rate_ratio:.2f} times the tokens/s, "
-            f"and {pair.time_ratio:.2f} times as fast done",
+            f"{pair.name}, batch {pair.batch_size}: with a schema {pair.time_ratio:.2f} times as fast done, "
+            f"and {pair.rate_ratio:.2f} times the tokens/s",
             soft_wrap=True,
         )
+
+
+def _forced(rounds: Sequence[Measurement]) -> str:
+    """How many of a round's forced tokens the target accepted; nothing where nothing was forced."""
+    from statistics import median
+
+    forced = median(one.forced_tokens for one in rounds)
+    accepted = median(one.accepted_forced_tokens for one in rounds)
+    return f"{accepted:,.0f} of {forced:,.0f}" if forced else ""

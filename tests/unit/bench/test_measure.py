@@ -96,9 +96,10 @@ SCRIPT = (
     (
         0.5,
         {"b": 2},
-        counters(4, 7, 5, 9, target_seconds=3.0, draft_seconds=0.5, verify_seconds=0.2, schedule_seconds=0.1),
+        counters(4, 7, 5, 9, target_seconds=3.0, draft_seconds=0.5, verify_seconds=0.2, schedule_seconds=0.1,
+                 forced_tokens=5, accepted_forced_tokens=4),
     ),
-)
+)  # fmt: skip
 
 
 def test_rates_are_over_the_wall_time(scripted):
@@ -109,6 +110,7 @@ def test_rates_are_over_the_wall_time(scripted):
     assert found.ttft_from_submission.p50 == 3.0
     assert found.ttft_from_admission.p99 == 2.0
     assert (found.acceptance_rate, found.mean_acceptance_length) == (0.5, 2.0)
+    assert (found.forced_tokens, found.accepted_forced_tokens) == (5, 4)
     assert (found.steps, found.mean_batch_size, found.mean_depth) == (4, 7 / 4, 9 / 5)
 
 

@@ -107,6 +107,23 @@ def test_extraction_is_measured_with_and_without_a_schema(model):
         assert not pair["held"][0]["failed"]
         assert ratios["rate_ratio"] > 0
         assert ratios["time_ratio"] > 0
+    extraction, half = report["pairs"]
+    assert extraction["held"][0]["accepted_forced_tokens"] == extraction["held"][0]["forced_tokens"] > 0
+    assert extraction["plain"][0]["forced_tokens"] == half["held"][0]["forced_tokens"] == 0
     # All rows of the half batch run to their limit, with a schema or without.
     plain, half = report["pairs"][1]["plain"][0], report["pairs"][1]["held"][0]
     assert plain["output_tokens"] == half["output_tokens"] == 32 * 16
+
+
+def test_the_time_with_a_schema_is_told_before_its_rate(model):
+    out = run("structured", "--target", model, "--draft", "lookup", "--batch-sizes", "2", "--max-tokens", 16,
+              "--repeat", 1, "--device", "cpu")  # fmt: skip
+    assert out.exit_code == 0, out.output
+    header, plain, held, *_ = out.stdout.splitlines()[1:]
+    assert header.split()[-2:] == ["FORCED", "ACCEPTED"]
+    accepted, of, forced = held.split()[-3:]
+    assert (accepted, of) == (forced, "of")
+    assert "of" not in plain.split()
+    told = [line for line in out.stdout.splitlines() if "with a schema" in line]
+    assert len(told) == 2
+    assert all(0 < line.index("times as fast done") < line.index("times the tokens/s") for line in told)

@@ -41,7 +41,7 @@ def scrape(server) -> dict[str, dict[tuple[str, ...], float]]:
 
 def test_every_metric_is_served_under_its_name(server):
     counters = {"draft_tokens": 8, "accepted_tokens": 6, "completion_tokens": 100, "target_seconds": 2.5}
-    server.show(lambda: worker(**counters), lambda: QUEUE)
+    server.show(lambda: worker(**counters, forced_tokens=3, accepted_forced_tokens=2), lambda: QUEUE)
     found = scrape(server)
     assert set(found) == {metric.name for metric in METRICS}
     alone = {name: values[()] for name, values in found.items() if () in values}
@@ -64,6 +64,8 @@ def test_every_metric_is_served_under_its_name(server):
             "helix_worker_republished_total": 4,
             "helix_worker_reconnections_total": 1,
             "helix_engine_completion_tokens_total": 100,
+            "helix_engine_forced_tokens_total": 3,
+            "helix_engine_accepted_forced_tokens_total": 2,
             "helix_engine_acceptance_ratio": 0.75,
             "helix_engine_tokens_per_second": 45.5,
             "helix_engine_idle_seconds_total": 1.5,
