@@ -216,8 +216,8 @@ class GenerationResult:
 
     @property
     def completion_tokens(self) -> int:
-        """Number of emitted tokens."""
-        return len(self.output_token_ids)
+        """Number of emitted tokens: none where options are scored, though the best one is the answer."""
+        return len(self.output_token_ids) if self.scores is None else 0
 
     @property
     def cumulative_logprob(self) -> float | None:

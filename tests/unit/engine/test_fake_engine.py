@@ -185,7 +185,7 @@ def test_it_scores_the_options_of_a_request_and_makes_no_text_for_it() -> None:
     }
     for result in ended.values():
         assert result.scores == scores
-        assert (result.output_text, result.finish_reason, result.completion_tokens) == ("no", FinishReason.STOP, 1)
+        assert (result.output_text, result.finish_reason, result.completion_tokens) == ("no", FinishReason.STOP, 0)
         assert (result.prompt_tokens, result.ttft_seconds, result.draft_tokens) == (2, None, 0)
     assert (engine.counters().completion_tokens, engine.counters().prompt_tokens) == (0, 4)
 
