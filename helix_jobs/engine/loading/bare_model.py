@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def compute_frequencies(base: Any, config: PretrainedConfig) -> None:  # noqa: ANN401  (the architecture's class)
-    """Make the rotary module anew: what it computed at first is not in memory."""
-    rotary = getattr(base, "rotary_emb", None)
-    if rotary is not None:
-        base.rotary_emb = type(rotary)(config)
+    """Make the rotary modules anew: what they computed at first is not in memory."""
+    for name, module in list(base.named_children()):  # most call it rotary_emb
+        if any(buffer.endswith("inv_freq") for buffer, _ in module.named_buffers(recurse=False)):
+            setattr(base, name, type(module)(config))
 
 
 def put(module: Any, kind: str, value: torch.Tensor | BlockMatrix | BlockStack) -> None:  # noqa: ANN401  (its parameters' names are the file's)

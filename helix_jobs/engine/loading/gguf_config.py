@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from transformers import CONFIG_MAPPING
 
+from helix_jobs.engine.loading.gguf_settings import PATTERN
 from helix_jobs.engine.loading.tensor_names import HEAD
 from helix_jobs.engine.model.families.settings import FULL, SLIDING
 
@@ -47,10 +48,10 @@ def gguf_config(gguf: GgufFile) -> PretrainedConfig:
         **{theirs: settings[key] for key, theirs in family.optional.items() if settings.get(key)},
         **({} if family.made is None else family.made(settings)),
     }
-    if family.is_biased is not None:
-        made[family.is_biased] = f"{family.layers}.0.self_attn.q_proj.bias" in gguf.tensors
-    if family.window not in ("none", "all"):
-        made["layer_types"] = None if window is None else _layer_types(gguf)
+    for setting, parameter in family.present.items():
+        made[setting] = f"{family.layers}.0.{parameter}" in gguf.tensors
+    if isinstance(family.window, int):
+        made["layer_types"] = [FULL] * gguf.num_layers if window is None else _layer_types(gguf)
     if family.model_type == "gpt2":  # it has no rotary positions, and as many keys as queries
         for key in ("rope_parameters", "head_dim", "num_key_value_heads", "intermediate_size"):
             del made[key]
@@ -61,10 +62,11 @@ def gguf_config(gguf: GgufFile) -> PretrainedConfig:
 
 
 def _layer_types(gguf: GgufFile) -> list[str]:
-    period = gguf.family.window
-    if isinstance(period, int):
-        return [SLIDING if (index + 1) % period else FULL for index in range(gguf.num_layers)]
-    return [SLIDING if is_sliding else FULL for is_sliding in gguf.settings["attention.sliding_window_pattern"]]
+    """The kind of each layer: as the file lists it, or every n-th one without a window."""
+    period, count = gguf.family.window, gguf.num_layers
+    assert isinstance(period, int), "the caller has looked"
+    listed = gguf.settings.get(PATTERN) or [bool((index + 1) % period) for index in range(count)]
+    return [SLIDING if has_window else FULL for has_window in listed[:count]]
 
 
 def _rope_by_layer(gguf: GgufFile) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def _rope_by_layer(gguf: GgufFile) -> dict[str, Any]:
     shared, theta = _rope(gguf), gguf.family.local_theta
     if theta is None:
         return shared
-    local = gguf.settings.get("rope.freq_base_swa") or theta
+    local = shared["rope_theta"] if theta == "shared" else gguf.settings.get("rope.freq_base_swa") or theta
     return {FULL: shared, SLIDING: {"rope_type": "default", "rope_theta": local}}
 
 
@@ -82,6 +84,7 @@ def _rope(gguf: GgufFile) -> dict[str, Any]:
     rotated = settings.get("rope.dimension_count") or gguf.head_dim
     if family.rotates_part:
         found["partial_rotary_factor"] = rotated / gguf.head_dim
+    found |= {theirs: settings[key] for key, theirs in family.rope_settings.items()}
     kind = settings.get("rope.scaling.type")
     if SHORT_FACTORS in gguf.rotary:
         found |= {
@@ -92,9 +95,9 @@ def _rope(gguf: GgufFile) -> dict[str, Any]:
             "attention_factor": settings.get("rope.scaling.attn_factor"),
         }
     elif kind in family.scalings:
-        found |= {"rope_type": kind, "factor": settings["rope.scaling.factor"], **family.rope}
+        found |= {"rope_type": kind, "factor": settings["rope.scaling.factor"]}
         if kind == "yarn":
-            found |= _yarn(gguf)
+            found |= {**_yarn(gguf), **family.rope}
     return found
 
 

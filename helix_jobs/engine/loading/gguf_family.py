@@ -58,17 +58,18 @@ class GgufFamily:
         made: Further settings of the configuration that follow from several facts.
         neutral: Settings that are not read, and the values that change nothing.
         epsilon: The file's name and the configuration's of what norms add.
-        window: Which layers have the file's sliding window: none, all, all but every n-th one, or those that the file
-            lists.
+        window: Which layers have the file's sliding window: none, all, or all but every n-th one. A file may list them.
         scalings: Kinds of scaled positions that are read.
-        rope: Settings of rotary positions that every file has.
-        local_theta: Base of the frequencies of layers with a window, where each kind of layers has its own; files may
-            state another one.
+        rope: Settings of rotary positions that are scaled by YaRN in every file.
+        rope_settings: Settings without which rotary positions would be another model's, and their names there.
+        local_theta: Base of the frequencies of layers with a window, where each kind of layers has its own: files may
+            state another one; ``shared`` is that of all layers, unscaled.
         rotates_part: Whether a part of each head may be rotated.
         has_frequencies: Whether a file may divide frequencies by numbers of its own.
         is_sparse: Whether it has experts.
         by_layer: Settings that are a list with one number for each layer.
-        is_biased: The setting of the configuration that says whether queries have biases, or None.
+        present: Settings of the configuration that say whether layers have a parameter, and that parameter.
+        has_draft_layers: Whether files may hold layers behind the last one that only draft further tokens.
     """
 
     model_type: str
@@ -84,15 +85,17 @@ class GgufFamily:
     made: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     neutral: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     epsilon: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
-    window: Literal["none", "all", "listed"] | int = "none"
+    window: Literal["none", "all"] | int = "none"
     scalings: frozenset[str] = frozenset()
     rope: Mapping[str, Any] = field(default_factory=dict)
-    local_theta: float | None = None
+    rope_settings: Mapping[str, str] = field(default_factory=dict)
+    local_theta: float | Literal["shared"] | None = None
     rotates_part: bool = False
     has_frequencies: bool = False
     is_sparse: bool = False
     by_layer: frozenset[str] = frozenset()
-    is_biased: str | None = None
+    present: Mapping[str, str] = field(default_factory=dict)
+    has_draft_layers: bool = False
 
 
 NORMS: Final = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}

@@ -11,8 +11,8 @@ import torch
 from helix_jobs.engine.loading.gguf_config import LONG_FACTORS, SHORT_FACTORS
 from helix_jobs.engine.loading.gguf_header import GgufHeader, read_gguf_header
 from helix_jobs.engine.loading.gguf_registry import GGUF_ARCHITECTURES, SERVED_OTHERWISE, family_of
-from helix_jobs.engine.loading.gguf_settings import KEY_HEADS, check_heads, check_settings, unread
-from helix_jobs.engine.loading.gguf_tensors import GgufTensor, GgufWeight, weights_of
+from helix_jobs.engine.loading.gguf_settings import DRAFT_LAYERS, KEY_HEADS, check_heads, check_settings, unread
+from helix_jobs.engine.loading.gguf_tensors import GgufTensor, GgufWeight, weights_of, without_draft_layers
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class GgufFile:
     Attributes:
         architecture: The file's name for its model family.
         family: How that family's files are read.
-        num_layers: Number of layers that the file states.
+        num_layers: Number of its layers, without those that only draft.
         weights: The parameters of transformers' model that its tensors make.
         tensors: Their types and shapes, as transformers' model has them.
         vocabulary: Its settings that begin with ``tokenizer.``, without that prefix.
@@ -85,13 +85,17 @@ def read_gguf(name: str, path: Path) -> GgufFile:
         for tensor, stored in header.tensors.items()
         if tensor not in rotary
     }
+    num_layers = settings["block_count"]
+    if settings.get(DRAFT_LAYERS):
+        num_layers -= settings[DRAFT_LAYERS]
+        tensors = without_draft_layers(tensors, num_layers)
     _check_types(name, {tensor.stored.kind for tensor in tensors.values()})
     weights = weights_of(family, tensors)
     kv_heads = settings.get(KEY_HEADS, heads)
     return GgufFile(
         architecture=architecture,
         family=family,
-        num_layers=settings["block_count"],
+        num_layers=num_layers,
         weights=weights,
         tensors={parameter: weight.stored for parameter, weight in weights.items()},
         vocabulary=_without_prefix(header.settings, "tokenizer."),

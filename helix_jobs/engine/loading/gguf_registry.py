@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.engine.loading.gguf_dense_families import DENSE_FAMILIES
-from helix_jobs.engine.loading.gguf_expert_families import EXPERT_FAMILIES, MIXTRAL
+from helix_jobs.engine.loading.gguf_dense_families import DENSE_FAMILIES, MINISTRAL3, OLMO3
+from helix_jobs.engine.loading.gguf_expert_families import EXPERT_FAMILIES, GRANITE_WITH_SHARED, MIXTRAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,22 +15,23 @@ if TYPE_CHECKING:
 _FIRST: Final[dict[str, GgufFamily]] = {**DENSE_FAMILIES, **EXPERT_FAMILIES}
 GGUF_ARCHITECTURES: Final = tuple(_FIRST)
 # Architectures that are another family's where a file has a setting, and not zero.
-_OTHERS: Final[dict[tuple[str, str | None], GgufFamily]] = {("llama", "expert_count"): MIXTRAL}
+_OTHERS: Final[dict[tuple[str, str | None], GgufFamily]] = {
+    ("llama", "expert_count"): MIXTRAL,
+    ("mistral3", "attention.temperature_scale"): MINISTRAL3,
+    ("olmo2", "attention.sliding_window"): OLMO3,
+    ("granitemoe", "expert_shared_feed_forward_length"): GRANITE_WITH_SHARED,
+}
 # By architecture, and the setting that tells a further family of the same one.
 FAMILIES: Final[dict[tuple[str, str | None], GgufFamily]] = {
     **{(architecture, None): family for architecture, family in _FIRST.items()},
     **_OTHERS,
 }
-# Families whose files name another architecture: Mistral's say llama.
-_UNDER_OTHER_NAMES: Final = ("mistral",)
 # Architectures, as files name them, of families that are served from safetensors.
 SERVED_OTHERWISE: Final = frozenset(
     {
-        *("apertus", "arcee", "chatglm", "cohere2", "command-r", "deepseek2", "dots1", "ernie4_5", "ernie4_5-moe"),
-        *("exaone4", "falcon", "falcon-h1", "gemma4", "glm4", "glm4moe", "gpt-oss", "gptj", "gptneox"),
-        *("granitehybrid", "granitemoe", "hunyuan-dense", "hunyuan-moe", "jais2", "lfm2", "lfm2moe", "minicpm3"),
-        *("minimax-m2", "mistral3", "nemotron", "nemotron_h", "nemotron_h_moe", "olmo", "phi2", "qwen2vl", "qwen35"),
-        *("qwen35moe", "qwen3next", "qwen3vl", "seed_oss", "stablelm", "starcoder", "starcoder2"),
+        *("apertus", "chatglm", "deepseek2", "falcon", "falcon-h1", "gemma4", "gptj", "gptneox", "granitehybrid"),
+        *("jais2", "minicpm3", "minimax-m2", "nemotron_h", "nemotron_h_moe", "phi2", "qwen2vl", "qwen35"),
+        *("qwen35moe", "qwen3next", "qwen3vl", "starcoder", "starcoder2"),
     }
 )
 
@@ -50,4 +51,4 @@ def family_of(architecture: str, settings: Mapping[str, Any]) -> GgufFamily:
 
 def gguf_model_types() -> frozenset[str]:
     """Transformers' names of the families that are served from GGUF files."""
-    return frozenset({*(family.model_type for family in FAMILIES.values()), *_UNDER_OTHER_NAMES})
+    return frozenset(family.model_type for family in FAMILIES.values())

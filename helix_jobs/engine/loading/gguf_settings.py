@@ -29,13 +29,15 @@ _COUNTS: Final = (
     *("attention.sliding_window", "vocab_size"),
     *_EXPERT_COUNTS,
 )
-_READ_COUNTS: Final = frozenset(
+_MAY_BE_ZERO: Final = frozenset(
     {"expert_shared_count", "leading_dense_block_count", "expert_group_count", "expert_group_used_count"}
 )
-_READ_FLAGS: Final = frozenset({"expert_weights_norm"})
+_READ_COUNTS: Final = _MAY_BE_ZERO | {"interleave_moe_layer_step", "shortconv.l_cache"}
+_READ_FLAGS: Final = frozenset({"expert_weights_norm", "use_parallel_residual"})
+DRAFT_LAYERS: Final = "nextn_predict_layers"
 _FLOATS: Final = ("rope.freq_base", "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 _LOCAL_BASE: Final = "rope.freq_base_swa"
-_PATTERN: Final = "attention.sliding_window_pattern"
+PATTERN: Final = "attention.sliding_window_pattern"
 _SCALING: Final = "rope.scaling"
 _SCALING_FLOATS: Final = tuple(
     f"{_SCALING}.{key}"
@@ -122,8 +124,8 @@ def _check_there(name: str, architecture: str, family: GgufFamily, settings: Map
     for key in (*_NEEDED, family.epsilon[0]):
         if key not in settings:
             raise _lacks(name, f"{architecture}.{key}")
-    for key in (*(_NEEDED_OF_EXPERTS if family.is_sparse else ()), *family.settings):
-        if settings.get(key) is None or (settings[key] == 0 and key not in _READ_FLAGS):
+    for key in (*(_NEEDED_OF_EXPERTS if family.is_sparse else ()), *family.settings, *family.rope_settings):
+        if settings.get(key) is None or (settings[key] == 0 and key not in _READ_FLAGS | _MAY_BE_ZERO):
             raise _lacks(name, f"{architecture}.{key}")
 
 
@@ -131,9 +133,11 @@ def _read(family: GgufFamily, neutral: Mapping[str, object]) -> set[str]:
     """Settings that the configuration is made of, and remarks."""
     read = {*_COUNTS, *_FLOATS, *_REMARKS, f"{_SCALING}.type", f"{_SCALING}.factor", "rope.scale_linear"}
     read -= set(neutral)
-    read |= {*family.settings, *family.optional, *family.by_layer}
-    if family.window == "listed":
-        read.add(_PATTERN)
+    read |= {*family.settings, *family.optional, *family.by_layer, *family.rope_settings}
+    if isinstance(family.window, int):
+        read.add(PATTERN)
+    if family.has_draft_layers:
+        read.add(DRAFT_LAYERS)
     if family.local_theta is not None:
         read.add(_LOCAL_BASE)
     return read | {*_SCALING_FLOATS} if family.scalings else read
@@ -148,8 +152,8 @@ def _says(name: str, key: str, value: object) -> ModelError:
 
 
 def _check_numbers(name: str, family: GgufFamily, settings: Mapping[str, Any]) -> None:
-    own = {*family.settings, *family.optional}
-    for key in (*_COUNTS, *sorted(own & _READ_COUNTS)):
+    own = {*family.settings, *family.optional, *family.rope_settings}
+    for key in (*_COUNTS, DRAFT_LAYERS, *sorted(own & _READ_COUNTS)):
         if key in family.by_layer:
             _check_list(name, key, settings.get(key, 1), settings)
         else:
@@ -162,9 +166,9 @@ def _check_numbers(name: str, family: GgufFamily, settings: Mapping[str, Any]) -
     for key in sorted(own & _READ_FLAGS):
         if not isinstance(settings.get(key, False), bool):
             raise _says(name, key, settings[key])
-    pattern = settings.get(_PATTERN, []) if family.window == "listed" else []
+    pattern = settings.get(PATTERN, []) if isinstance(family.window, int) else []
     if not isinstance(pattern, list) or not all(isinstance(one, bool) for one in pattern):
-        raise _says(name, _PATTERN, pattern)
+        raise _says(name, PATTERN, pattern)
 
 
 def _check_count(name: str, key: str, value: object) -> None:

@@ -52,6 +52,10 @@ _SIGNS_AND_SLASHES: Final = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 
 _CL100K: Final = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
 _QWEN2: Final = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}|{_SIGNS}|{_SPACES}"
+# A word may have marks, as combined accents are.
+_QWEN35: Final = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+)
 _TEKKEN: Final = "|".join((*_CASED, r"\p{N}", _SIGNS_AND_SLASHES, _SPACES))
 _O200K: Final = "|".join((*(f"{word}{_CONTRACTIONS}?" for word in _CASED), r"\p{N}{1,3}", _SIGNS_AND_SLASHES, _SPACES))
 _SEED_CODER: Final = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
@@ -96,17 +100,20 @@ _DIGITS_AND_GPT2_WORDS: Final = WordSplit(digits_singly=True, gpt2_words=True)
 _LLAMA_3: Final = WordSplit((_CL100K,), whole_words=True, adds_bos=True)
 
 WORD_SPLITS: Final = {
-    **dict.fromkeys(("gpt-2", "mpt", "olmo", "mellum", "trillion", "a.x-4.0", "gigachat"), _GPT2_WORDS),
+    **dict.fromkeys(("gpt-2", "mpt", "olmo", "mellum", "trillion", "a.x-4.0", "gigachat", "exaone4"), _GPT2_WORDS),
     **dict.fromkeys(("smollm", "refact", "starcoder", "command-r", "codeshell"), _DIGITS_AND_GPT2_WORDS),
     **dict.fromkeys(
         ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), _LLAMA_3
     ),
-    **dict.fromkeys(("dbrx", "smaug-bpe"), WordSplit((_CL100K,))),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez"), WordSplit((_QWEN2,))),
+    **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), WordSplit((_CL100K,))),
+    **dict.fromkeys(
+        ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan"), WordSplit((_QWEN2,))
+    ),
+    "qwen35": WordSplit((_QWEN35,)),
     **dict.fromkeys(("gpt-4o", "kanana2"), WordSplit((_O200K,))),
     "tekken": WordSplit((_TEKKEN,), whole_words=True, adds_bos=True),
     "seed-coder": WordSplit((_SEED_CODER,)),
     "deepseek-llm": WordSplit(_DEEPSEEK),
     "deepseek-coder": WordSplit(_DEEPSEEK_CODER),
-    "deepseek-v3": WordSplit(_DEEPSEEK_3),
+    **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), WordSplit(_DEEPSEEK_3)),
 }

@@ -111,6 +111,16 @@ def weights_of(family: GgufFamily, tensors: Mapping[str, GgufTensor]) -> dict[st
     return found
 
 
+def without_draft_layers(tensors: Mapping[str, GgufTensor], num_layers: int) -> dict[str, GgufTensor]:
+    """The tensors without those of layers behind the last one."""
+    layers = {name: _LAYER.fullmatch(name) for name in tensors}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if (layer := layers[name]) is None or int(layer[1]) < num_layers
+    }
+
+
 def _form(family: GgufFamily, module: str, kind: str) -> Form:
     if module in family.permuted:
         return "permuted"

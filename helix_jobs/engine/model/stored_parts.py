@@ -64,7 +64,8 @@ class StoredParts:
             index: Which layer.
             has_bias: Whether there are biases, ``[count, out_features]``.
             is_transposed: Whether each layer is stored as ``[in_features, out_features]``; blocks never are.
-            is_interleaved: Whether the rows of a gate and of an up projection alternate.
+            is_interleaved: Whether the rows of a gate and of an up projection alternate; those of blocks do not where
+                each projection is a part of its own.
         """
         place = self._place
         stored: Any = self.tensor(name)
@@ -84,7 +85,9 @@ class StoredParts:
     def _stacked_blocks(self, parts: list[BlockMatrix], bias: torch.Tensor | None, *, is_interleaved: bool) -> Linear:
         place = self._place
         if is_interleaved:
-            parts = [BlockMatrix(part.layout, torch.cat((part.data[::2], part.data[1::2]))) for part in parts]
+            if len(parts) == 1:  # of several, each is one of the projections
+                (part,) = parts
+                parts = [BlockMatrix(part.layout, torch.cat((part.data[::2], part.data[1::2])))]
             bias = None if bias is None else torch.cat((bias[::2], bias[1::2]))
         placed = None if bias is None else place.take(bias)
         if place.keeps_blocks:

@@ -1,4 +1,4 @@
-"""What llama.cpp's converter makes of families: settings and tensors, for tiny models."""
+"""What llama.cpp's converter makes of tiny models of each family: settings, and tensors by ``gguf_converters``."""
 
 from __future__ import annotations
 
@@ -7,30 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tests.unit.engine.gguf_converters import (
+    ernie_moe,
+    gpt_oss,
+    granitemoe,
+    lfm2,
+    nemotron,
+    unchanged,
+    with_experts_apart,
+    with_pairs_together,
+    with_whole_norms,
+)
 from tests.unit.engine.model_files import write_gguf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    Tensors = Iterator[tuple[str, torch.Tensor]]
-
-
-def unchanged(name: str, weight: torch.Tensor, _config: Any) -> Tensors:
-    yield name, weight
-
-
-def with_whole_norms(name: str, weight: torch.Tensor, _config: Any) -> Tensors:
-    yield name, weight + 1 if name.endswith("norm.weight") else weight
-
-
-def with_pairs_together(name: str, weight: torch.Tensor, config: Any) -> Tensors:
-    """Of queries and keys the two numbers of a rotated pair side by side."""
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    count = next((count for part, count in heads.items() if part in name), None)
-    if count is not None:
-        weight = weight.view(count, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-    yield name, weight
+    from tests.unit.engine.gguf_converters import Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +58,64 @@ _GEMMA3 = {
     "num_hidden_layers": 12,
     "initializer_range": 0.2,
     "sliding_window": 9,
-    "query_pre_attn_scalar": 8,
+    "query_pre_attn_scalar": 16,
 }
 _GEMMA3_ROPE = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
 
-_SHORT, _LONG = [1.0, 1.25, 2.0], [2.0, 4.0, 8.0]
+# Widths of which Q8_0 has whole blocks.
+_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rope_theta": 10000.0,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+_YARN_SETTINGS = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 64,
+    "rope.scaling.yarn_beta_fast": 32.0,
+    "rope.scaling.yarn_beta_slow": 1.0,
+}
+_HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+_LAYER_NORM = {"attention.layer_norm_epsilon": 1e-5}
+_RMS = ("attention.layer_norm_rms_epsilon",)
+_COUNTS = {"expert_count": 6, "expert_used_count": 2}
+_GRANITE_SETTINGS = {"attention.scale": 0.3, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 8.0}
+_GRANITE = {
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 8.0,
+}
+_DEEPSEEK = {
+    **_COUNTS,
+    "expert_feed_forward_length": 32,
+    "expert_shared_count": 1,
+    "leading_dense_block_count": 1,
+    "expert_weights_scale": 1.5,
+    "expert_weights_norm": True,
+}
+_DEEPSEEK_OVERRIDES = {
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "num_hidden_layers": 3,
+    "routed_scaling_factor": 1.5,
+    "norm_topk_prob": True,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_SHORT, _LONG = [1.0, 1.0, 1.25, 1.5, 2.0, 2.5], [1.0, 2.0, 3.0, 4.0, 8.0, 16.0]
 _LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -84,7 +131,7 @@ CONVERSIONS = {
     "phi3:long": Conversion(
         model_type="phi3",
         settings={
-            "rope.dimension_count": 6,
+            "rope.dimension_count": 12,
             "rope.scaling.original_context_length": 64,
             "rope.scaling.attn_factor": _LONGROPE_SCALE,
             "attention.sliding_window": 0,
@@ -100,7 +147,7 @@ CONVERSIONS = {
             "attn_logit_softcapping": 5.0,
             "final_logit_softcapping": 7.0,
         },
-        overrides=_gemma(**_GEMMA2, query_pre_attn_scalar=8, attn_logit_softcapping=5.0, final_logit_softcapping=7.0),
+        overrides=_gemma(**_GEMMA2, query_pre_attn_scalar=16, attn_logit_softcapping=5.0, final_logit_softcapping=7.0),
         convert=with_whole_norms,
     ),
     "gemma2:27b": Conversion(
@@ -110,8 +157,8 @@ CONVERSIONS = {
             num_hidden_layers=46,
             layer_types=["sliding_attention", "full_attention"] * 23,
             sliding_window=9,
-            head_dim=16,
-            query_pre_attn_scalar=8,
+            head_dim=32,
+            query_pre_attn_scalar=16,
             attn_logit_softcapping=5.0,
             final_logit_softcapping=7.0,
         ),
@@ -136,26 +183,213 @@ CONVERSIONS = {
     ),
     "smollm3": Conversion(
         model_type="smollm3",
-        overrides={"num_hidden_layers": 5, "no_rope_layer_interval": 4, "rope_theta": 10000.0},
+        overrides={
+            "num_hidden_layers": 5,
+            "no_rope_layer_interval": 4,
+        },
         convert=with_pairs_together,
     ),
     "granite": Conversion(
         model_type="granite",
-        settings={
-            "attention.scale": 0.3,
-            "embedding_scale": 12.0,
-            "residual_scale": 0.22,
-            "logit_scale": 8.0,
-        },
-        overrides={
-            "attention_multiplier": 0.3,
-            "embedding_multiplier": 12.0,
-            "residual_multiplier": 0.22,
-            "logits_scaling": 8.0,
-        },
+        settings=_GRANITE_SETTINGS,
+        overrides=_GRANITE,
         convert=with_pairs_together,
     ),
     "olmo2": Conversion(model_type="olmo2"),
+    "olmo2:olmo3": Conversion(
+        model_type="olmo3",
+        settings={
+            **_YARN_SETTINGS,
+            "attention.sliding_window": 9,
+            "attention.sliding_window_pattern": [True, False],
+        },
+        overrides={
+            "sliding_window": 9,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": _YARN,
+            },
+        },
+    ),
+    "exaone4": Conversion(
+        model_type="exaone4",
+        settings={"attention.sliding_window": 9, "attention.sliding_window_pattern": [True, False]},
+        overrides={"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "exaone4:plain": Conversion(
+        model_type="exaone4", overrides={"layer_types": ["full_attention"] * 2, "sliding_window": None}
+    ),
+    "olmo": Conversion(
+        model_type="olmo",
+        settings={**_LAYER_NORM, "attention.clamp_kqv": 0.5},
+        overrides={"clip_qkv": 0.5},
+        convert=with_pairs_together,
+        leave_out=_RMS,
+    ),
+    "mistral3": Conversion(model_type="mistral", convert=with_pairs_together),
+    "mistral3:ministral": Conversion(
+        model_type="ministral3",
+        settings={
+            **_YARN_SETTINGS,
+            "rope.scaling.original_context_length": 16,
+            "rope.scaling.yarn_log_multiplier": 1.0,
+            "attention.temperature_scale": 0.3,
+        },
+        convert=with_pairs_together,
+    ),
+    "command-r": Conversion(
+        model_type="cohere",
+        settings={**_LAYER_NORM, "logit_scale": 0.25},
+        overrides={"logit_scale": 0.25, "tie_word_embeddings": True},
+        leave_out=_RMS,
+    ),
+    "command-r:plus": Conversion(
+        model_type="cohere",
+        settings={**_LAYER_NORM, "logit_scale": 0.25},
+        overrides={"logit_scale": 0.25, "use_qk_norm": True, "tie_word_embeddings": True},
+        leave_out=_RMS,
+    ),
+    "cohere2": Conversion(
+        model_type="cohere2",
+        settings={**_LAYER_NORM, "logit_scale": 0.25, "attention.sliding_window": 9},
+        overrides={
+            "logit_scale": 0.25,
+            "tie_word_embeddings": True,
+            "sliding_window": 9,
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+        },
+        leave_out=_RMS,
+    ),
+    "glm4": Conversion(
+        model_type="glm4",
+        settings={"rope.dimension_count": 8},
+        overrides={"attention_bias": True, "rope_parameters": _HALF},
+    ),
+    "nemotron": Conversion(
+        model_type="nemotron",
+        settings={**_LAYER_NORM, "rope.dimension_count": 8, "rope.scaling.type": "none"},
+        overrides={"rope_parameters": _HALF},
+        convert=nemotron,
+    ),
+    "stablelm": Conversion(
+        model_type="stablelm",
+        settings={**_LAYER_NORM, "rope.dimension_count": 8, "use_parallel_residual": False},
+        overrides={"rope_parameters": _HALF, "use_qkv_bias": True, "use_parallel_residual": False},
+        leave_out=_RMS,
+    ),
+    "arcee": Conversion(
+        model_type="arcee",
+        settings=_YARN_SETTINGS,
+        overrides={"rope_parameters": _YARN},
+        convert=with_pairs_together,
+    ),
+    "seed_oss": Conversion(model_type="seed_oss", overrides={"attention_bias": True, "attention_out_bias": False}),
+    "ernie4_5": Conversion(model_type="ernie4_5"),
+    "hunyuan-dense": Conversion(
+        model_type="hunyuan_v1_dense",
+        settings={"rope.freq_base": 500.0, "rope.scaling.type": "none", "rope.scaling.factor": 1.0},
+        overrides={"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ),
+    "lfm2": Conversion(
+        model_type="lfm2",
+        settings={"attention.head_count_kv": [0, 2, 0], "shortconv.l_cache": 3},
+        overrides={"conv_L_cache": 3, "intermediate_size": 96},
+        convert=lfm2,
+    ),
+    "lfm2moe": Conversion(
+        model_type="lfm2_moe",
+        settings={
+            **_COUNTS,
+            "expert_feed_forward_length": 32,
+            "expert_gating_func": 2,
+            "leading_dense_block_count": 1,
+            "attention.head_count_kv": [0, 2, 0],
+            "shortconv.l_cache": 3,
+        },
+        overrides={"conv_L_cache": 3, "tie_word_embeddings": True, "moe_intermediate_size": 32},
+        convert=lfm2,
+    ),
+    "gpt-oss": Conversion(
+        model_type="gpt_oss",
+        settings={
+            **_YARN_SETTINGS,
+            **_COUNTS,
+            "attention.sliding_window": 7,
+            "expert_feed_forward_length": 96,
+        },
+        overrides={"rope_parameters": {**_YARN, "truncate": False}},
+        convert=gpt_oss,
+    ),
+    "granitemoe": Conversion(
+        model_type="granitemoe",
+        settings={**_GRANITE_SETTINGS, **_COUNTS},
+        overrides=_GRANITE,
+        convert=granitemoe,
+    ),
+    "granitemoe:shared": Conversion(
+        model_type="granitemoeshared",
+        settings={**_GRANITE_SETTINGS, **_COUNTS, "expert_shared_feed_forward_length": 64},
+        overrides={**_GRANITE, "shared_intermediate_size": 64},
+        convert=granitemoe,
+    ),
+    "glm4moe": Conversion(
+        model_type="glm4_moe",
+        settings={
+            **_DEEPSEEK,
+            "expert_gating_func": 2,
+            "rope.dimension_count": 8,
+            "nextn_predict_layers": 1,
+            "block_count": 4,
+        },
+        overrides={
+            **_DEEPSEEK_OVERRIDES,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "rope_parameters": _HALF,
+        },
+        convert=with_experts_apart,
+        more={
+            "blk.3.attn_norm.weight": torch.ones(64),
+            "blk.3.nextn.eh_proj.weight": torch.ones(64, 128),
+        },
+    ),
+    "dots1": Conversion(
+        model_type="dots1",
+        settings=_DEEPSEEK,
+        overrides=_DEEPSEEK_OVERRIDES,
+        convert=with_experts_apart,
+    ),
+    "ernie4_5-moe": Conversion(
+        model_type="ernie4_5_moe",
+        settings={
+            **_COUNTS,
+            "expert_feed_forward_length": 32,
+            "expert_shared_count": 2,
+            "expert_shared_feed_forward_length": 64,
+            "leading_dense_block_count": 1,
+            "interleave_moe_layer_step": 1,
+        },
+        overrides={
+            "moe_num_shared_experts": 2,
+            "moe_intermediate_size": 32,
+            "moe_layer_start_index": 1,
+            "num_hidden_layers": 3,
+        },
+        convert=ernie_moe,
+    ),
+    "hunyuan-moe": Conversion(
+        model_type="hunyuan_v1_moe",
+        settings={
+            **_COUNTS,
+            "expert_feed_forward_length": 96,
+            "expert_shared_count": 1,
+            "expert_shared_feed_forward_length": 96,
+        },
+        overrides={"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+        convert=with_experts_apart,
+    ),
 }
 
 
@@ -178,5 +412,5 @@ def write_converted(path: Path, architecture: str, **more: Any) -> Any:
         convert=own.convert,
         leave_out=leave_out,
         more=own.more,
-        **{**own.overrides, **more},
+        **{**_SIZES, **own.overrides, **more},
     )

@@ -71,6 +71,7 @@ def write_gguf(
     blocks: Callable[[str], str | None] | None = None,
     model_type: str | None = None,
     convert: Callable[[str, torch.Tensor, Any], Iterable[tuple[str, torch.Tensor]]] | None = None,
+    prepare: Callable[[Any], None] = lambda _: None,
     **overrides: Any,
 ) -> Any:
     """A model in float32, as llama.cpp converts it; returns the model.
@@ -83,34 +84,22 @@ def write_gguf(
         general: Settings that are not the architecture's, by their whole name.
         leave_out: Names of the architecture's settings that the file lacks.
         more: Further tensors.
-        quantized: How the MLPs' matrices are stored.
+        quantized: How the MLPs' matrices are stored; those of a model that is converted in full: how all are, but those
+            that the converter keeps.
         blocks: Names the type of the random blocks that a matrix of the file consists of, in place of the model's
             weights; None keeps these.
         model_type: Transformers' name of the architecture, where it is another one.
-        convert: Makes a weight what the converter makes of it, under names that it knows.
+        convert: Makes a weight what the converter makes of it, under names that it knows or gives.
+        prepare: Changes the model before its weights are written.
         overrides: Of the model's configuration.
     """
     vocabulary = _sentence_pieces() if architecture == "phi3" else _byte_level_tokens()
     model = tiny_model(model_type or architecture, vocab_size=len(vocabulary), **overrides)
     roughen(model)
+    prepare(model)
     config = model.config
-    is_gpt2 = architecture == "gpt2"
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(4 * config.hidden_size if is_gpt2 else config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_vocab_size(config.vocab_size)
-    if is_gpt2:
-        writer.add_layer_norm_eps(config.layer_norm_epsilon)
-    else:
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_key_length(head_dim)
-        writer.add_layer_norm_rms_eps(getattr(config, "rms_norm_eps", None) or config.norm_eps)
-        writer.add_rope_freq_base(10000.0)
-        writer.add_rope_dimension_count(head_dim)
+    _add_sizes(writer, config)
     _add_tokenizer(writer, vocabulary, pre)
     named = {f"{architecture}.{key}": value for key, value in (settings or {}).items()}
     _add_settings(writer, {**named, **(general or {})})
@@ -118,15 +107,15 @@ def write_gguf(
         del writer.kv_data[0][f"{architecture}.{key}"]
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[architecture], config.num_hidden_layers)
-    converted = [
-        one
-        for name, weight in _one_tensor_a_projection(model.state_dict()).items()
-        for one in ([(name, weight)] if convert is None else convert(name, weight, config))
-    ]
+    weights = model.state_dict()
+    if convert is None:
+        converted = list(_one_tensor_a_projection(weights).items())
+    else:
+        converted = [one for name, weight in weights.items() for one in convert(name, weight, config)]
     for name, weight in converted:
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        theirs = name if name.startswith("blk.") else names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, name
         array = (_gguf_weight(name, weight, config) if convert is None else weight).contiguous().numpy().copy()
         kind = blocks(theirs) if blocks is not None and array.ndim > 1 else None
@@ -134,7 +123,7 @@ def write_gguf(
             *outer, columns = array.shape
             stored = scaled_blocks(kind, rows=math.prod(outer), columns=columns, seed=len(theirs) + len(name))
             writer.add_tensor(theirs, stored.view(*outer, -1).numpy(), raw_dtype=gguf.GGMLQuantizationType[kind])
-        elif quantized is not None and "ffn" in theirs and array.ndim > 1:
+        elif quantized is not None and array.ndim > 1 and _is_quantized(theirs, in_full=convert is not None):
             writer.add_tensor(theirs, gguf.quantize(array, quantized), raw_dtype=quantized)
         else:
             writer.add_tensor(theirs, array)
@@ -147,6 +136,30 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return model
+
+
+def _is_quantized(tensor: str, *, in_full: bool) -> bool:
+    kept = any(part in tensor for part in ("ffn_gate_inp", "conv1d", "shortconv.conv", "_norm"))
+    return tensor.endswith(".weight") and not kept and (in_full or "ffn" in tensor)
+
+
+def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
+    is_gpt2 = config.model_type == "gpt2"
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(4 * config.hidden_size if is_gpt2 else config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_vocab_size(config.vocab_size)
+    if is_gpt2:
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(head_dim)
+        writer.add_layer_norm_rms_eps(getattr(config, "rms_norm_eps", None) or getattr(config, "norm_eps", 1e-5))
+        writer.add_rope_freq_base(10000.0)
+        writer.add_rope_dimension_count(head_dim)
 
 
 def _add_settings(writer: gguf.GGUFWriter, settings: dict[str, Any]) -> None:

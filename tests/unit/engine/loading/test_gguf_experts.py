@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from helix_jobs.engine.loading.gguf_registry import family_of
+from helix_jobs.engine.loading.model_loader import open_source, read_weights
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.experts import Experts
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
+from tests.unit.engine.gguf_conversion import write_converted
 from tests.unit.engine.model_files import load, write_gguf
 from tests.unit.engine.tiny_models import decoder_logits, reference_logits
 
@@ -106,6 +108,59 @@ def test_blocks_stay_blocks(tmp_path: Path, types: Callable[[str], str | None]) 
         linears = [linear for one in experts_of(models) for expert in one.experts for linear in expert.linears()]
         form = PackedLinear if dtype == "packed" else DenseLinear
         assert all(isinstance(linear, form) for linear in linears)
+        assert is_close(models, model)
+
+
+def test_types_that_are_no_blocks_are_decoded_one_expert_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoded to float32, all experts of a layer would take many times what the file does."""
+    path = tmp_path / "tiny.gguf"
+    sizes = {"hidden_size": 256, "moe_intermediate_size": 256, "num_attention_heads": 4, "head_dim": 64}
+    settings = {**COUNTS, "expert_feed_forward_length": 256}
+    kind = gguf.GGMLQuantizationType.TQ2_0
+    model = write_gguf(path, "qwen3moe", settings, quantized=kind, model_type="qwen3_moe", norm_topk_prob=True, **sizes)
+    fill(model, path)
+    most, decode = [], gguf.dequantize
+
+    def watched(data: Any, number: Any) -> Any:
+        most.append(data.size)
+        return decode(data, number)
+
+    monkeypatch.setattr(gguf, "dequantize", watched)
+    source = open_source(str(path), tmp_path, print)
+    for dtype in (torch.bfloat16, torch.float32):
+        read: Any = read_weights(source, dtype)
+        for stored, own in zip(read.model.layers, model.model.layers, strict=True):
+            for name in ("gate_up_proj", "down_proj"):
+                stack = getattr(stored.mlp.experts, name)
+                assert torch.equal(stack, getattr(own.mlp.experts, name).to(dtype))
+    assert max(most) == 256 * 256 // 256 * 66
+
+
+@pytest.mark.parametrize("types", [("MXFP4", "MXFP4"), ("Q4_0", "Q5_0")], ids=["as published", "two types"])
+def test_paired_projections_stay_in_their_blocks(tmp_path: Path, types: tuple[str, str]) -> None:
+    """GPT-OSS' gates and up projections are tensors of their own, and alternate in transformers' parameter."""
+    kinds = {"ffn_gate_exps.weight": types[0], "ffn_up_exps.weight": types[1], "ffn_down_exps.weight": "MXFP4"}
+    path = tmp_path / "tiny.gguf"
+    model = write_converted(
+        path, "gpt-oss", blocks=lambda name: next((kind for part, kind in kinds.items() if part in name), None)
+    )
+    numbers = {one.name: one for one in gguf.GGUFReader(path).tensors}
+
+    def decoded(layer: int, part: str) -> torch.Tensor:
+        one = numbers[f"blk.{layer}.{part}.weight"]
+        return torch.from_numpy(gguf.dequantize(one.data, one.tensor_type).copy())
+
+    for index, layer in enumerate(model.model.layers):
+        inner = layer.mlp.experts.gate_up_proj
+        inner[..., ::2] = decoded(index, "ffn_gate_exps").transpose(1, 2)
+        inner[..., 1::2] = decoded(index, "ffn_up_exps").transpose(1, 2)
+        layer.mlp.experts.down_proj.copy_(decoded(index, "ffn_down_exps").transpose(1, 2))
+    for dtype in ("packed", "float32"):
+        models = load(path, dtype=dtype)
+        linears = [linear for one in experts_of(models) for expert in one.experts for linear in expert.linears()]
+        assert all(isinstance(linear, PackedLinear if dtype == "packed" else DenseLinear) for linear in linears)
         assert is_close(models, model)
 
 

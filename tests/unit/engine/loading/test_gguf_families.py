@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from helix_jobs.engine.loading import weight_format
 from helix_jobs.engine.loading.gguf_registry import FAMILIES, SERVED_OTHERWISE, gguf_model_types
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
@@ -28,9 +29,9 @@ pytestmark = [
 TOKENS = range(3, 60)
 
 
-def check_equal(path: Path, model: Any) -> None:
+def check_equal(path: Path, model: Any, dtype: str = "float32") -> None:
     """The same logits as transformers', and the same choice at each token."""
-    got = decoder_logits(load(path, dtype="float32").target.decoder, TOKENS)
+    got = decoder_logits(load(path, dtype=dtype).target.decoder, TOKENS)
     expected = reference_logits(model, TOKENS)
     assert torch.equal(got.argmax(1), expected.argmax(1))
     assert len(expected.argmax(1).unique()) > 2
@@ -41,6 +42,28 @@ def check_equal(path: Path, model: Any) -> None:
 def test_a_file_is_the_model_it_was_made_of(tmp_path: Path, architecture: str) -> None:
     path = tmp_path / "tiny.gguf"
     check_equal(path, write_converted(path, architecture))
+
+
+def fill_with_bytes(model: Any) -> None:
+    """Give every matrix numbers that blocks of Q8_0 hold exactly, along its rows and along its columns."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            rows, columns = parameter.shape[-2:]
+            numbers = torch.randint(-127, 128, parameter.shape, generator=generator)
+            # In each block one number is the largest, from which its scale follows.
+            numbers[..., (torch.arange(rows)[:, None] + torch.arange(columns)) % 32 == 0] = 127
+            parameter.copy_(numbers / 512)
+
+
+@pytest.mark.parametrize("architecture", CONVERSIONS)
+def test_blocks_are_the_numbers_that_they_stand_for(
+    tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_format, "resolve_dtype", lambda *_: torch.float32)
+    path = tmp_path / "tiny.gguf"
+    model = write_converted(path, architecture, prepare=fill_with_bytes, quantized=gguf.GGMLQuantizationType.Q8_0)
+    check_equal(path, model, "packed")
 
 
 # Their files are made in tests of their own.

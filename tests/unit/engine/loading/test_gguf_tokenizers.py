@@ -128,9 +128,13 @@ def split(pattern: str) -> pre_tokenizers.PreTokenizer:
     )
 
 
-# As they stand in the tokenizer.json of Llama 3, Qwen 2.5 and Seed-Coder.
+# As they stand in the tokenizer.json of Llama 3, Qwen 2.5 and 3.5, and Seed-Coder.
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+QWEN_35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
 SEED_CODER = (
@@ -166,6 +170,8 @@ DEEPSEEK = pre_tokenizers.Sequence(
         ("llama-bpe", split(LLAMA_3), True),
         ("dbrx", split(LLAMA_3), False),
         ("qwen2", split(LLAMA_3.replace("{1,3}", "")), False),
+        ("glm4", split(LLAMA_3), False),
+        ("qwen35", split(QWEN_35), False),
         ("seed-coder", split(SEED_CODER), False),
         ("deepseek-llm", DEEPSEEK, False),
     ],
@@ -199,6 +205,9 @@ def test_the_names_that_transformers_knows_mean_the_same() -> None:
         ("deepseek-coder", "x = 12;\n\ny", ["x", " = ", "1", "2", ";", "\n", "\n", "y"]),
         ("deepseek-coder", "if (a) 日本", ["if", " (", "a", ")", " ", "日本"]),
         ("deepseek-v3", "12345 don't\n\n日本a", ["123", "45", " don", "'t", "\n\n", "日本", "a"]),
+        ("qwen35", "e\u0301t 12\n", ["e\u0301t", " ", "1", "2", "\n"]),
+        ("hunyuan-dense", "12345 a", ["123", "45", " a"]),
+        ("exaone4", "a 42\n\nb", ["a", " 42", "\n", "\n", "b"]),
         ("tekken", "12 MyWord/\n\n", ["1", "2", " My", "Word", "/\n\n"]),
         ("gpt-4o", "I'll 1234", ["I'll", " ", "123", "4"]),
         ("smollm", "a 42\n\nb", ["a", " ", "4", "2", "\n", "\n", "b"]),
