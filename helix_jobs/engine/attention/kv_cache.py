@@ -89,6 +89,11 @@ class PagedKVCache:
         """Whether each row has a scale."""
         return has_scales(self.stored)
 
+    def pools_of(self, layer: int) -> tuple[torch.Tensor, ...]:
+        """A layer's keys and values, and the scales of both where they have any."""
+        scales = (self.key_scales[layer], self.value_scales[layer]) if self.has_scales else ()
+        return (self.keys[layer], self.values[layer], *scales)
+
     @property
     def num_bytes(self) -> int:
         """Bytes of both pools over all layers that have their own, and of their scales."""

@@ -6,14 +6,8 @@
 #include <type_traits>
 
 #include "activations.h"
+#include "stored_rows.h"
 #include "tiles.h"
-
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-#include <immintrin.h>
-#define HAS_BF16_DOT 1
-#else
-#define HAS_BF16_DOT 0
-#endif
 
 namespace {
 
@@ -26,8 +20,9 @@ static_assert(kHeadDim % kLanes == 0, "a head is whole vectors");
 
 // Where the processor multiplies pairs of bfloat16, attention weights are rounded to it for their product with the
 // values, as torch's own attention does; sums are float32 everywhere.
-template <typename T>
-constexpr bool kInPairs = HAS_BF16_DOT && std::is_same_v<T, bf16> && kVectors % 2 == 0;
+template <typename Q, typename T>
+constexpr bool kInPairs = HAS_BF16_DOT && kVectors % 2 == 0 &&
+                          (std::is_same_v<T, bf16> || (std::is_same_v<T, int8_t> && std::is_same_v<Q, bf16>));
 
 // Rows of weights that go through a block's values together: each value is loaded once for all of them.
 constexpr int kTogether = kVectors <= 6 ? 3 : 2;
@@ -36,11 +31,11 @@ constexpr int kTogether = kVectors <= 6 ? 3 : 2;
 template <typename Q, typename T>
 inline vf lane_products(const Q *query, const T *key) {
 #if HAS_BF16_DOT
-    if constexpr (std::is_same_v<Q, bf16> && kInPairs<T>) {
+    if constexpr (std::is_same_v<Q, bf16> && kInPairs<Q, T>) {
         __m512 sum = _mm512_setzero_ps();
         for (int64_t i = 0; i < kHeadDim; i += 2 * kLanes)
-            sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_loadu_si512(query + i)),
-                                   reinterpret_cast<__m512bh>(_mm512_loadu_si512(key + i)));
+            sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(load32(query + i)),
+                                   reinterpret_cast<__m512bh>(load32(key + i)));
         return reinterpret_cast<vf>(sum);
     }
 #endif
@@ -90,13 +85,12 @@ inline void add_values(const bf16 *weights, int64_t stride, const T *values, int
         for (int r = 0; r < kRows; r++) {
             int32_t pair;
             std::memcpy(&pair, weights + r * stride + key, sizeof pair);
+            if (key + 1 == count) pair &= 0xffff;  // the row of weights may end here
             pairs[r] = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
         }
-        // What lies behind the last key was never written: it need not be finite, and must not be multiplied.
-        __mmask16 both = key + 1 < count ? 0xffff : 0;
         for (int i = 0; i < kVectors; i += 2) {
-            __m512i one = _mm512_loadu_si512(values + i * kLanes);
-            __m512i next = _mm512_maskz_loadu_epi32(both, values + kHeadDim + i * kLanes);
+            __m512i one = load32(values + i * kLanes);
+            __m512i next = load32(values + kHeadDim + i * kLanes, key + 1 < count);
             __m512bh low = reinterpret_cast<__m512bh>(_mm512_unpacklo_epi16(one, next));
             __m512bh high = reinterpret_cast<__m512bh>(_mm512_unpackhi_epi16(one, next));
             for (int r = 0; r < kRows; r++) {
@@ -131,12 +125,22 @@ struct Scoring {
 // Keys that a window hides are skipped in these numbers, so that sums keep their order wherever a prompt is cut.
 constexpr int64_t kSkippedKeys = 64;
 
+// The scales of a slice's keys and values, side by side and zero behind the last one; null where they have none.
+struct Scales {
+    const float *keys = nullptr, *values = nullptr;
+};
+
 // Scores of one row become weights in their place, unscaled and zero behind the last visible key and before the window.
-// Returns what their products are to be multiplied with; NaN if a score was not finite. `head` is the row's own.
+// A key's scale is a factor of its score, and a value's of its weight. Returns what their products are to be multiplied
+// with; NaN if a score was not finite. `head` is the row's own.
 template <typename Weight>
-inline float softmax_row(float *s, int64_t visible, int64_t padded, const Scoring &scoring, int64_t head) {
+inline float softmax_row(float *s, int64_t visible, int64_t padded, const Scoring &scoring, const Scales &scales,
+                         int64_t head) {
     Weight *w = reinterpret_cast<Weight *>(s);
     float scaling = scoring.scaling;
+    if (scales.keys)
+        for (int64_t key = 0; key < padded; key += kLanes)
+            store16(s + key, load16(s + key) * load16(scales.keys + key));
     if (scoring.cap > 0) {
         for (int64_t key = 0; key < visible; key += kLanes) {
             vf v = load16(s + key);
@@ -165,7 +169,7 @@ inline float softmax_row(float *s, int64_t visible, int64_t padded, const Scorin
     for (int64_t key = 0; key < padded; key += kLanes) {
         vf v = load16(s + key);
         vf e = v == -INFINITY ? vf{} : exp16((v - top) * scaling);
-        store16(w + key, e);
+        store16(w + key, scales.values ? e * load16(scales.values + key) : e);
         totals += e;
     }
     // exp16 makes a number of a NaN; what is not finite has to be seen.
@@ -195,15 +199,25 @@ struct PagedRows {
     }
 };
 
+// Copy a slice's scales of one head to `scales`, `padded` of them.
+inline void collect_scales(const float *pool, const int32_t *blocks, int64_t length, int64_t padded, int64_t head,
+                           int64_t kv_heads, int64_t block_size, float *scales) {
+    for (int64_t first = 0, block = 0; first < length; first += block_size, block++)
+        std::memcpy(scales + first, pool + (blocks[block] * kv_heads + head) * block_size,
+                    std::min(block_size, length - first) * sizeof(float));
+    std::fill(scales + length, scales + padded, 0.0f);
+}
+
 #if HAS_TILES
 constexpr bool kFitsTiles = kHeadDim % (2 * kTile) == 0;
 // So many keys' values are packed at once: sums go through memory once for all of them.
 constexpr int64_t kPackedKeys = 64;
 
 // `attend_slice` in matrix tiles. Blocks are whole tiles of keys.
-inline void attend_in_tiles(const bf16 *queries, const PagedRows<bf16> &keys, const PagedRows<bf16> &values,
-                            bf16 *output, int64_t num_new, int64_t start, int64_t heads, const Scoring &scoring,
-                            std::vector<float> &scratch, Tiles &tiles) {
+template <typename T>
+inline void attend_in_tiles(const bf16 *queries, const PagedRows<T> &keys, const PagedRows<T> &values, bf16 *output,
+                            int64_t num_new, int64_t start, int64_t heads, const Scoring &scoring,
+                            const Scales &row_scales, std::vector<float> &scratch, Tiles &tiles) {
     constexpr int64_t kValueTile = kTile * kHeadDim;  // packed elements of sixteen keys
     int64_t share = heads / keys.kv_heads, rows = num_new * share, length = keys.length;
     int64_t padded = (length + kTile - 1) / kTile * kTile;
@@ -227,7 +241,7 @@ inline void attend_in_tiles(const bf16 *queries, const PagedRows<bf16> &keys, co
     std::memset(sums, 0, num_rows * kHeadDim * sizeof(float));
 
     tiles.for_scores(tile_rows);
-    keys.each([&](int64_t first, int64_t count, const bf16 *k) {
+    keys.each([&](int64_t first, int64_t count, const T *k) {
         for (int64_t key = 0; key < count; key += kTile) {
             pack_keys<kHeadDim>(k + key * kHeadDim, packed);
             for (int64_t row = 0; row < num_rows; row += tile_rows)
@@ -236,7 +250,7 @@ inline void attend_in_tiles(const bf16 *queries, const PagedRows<bf16> &keys, co
     });
     for (int64_t row = 0; row < rows; row++)
         scales[row] = softmax_row<bf16>(scores + row * pitch, start + row / share + 1, padded, scoring,
-                                        keys.head * share + row % share);
+                                        row_scales, keys.head * share + row % share);
 
     tiles.for_values(tile_rows);
     int64_t done = 0, ready = 0;  // keys whose values are in the sums, and packed behind them
@@ -256,7 +270,7 @@ inline void attend_in_tiles(const bf16 *queries, const PagedRows<bf16> &keys, co
         done += ready;
         ready = 0;
     };
-    values.each([&](int64_t, int64_t count, const bf16 *v) {
+    values.each([&](int64_t, int64_t count, const T *v) {
         for (int64_t key = 0; key < count; key += kTile) {
             pack_values<kHeadDim>(v + key * kHeadDim, count - key, packed + ready * kHeadDim);
             ready += kTile;
@@ -272,31 +286,44 @@ inline void attend_in_tiles(const bf16 *queries, const PagedRows<bf16> &keys, co
 }
 #endif
 
+// What a thread needs for one slice at a time.
+struct Scratch {
+    std::vector<float> numbers, scales;
+};
+
 // One slice's queries of one key-value head, straight from the cache's blocks.
 template <typename Q, typename T>
-void attend_slice(const Q *queries, const T *keys, const T *values, const int32_t *blocks, Q *output, int64_t num_new,
+void attend_slice(const Q *queries, const Pools<T> &pools, const int32_t *blocks, Q *output, int64_t num_new,
                   int64_t start, int64_t head, int64_t heads, int64_t kv_heads, int64_t block_size,
-                  const Scoring &scoring, std::vector<float> &scratch, [[maybe_unused]] Tiles *tiles) {
+                  const Scoring &scoring, Scratch &scratch, [[maybe_unused]] Tiles *tiles) {
     constexpr int64_t head_dim = kHeadDim;
     if (scoring.window > 0) {
         int64_t unit = std::lcm(block_size, kSkippedKeys);
         int64_t skipped = std::max<int64_t>(0, start + 1 - scoring.window) / unit * unit;
         blocks += skipped / block_size, start -= skipped;
     }
-    typedef std::conditional_t<kInPairs<T>, bf16, float> Weight;
+    typedef std::conditional_t<kInPairs<Q, T>, bf16, float> Weight;
     int64_t share = heads / kv_heads, rows = num_new * share, length = start + num_new;
-    PagedRows<T> paged_keys{keys, blocks, length, head, kv_heads, block_size};
-    PagedRows<T> paged_values{values, blocks, length, head, kv_heads, block_size};
+    int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
+    PagedRows<T> paged_keys{pools.keys, blocks, length, head, kv_heads, block_size};
+    PagedRows<T> paged_values{pools.values, blocks, length, head, kv_heads, block_size};
+    Scales row_scales;
+    if constexpr (kHasScales<T>) {
+        scratch.scales.resize(2 * padded);
+        float *key_scales = scratch.scales.data(), *value_scales = key_scales + padded;
+        collect_scales(pools.key_scales, blocks, length, padded, head, kv_heads, block_size, key_scales);
+        collect_scales(pools.value_scales, blocks, length, padded, head, kv_heads, block_size, value_scales);
+        row_scales = {key_scales, value_scales};
+    }
 #if HAS_TILES
-    if constexpr (std::is_same_v<Q, bf16> && std::is_same_v<T, bf16> && kFitsTiles) {
+    if constexpr (std::is_same_v<Q, bf16> && kInPairs<Q, T> && kFitsTiles) {
         if (tiles != nullptr && Tiles::is_allowed() && block_size % kTile == 0)
-            return attend_in_tiles(queries, paged_keys, paged_values, output, num_new, start, heads, scoring, scratch,
-                                   *tiles);
+            return attend_in_tiles(queries, paged_keys, paged_values, output, num_new, start, heads, scoring,
+                                   row_scales, scratch.numbers, *tiles);
     }
 #endif
-    int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
-    scratch.resize(rows * (padded + head_dim + 1));
-    float *scores = scratch.data();         // [rows, padded]; then the weights, from each row's begin on
+    scratch.numbers.resize(rows * (padded + head_dim + 1));
+    float *scores = scratch.numbers.data(); // [rows, padded]; then the weights, from each row's begin on
     float *sums = scores + rows * padded;   // [rows, head_dim]
     float *scales = sums + rows * head_dim; // [rows]
     int64_t stride = padded * static_cast<int64_t>(sizeof(float) / sizeof(Weight));
@@ -318,7 +345,7 @@ void attend_slice(const Q *queries, const T *keys, const T *values, const int32_
     });
     for (int64_t row = 0; row < rows; row++)
         scales[row] = softmax_row<Weight>(scores + row * padded, start + row / share + 1, padded, scoring,
-                                          head * share + row % share);
+                                          row_scales, head * share + row % share);
     paged_values.each([&](int64_t first, int64_t count, const T *v) {
         auto add = [&](int64_t row, auto together) {
             constexpr int kRows = decltype(together)::value;
@@ -330,7 +357,7 @@ void attend_slice(const Q *queries, const T *keys, const T *values, const int32_
     });
     for (int64_t row = 0; row < rows; row++) {
 #if HAS_BF16_DOT
-        if constexpr (kInPairs<T>) in_order(sums + row * head_dim);
+        if constexpr (kInPairs<Q, T>) in_order(sums + row * head_dim);
 #endif
         for (int64_t i = 0; i < head_dim; i += kLanes)
             store16(output + place(row) + i, load16(sums + row * head_dim + i) * scales[row]);

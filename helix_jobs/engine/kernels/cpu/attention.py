@@ -129,11 +129,10 @@ class CompiledStep:
 
     def __init__(self, spec: AttentionSpec, native: NativeKernels, layout: StepLayout, cache: PagedKVCache) -> None:
         assert isinstance(layout.attention, DirectSlices), "the step was planned for another backend"
-        assert not cache.has_scales, "the kernels read keys and values of the model's dtype"
         slices = layout.attention
         self._spec = spec
-        self._native = native
         self._cache = cache
+        self._rotate_and_store, self._paged_attention = native.paged(has_scales=cache.has_scales)
         positions = layout.positions.data_ptr()
         # Key-value heads -> positions and rows of the step's tokens.
         self._tokens = {count: (positions, rows.data_ptr()) for count, rows in layout.write_rows.items()}
@@ -154,16 +153,16 @@ class CompiledStep:
         own, shape, num_heads = self._spec.layers[layer], self._spec.geometry.layers[layer], self._spec.num_heads
         heads = self._prepared(layer, qkv)
         qkv = (torch.cat(heads, dim=1) if isinstance(heads, tuple) else heads).contiguous()
-        pool = (self._cache.keys[layer].data_ptr(), self._cache.values[layer].data_ptr())
+        pool = [one.data_ptr() for one in self._cache.pools_of(layer)]
         # each: [T, num_heads * head_dim]
         queries = qkv.new_empty((len(qkv), num_heads * shape.head_dim))
         output = torch.empty_like(queries)
         cos, sin, rotary_dim = self._rotary[layer]
-        self._native.rotate_and_store(
+        self._rotate_and_store(
             qkv.data_ptr(), *self._tokens[shape.num_kv_heads], cos, sin, queries.data_ptr(), *pool, self._num_tokens,
             num_heads, shape.num_new_heads, shape.head_dim, rotary_dim,
         )  # fmt: skip
-        self._native.paged_attention(
+        self._paged_attention(
             queries.data_ptr(), *pool, *self._slices, output.data_ptr(), self._num_pieces, num_heads,
             shape.num_kv_heads, self._cache.block_size, *scoring(own),
             None if own.sinks is None else own.sinks.data_ptr(),

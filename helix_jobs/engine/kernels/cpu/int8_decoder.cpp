@@ -14,7 +14,8 @@
 struct Layer {
     const void *attention_norm, *query_norm, *key_norm, *mlp_norm;  // the head norms may be null
     Matrix qkv, attention_out, mlp_in, mlp_out;
-    void *keys, *values;  // this layer's pools
+    void *keys, *values;               // this layer's pools
+    float *key_scales, *value_scales;  // null where the pools are in the model's type
     float scaling, cap;
     int64_t window;  // see Scoring
 };
@@ -64,7 +65,7 @@ inline double seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-template <typename T>
+template <typename T, typename S>
 void run_layers(const Model &model, const Step &step, float *hidden) {
     constexpr int64_t head_dim = kHeadDim;
     int64_t tokens = step.tokens, size = model.hidden_size, heads = model.heads, kv_heads = model.kv_heads;
@@ -79,7 +80,8 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
         thread = omp_get_thread_num(), threads = omp_get_num_threads();
 #endif
         Rounded rounded;
-        std::vector<float> normal(tokens * size), scratch;
+        std::vector<float> normal(tokens * size), ups;
+        Scratch scratch;
         auto enter = [&](const void *norm) {
             for (int64_t t = 0; t < tokens; t++)
                 normalise<T>(hidden + t * size, norm, normal.data() + t * size, size, model.eps);
@@ -100,7 +102,8 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
                      [&](int64_t t, int64_t n, float value) { qkv[t * width + n] = value; });
 #pragma omp barrier
             double began = thread == 0 ? seconds() : 0;
-            T *keys = static_cast<T *>(layer.keys), *values = static_cast<T *>(layer.values);
+            Pools<S> pools{static_cast<S *>(layer.keys), static_cast<S *>(layer.values), layer.key_scales,
+                           layer.value_scales};
 #pragma omp for schedule(dynamic, 1)
             for (int64_t task = 0; task < step.num_pieces * kv_heads; task++) {
                 // first token, tokens, start position, first entry in blocks
@@ -119,14 +122,10 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
                     float *k = row + (heads + kv) * head_dim, *v = row + (heads + kv_heads + kv) * head_dim;
                     if (layer.key_norm != nullptr) normalise<T>(k, layer.key_norm, k, head_dim, model.eps);
                     rotate(k, c, s, model.rotary_dim);
-                    int64_t place = step.write_rows[t * kv_heads + kv] * head_dim;
-                    for (int64_t i = 0; i < head_dim; i += kLanes) {
-                        store16(keys + place + i, load16(k + i));
-                        store16(values + place + i, load16(v + i));
-                    }
+                    store_rows(pools, step.write_rows[t * kv_heads + kv], k, v, head_dim);
                 }
                 int64_t offset = piece[0] * heads * head_dim;
-                attend_slice<float, T>(queries.data() + offset, keys, values, step.blocks + piece[3],
+                attend_slice<float, S>(queries.data() + offset, pools, step.blocks + piece[3],
                                        attended.data() + offset, piece[1], piece[2], kv, heads, kv_heads,
                                        model.block_size, Scoring{layer.scaling, layer.cap, layer.window},
                                        scratch, nullptr);
@@ -143,7 +142,6 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
             Matrix up = layer.mlp_in;
             up.weight += inner * up.columns, up.scale += inner, up.row_sum += inner;
             if (up.bias != nullptr) up.bias += inner;
-            std::vector<float> &ups = scratch;
             ups.resize(tokens * std::max<int64_t>(1, last - first));
             multiply(rounded, up, tokens, first, last, [&, first, last](int64_t t, int64_t n, float value) {
                 ups[t * (last - first) + n - first] = value;
@@ -164,12 +162,20 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
     }
 }
 
+template <typename T>
+void run(const Model &model, const Step &step, float *hidden) {
+    if (model.num_layers > 0 && model.layers[0].key_scales != nullptr)
+        run_layers<T, int8_t>(model, step, hidden);
+    else
+        run_layers<T, T>(model, step, hidden);
+}
+
 }  // namespace
 
 // `hidden`, [tokens, hidden_size] float32, holds the embedded tokens before and the last layer's output afterwards.
 EXPORT void int8_layers_float32(const Model *model, const Step *step, float *hidden) {
-    run_layers<float>(*model, *step, hidden);
+    run<float>(*model, *step, hidden);
 }
 EXPORT void int8_layers_bfloat16(const Model *model, const Step *step, float *hidden) {
-    run_layers<bf16>(*model, *step, hidden);
+    run<bf16>(*model, *step, hidden);
 }

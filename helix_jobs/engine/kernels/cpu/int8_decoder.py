@@ -34,6 +34,7 @@ MAX_TOKENS: Final = 6
 _SERVED: Final = frozenset({"query_norm", "key_norm", "rotary", "window", "score_cap"})
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+_NUM_POOLS: Final = 4  # keys, values and their scales
 
 
 class _Layer(ctypes.Structure):
@@ -42,6 +43,8 @@ class _Layer(ctypes.Structure):
         *((name, MatrixStruct) for name in ("qkv", "attention_out", "mlp_in", "mlp_out")),
         ("keys", _POINTER),
         ("values", _POINTER),
+        ("key_scales", _POINTER),
+        ("value_scales", _POINTER),
         ("scaling", ctypes.c_float),
         ("cap", ctypes.c_float),
         ("window", _SIZE),
@@ -156,7 +159,7 @@ class NativeInt8Decoder:
         slices may read what another slice writes in the same step. Such slices share a whole block and have a token
         each behind it, so they never fit into a step of at most a block's tokens.
         """
-        return layout.num_tokens <= min(MAX_TOKENS, cache.block_size) and not layout.further and not cache.has_scales
+        return layout.num_tokens <= min(MAX_TOKENS, cache.block_size) and not layout.further
 
     def forward(
         self, hidden: torch.Tensor, layout: StepLayout, cache: PagedKVCache, clock: AttentionClock | None = None
@@ -198,9 +201,9 @@ class NativeInt8Decoder:
             norms = [
                 self._norm(one) for one in (layer.attention_norm, own.query_norm, own.key_norm, layer.feed_forward_norm)
             ]
-            layers[index] = _Layer(
-                *norms, *matrices, cache.keys[index].data_ptr(), cache.values[index].data_ptr(), *scoring(own)
-            )
+            pools = cache.pools_of(index)
+            pointers = [one.data_ptr() for one in pools] + [None] * (_NUM_POOLS - len(pools))
+            layers[index] = _Layer(*norms, *matrices, *pointers, *scoring(own))
         first = self._layers[0]
         products = first.linears()
         assert isinstance(first.attention_norm, RmsNorm), "supports() asks for RMS norms"

@@ -32,6 +32,9 @@ _COMMON_SIGNATURES: Final = {
 _HEAD_SIGNATURES: Final = {
     "rotate_and_store": (*[_POINTER] * 8, *[_SIZE] * 5),
     "paged_attention": (*[_POINTER] * 6, *[_SIZE] * 4, *[_FLOAT] * 2, _SIZE, _POINTER),
+    # Of keys and values of 8 bits, with their scales.
+    "rotate_and_store_int8": (*[_POINTER] * 10, *[_SIZE] * 5),
+    "paged_attention_int8": (*[_POINTER] * 8, *[_SIZE] * 4, *[_FLOAT] * 2, _SIZE, _POINTER),
 }
 
 
@@ -86,11 +89,16 @@ class NativeKernels:
                 function.restype = None
                 self._functions[name] = function
         self._rms_norm = self._functions["rms_norm"]
-        # ``CompiledStep`` calls these with pointers, so that arguments that a step's layers share are worked out once.
-        self.rotate_and_store = self._functions["rotate_and_store"]
-        self.paged_attention = self._functions["paged_attention"]
         self._quantize_rows = self._functions["quantize_rows"]
         self._scale_rows = self._functions["scale_rows"]
+
+    def paged(self, *, has_scales: bool) -> tuple[Any, Any]:
+        """``rotate_and_store`` and ``paged_attention``, for a cache with scales or without.
+
+        ``CompiledStep`` calls them with pointers, so that arguments that a step's layers share are worked out once.
+        """
+        suffix = "_int8" if has_scales else ""
+        return self._functions[f"rotate_and_store{suffix}"], self._functions[f"paged_attention{suffix}"]
 
     def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """``hidden / rms(hidden) * weight`` over the last dimension."""

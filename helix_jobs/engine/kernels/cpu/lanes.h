@@ -9,6 +9,10 @@
 #include <utility>
 #include <vector>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #if defined(_WIN32)
 #define EXPORT extern "C" __declspec(dllexport)
 #else
@@ -41,6 +45,17 @@ inline vf load16(const bf16 *p) {
     vf v;
     std::memcpy(&v, &wide, sizeof v);
     return v;
+}
+inline vf load16(const int8_t *p) {
+#if defined(__AVX512F__)  // gcc converts vectors of bytes by halves
+    __m512 v = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+    return reinterpret_cast<vf>(v);
+#else
+    typedef int8_t vb __attribute__((vector_size(16)));
+    vb b;
+    std::memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
+#endif
 }
 inline void store16(float *p, vf v) { std::memcpy(p, &v, sizeof v); }
 inline void store16(bf16 *p, vf v) {

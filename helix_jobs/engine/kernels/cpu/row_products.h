@@ -8,12 +8,7 @@
 #include <type_traits>
 
 #include "level_blocks.h"
-
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-#define HAS_BF16_DOT 1
-#else
-#define HAS_BF16_DOT 0
-#endif
+#include "pairs.h"
 
 namespace {
 

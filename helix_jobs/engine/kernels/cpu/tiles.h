@@ -5,11 +5,10 @@
 
 #pragma once
 
-#include "lanes.h"
+#include "pairs.h"
 
 // Older clang spells the first without underscores.
-#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
-#include <immintrin.h>
+#if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && HAS_BF16_DOT && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #define HAS_TILES 1
@@ -116,11 +115,11 @@ inline void transpose(__m512i rows[16]) {
 }
 
 // Sixteen keys as the second operand of scores: for each 32 elements a tile [16 pairs of elements, keys].
-template <int64_t kHeadDim>
-inline void pack_keys(const bf16 *keys, bf16 *packed) {
+template <int64_t kHeadDim, typename T>
+inline void pack_keys(const T *keys, bf16 *packed) {
     for (int64_t i = 0; i < kHeadDim; i += 2 * kTile, packed += 2 * kTile * kTile) {
         __m512i rows[16];
-        for (int key = 0; key < 16; key++) rows[key] = _mm512_loadu_si512(keys + key * kHeadDim + i);
+        for (int key = 0; key < 16; key++) rows[key] = load32(keys + key * kHeadDim + i);
         transpose(rows);
         for (int pair = 0; pair < 16; pair++) _mm512_store_si512(packed + pair * 2 * kTile, rows[pair]);
     }
@@ -129,14 +128,13 @@ inline void pack_keys(const bf16 *keys, bf16 *packed) {
 // Sixteen keys' values as the second operand: for each 16 elements a tile [8 pairs of keys, elements], each two tiles in
 // the order that interleaving leaves their elements in. What lies behind the last key was never written: it need not be
 // finite, and must not be multiplied.
-template <int64_t kHeadDim>
-inline void pack_values(const bf16 *values, int64_t count, bf16 *packed) {
+template <int64_t kHeadDim, typename T>
+inline void pack_values(const T *values, int64_t count, bf16 *packed) {
     constexpr int64_t kPacked = kTile * kTile;
     for (int64_t key = 0; key < kTile; key += 2) {
-        __mmask16 first = key < count ? 0xffff : 0, second = key + 1 < count ? 0xffff : 0;
         for (int64_t i = 0; i < kHeadDim; i += 2 * kTile) {
-            __m512i one = _mm512_maskz_loadu_epi32(first, values + key * kHeadDim + i);
-            __m512i next = _mm512_maskz_loadu_epi32(second, values + (key + 1) * kHeadDim + i);
+            __m512i one = load32(values + key * kHeadDim + i, key < count);
+            __m512i next = load32(values + (key + 1) * kHeadDim + i, key + 1 < count);
             bf16 *place = packed + i / kTile * kPacked + key * kTile;
             _mm512_store_si512(place, _mm512_unpacklo_epi16(one, next));
             _mm512_store_si512(place + kPacked, _mm512_unpackhi_epi16(one, next));
