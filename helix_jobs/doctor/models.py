@@ -82,5 +82,5 @@ def _check(subject: str, name: str, settings: Settings) -> Verdict:
 
 def _size(checkpoint: Checkpoint) -> int:
     if checkpoint.gguf_file is not None:
-        return (checkpoint.folder / checkpoint.gguf_file).stat().st_size
+        return sum(file.stat().st_size for file in checkpoint.files)
     return sum(file.stat().st_size for file in checkpoint.folder.glob("*.safetensors"))

@@ -346,4 +346,4 @@ def _from_gguf(name: str, path: Path) -> Checkpoint:
     if not path.is_file():
         raise ModelNotFoundError(f"model file {name} does not exist; check the path")
     gguf = read_gguf(name, path)
-    return Checkpoint(name, path.parent, path.name, (path,), gguf.tensors, gguf=gguf)
+    return Checkpoint(name, path.parent, path.name, gguf.files, gguf.tensors, gguf=gguf)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from helix_jobs.engine.loading.gguf_config import LONG_FACTORS, SHORT_FACTORS
-from helix_jobs.engine.loading.gguf_header import GgufHeader, read_gguf_header
+from helix_jobs.engine.loading.gguf_parts import gguf_tensors, read_gguf_parts
 from helix_jobs.engine.loading.gguf_registry import GGUF_ARCHITECTURES, SERVED_OTHERWISE, family_of
 from helix_jobs.engine.loading.gguf_settings import DRAFT_LAYERS, KEY_HEADS, check_heads, check_settings, unread
-from helix_jobs.engine.loading.gguf_tensors import GgufTensor, GgufWeight, weights_of, without_draft_layers
+from helix_jobs.engine.loading.gguf_tensors import GgufWeight, weights_of, without_draft_layers
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from helix_jobs.engine.loading.gguf_family import GgufFamily
+    from helix_jobs.engine.loading.gguf_header import GgufHeader
+    from helix_jobs.engine.loading.gguf_tensors import GgufTensor
     from helix_jobs.engine.loading.stored_tensor import StoredTensor
 
 _ORIGINAL: Final = "rope.scaling.original_context_length"
@@ -33,6 +35,7 @@ class GgufFile:
     """A file that can be served.
 
     Attributes:
+        files: The file, or all its parts.
         architecture: The file's name for its model family.
         family: How that family's files are read.
         num_layers: Number of its layers, without those that only draft.
@@ -45,6 +48,7 @@ class GgufFile:
         settings: Settings of its architecture, without that prefix.
     """
 
+    files: tuple[Path, ...]
     architecture: str
     family: GgufFamily
     num_layers: int
@@ -62,13 +66,14 @@ def read_gguf(name: str, path: Path) -> GgufFile:
 
     Args:
         name: The model's name as the user gave it.
-        path: An existing file.
+        path: An existing file, or any part of one that was split.
 
     Raises:
-        ModelError: The file is damaged, not GGUF, or only a part of a model.
+        ModelError: The file is damaged, not GGUF, or a part of a model whose other parts are not there.
         UnsupportedArchitectureError: Its weights or settings would not be read in full.
     """
-    header = read_gguf_header(name, path)
+    headers = read_gguf_parts(name, path)
+    header = headers[0]
     _check_kind(name, header)
     architecture = header.settings["general.architecture"]
     settings = _without_prefix(header.settings, f"{architecture}.")
@@ -77,14 +82,12 @@ def read_gguf(name: str, path: Path) -> GgufFile:
     heads = settings["attention.head_count"]
     head_dim = settings.get("attention.key_length") or settings["embedding_length"] // heads
     check_heads(name, architecture, family, settings, head_dim)
-    rotary = _rotary(name, family, header, settings.get("rope.dimension_count") or head_dim)
+    tensors = gguf_tensors(name, headers)
+    rotary = _rotary(name, family, tensors, settings.get("rope.dimension_count") or head_dim)
     if SHORT_FACTORS in rotary and not isinstance(settings.get(_ORIGINAL), int):
         raise ModelError(f"model {name}: the GGUF file lacks {architecture}.{_ORIGINAL}; fetch it again")
-    tensors = {
-        tensor: GgufTensor(stored, path, header.places[tensor])
-        for tensor, stored in header.tensors.items()
-        if tensor not in rotary
-    }
+    for tensor in rotary:
+        del tensors[tensor]
     num_layers = settings["block_count"]
     if settings.get(DRAFT_LAYERS):
         num_layers -= settings[DRAFT_LAYERS]
@@ -93,6 +96,7 @@ def read_gguf(name: str, path: Path) -> GgufFile:
     weights = weights_of(family, tensors)
     kv_heads = settings.get(KEY_HEADS, heads)
     return GgufFile(
+        files=tuple(one.path for one in headers),
         architecture=architecture,
         family=family,
         num_layers=num_layers,
@@ -110,7 +114,7 @@ def _without_prefix(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
 
 
-def _rotary(name: str, family: GgufFamily, header: GgufHeader, rotated: int) -> dict[str, torch.Tensor]:
+def _rotary(name: str, family: GgufFamily, tensors: Mapping[str, GgufTensor], rotated: int) -> dict[str, torch.Tensor]:
     """The tensors of factors that the family's files may have, for each pair of rotated dimensions.
 
     Raises:
@@ -121,12 +125,13 @@ def _rotary(name: str, family: GgufFamily, header: GgufHeader, rotated: int) -> 
         wanted += [LONG_FACTORS, SHORT_FACTORS]
     found = {}
     for tensor in wanted:
-        stored = header.tensors.get(tensor)
-        if stored is None:
+        found_there = tensors.get(tensor)
+        if found_there is None:
             continue
+        stored = found_there.stored
         if stored.kind != "F32" or stored.shape != (rotated // 2,):
             raise ModelError(f"model {name}: {tensor} does not fit its heads; fetch the GGUF file again")
-        factors = torch.from_numpy(header.floats(tensor))
+        factors = torch.from_numpy(found_there.floats())
         if not (torch.isfinite(factors) & (factors > 0)).all():
             raise ModelError(f"model {name}: {tensor} has impossible numbers; fetch the GGUF file again")
         found[tensor] = factors
@@ -138,12 +143,6 @@ def _rotary(name: str, family: GgufFamily, header: GgufHeader, rotated: int) -> 
 def _check_kind(name: str, header: GgufHeader) -> None:
     """Refuse files that are not one whole model of a known architecture."""
     settings = header.settings
-    count, number = settings.get("split.count", 0), settings.get("split.no", 0)
-    if count not in (0, 1):
-        raise ModelError(
-            f"model {name} is part {number + 1 if isinstance(number, int) else number!r:.40} of {count!r:.40} of a "
-            "split GGUF file; merge the parts (llama-gguf-split --merge FIRST-PART MERGED) and give the merged file"
-        )
     kind = settings.get("general.type", "model")
     if kind != "model":
         raise unread(name, f"the GGUF file holds no model but something of the type {kind!r:.40}")

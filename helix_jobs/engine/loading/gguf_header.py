@@ -3,9 +3,8 @@
 The reader of the ``gguf`` package believes what a header says: an array of 2^40 numbers keeps it busy for hours. This
 reader checks every length against the bytes that are left, so its time is bounded by the header's length.
 
-transformers runs the ``gguf`` reader over the same header afterwards. That reader makes an object of 0.7 kB, in 10
-microseconds, of every number of an array, so a few megabytes would take gigabytes. Therefore a header that holds more
-of anything than the headers of models do is refused, too.
+Every number of an array is an object here, so a few megabytes may take a hundred. Therefore a header that holds more of
+anything than the headers of models do is refused, too.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ import math
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
-
-import numpy as np
 
 from helix_jobs.engine.loading.stored_tensor import StoredTensor, refuse_lfs_pointer
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
@@ -62,13 +59,6 @@ class GgufHeader:
     settings: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     places: Mapping[str, int]
-
-    def floats(self, tensor: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return a tensor that is stored as float32, flat."""
-        assert self.tensors[tensor].kind == "F32", "asked only of those"
-        with self.path.open("rb") as stream:
-            stream.seek(self.places[tensor])
-            return np.fromfile(stream, dtype="<f4", count=self.tensors[tensor].elements)
 
 
 def read_gguf_header(name: str, path: Path) -> GgufHeader:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from helix_jobs.engine.loading.stored_tensor import StoredTensor
 
@@ -38,6 +40,13 @@ class GgufTensor:
     def row_length(self) -> int:
         """Number of weights in a row."""
         return self.stored.shape[-1]
+
+    def floats(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """A tensor that is stored as float32, flat."""
+        assert self.stored.kind == "F32", "asked only of those"
+        with self.file.open("rb") as stream:
+            stream.seek(self.place)
+            return np.fromfile(stream, dtype="<f4", count=self.stored.elements)
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ def _readable(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     name = checkpoint.name
     try:
-        with panics_as_errors(), pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as given:
+        with panics_as_errors(), pretrained_arguments(checkpoint.folder) as given:
             yield given
     except HelixError:
         raise

@@ -99,7 +99,7 @@ def _read_safetensors(source: ModelSource, dtype: torch.dtype) -> PreTrainedMode
     checkpoint = source.checkpoint
     if source.config.tie_word_embeddings:
         _check_tied_head(checkpoint, f"{describe(source.config).embedding}.weight")
-    with pretrained_arguments(checkpoint.folder, None) as (folder, arguments):
+    with pretrained_arguments(checkpoint.folder) as (folder, arguments):
         # With output_loading_info this returns a pair, which transformers' annotations do not say.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,

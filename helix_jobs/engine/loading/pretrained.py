@@ -1,4 +1,4 @@
-"""How ``from_pretrained`` is called: no remote code, no network, no progress bars, and GGUF files by themselves.
+"""How ``from_pretrained`` is called: no remote code, no network, no progress bars.
 
 This module handles the differences in loading between transformers 4.57 (which DirectML needs) and 5.
 """
@@ -6,8 +6,6 @@ This module handles the differences in loading between transformers 4.57 (which 
 from __future__ import annotations
 
 import contextlib
-import io
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,19 +22,10 @@ TRANSFORMERS_MAJOR: Final = int(transformers.__version__.split(".")[0])
 
 
 @contextlib.contextmanager
-def pretrained_arguments(folder: Path, gguf_file: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def pretrained_arguments(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the folder and keyword arguments for ``from_pretrained``; transformers is quiet inside the context."""
-    arguments: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(quiet_transformers())
-        if gguf_file is None:
-            yield str(folder), arguments
-            return
-        # Use an empty folder: files of other models beside the .gguf file would be mixed in.
-        empty = stack.enter_context(tempfile.TemporaryDirectory(prefix="helix-gguf-"))
-        # The GGUF reader draws its bar on stderr whatever the logging settings say.
-        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        yield empty, {**arguments, "gguf_file": str(folder.resolve() / gguf_file)}
+    with quiet_transformers():
+        yield str(folder), {"trust_remote_code": False, "local_files_only": True}
 
 
 def read_tokenizer(folder: str, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:

@@ -72,6 +72,7 @@ def write_gguf(
     model_type: str | None = None,
     convert: Callable[[str, torch.Tensor, Any], Iterable[tuple[str, torch.Tensor]]] | None = None,
     prepare: Callable[[Any], None] = lambda _: None,
+    part_size: int | None = None,
     **overrides: Any,
 ) -> Any:
     """A model in float32, as llama.cpp converts it; returns the model.
@@ -91,6 +92,8 @@ def write_gguf(
         model_type: Transformers' name of the architecture, where it is another one.
         convert: Makes a weight what the converter makes of it, under names that it knows or gives.
         prepare: Changes the model before its weights are written.
+        part_size: The most tensors of a part, of a file that is split; then ``path`` is the name that parts are named
+            after. None for one file.
         overrides: Of the model's configuration.
     """
     vocabulary = _sentence_pieces() if architecture == "phi3" else _byte_level_tokens()
@@ -98,7 +101,7 @@ def write_gguf(
     roughen(model)
     prepare(model)
     config = model.config
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=part_size or 0)
     _add_sizes(writer, config)
     _add_tokenizer(writer, vocabulary, pre)
     named = {f"{architecture}.{key}": value for key, value in (settings or {}).items()}

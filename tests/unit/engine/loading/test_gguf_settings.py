@@ -149,6 +149,8 @@ def test_a_part_of_a_split_file(tmp_path: Path) -> None:
         ModelError, match=r"is part 1 of 3 of a split GGUF file; merge the parts \(llama-gguf-split --m"
     ):
         load(tmp_path / "m-00001-of-00003.gguf")
+    with pytest.raises(ModelError, match=r"into one folder: m-00002-of-00003.gguf and 1 more is missing there"):
+        load(tmp_path / "m-00001-of-00003.gguf")
 
 
 @pytest.mark.parametrize("kind", ["adapter", "mmproj", "imatrix"])
