@@ -147,7 +147,10 @@ def convert_gguf(gguf: Path, out: Path) -> None:
             source.tokenizer.save_pretrained(out)
         (out / _MARK).write_text(f"{_CONVERSION}\n", encoding="utf-8")
     except Exception as error:  # a damaged file may raise anything
-        raise ModelError(f"the demo model cannot be converted ({type(error).__name__}: {error})") from error
+        raise ModelError(
+            f"the demo model cannot be converted ({type(error).__name__}: {error}); set HELIX_TARGET_MODEL to a model "
+            "directory"
+        ) from error
 
 
 def _put_in_place(made: Path, folder: Path) -> None:

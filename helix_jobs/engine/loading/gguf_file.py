@@ -130,7 +130,10 @@ def _rotary(name: str, family: GgufFamily, tensors: Mapping[str, GgufTensor], ro
             continue
         stored = found_there.stored
         if stored.kind != "F32" or stored.shape != (rotated // 2,):
-            raise ModelError(f"model {name}: {tensor} does not fit its heads; fetch the GGUF file again")
+            raise ModelError(
+                f"model {name}: {tensor} does not fit its heads ({stored.kind} {list(stored.shape)}, not F32 "
+                f"[{rotated // 2}]); fetch the GGUF file again"
+            )
         factors = torch.from_numpy(found_there.floats())
         if not (torch.isfinite(factors) & (factors > 0)).all():
             raise ModelError(f"model {name}: {tensor} has impossible numbers; fetch the GGUF file again")

@@ -76,7 +76,7 @@ def read_gguf_header(name: str, path: Path) -> GgufHeader:
     size = path.stat().st_size
     with path.open("rb") as stream:
         if stream.read(len(_MAGIC)) != _MAGIC:
-            raise ModelError(f"model {name}: not a GGUF file; fetch it again")
+            raise ModelError(f"model {name} is not a GGUF file; fetch it again")
         try:
             header, end = _read(name, _Cursor(stream, min(size, _HEADER_LIMIT)), path)
         except (ValueError, KeyError, TypeError, struct.error, OverflowError) as error:

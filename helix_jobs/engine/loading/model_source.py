@@ -128,7 +128,9 @@ def _readable(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
     except Exception as error:  # a damaged file may raise anything
         if isinstance(error, ImportError) and _has_tokenizer(checkpoint):  # some tokenizers need protobuf
             missing = " ".join(str(error).split())
-            raise ModelError(f"model {name} needs a Python package that is not installed: {missing}") from error
+            raise ModelError(
+                f"model {name} needs a Python package that is not installed: {missing}; install it"
+            ) from error
         raise ModelNotFoundError(
             f"{subject(name, checkpoint.folder)} has a configuration or a tokenizer that cannot be read "
             f"({in_words(error)}); fetch the model again, tokenizer files included"
@@ -163,7 +165,8 @@ def _check_release(name: str, config: PretrainedConfig) -> None:
     """
     if TRANSFORMERS_MAJOR < 5 and any(layer.experts is not None for layer in describe(config).layers):  # noqa: PLR2004  (a version)
         raise UnsupportedArchitectureError(
-            f"model {name} has experts, which need transformers 5; {transformers.__version__} is installed"
+            f"model {name} has experts, which transformers {transformers.__version__} does not stack; install "
+            "transformers 5"
         )
 
 

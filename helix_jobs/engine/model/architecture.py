@@ -80,7 +80,7 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
     expected = family.class_name
     if config.architectures and not {expected, *family.other_names} & {*config.architectures}:
         raise UnsupportedArchitectureError(
-            f"model {name} is a {config.architectures[0]}, which does not generate text; it must be a {expected}"
+            f"model {name} is a {config.architectures[0]}, which does not generate text; choose a {expected}"
         )
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None and not stores_mxfp4({"model_type": config.model_type, _QUANTIZATION: quantization}):
@@ -99,11 +99,11 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
         getattr(config, "use_bidirectional_attention", None) in (None, False, "vision")
     )
     if not is_causal:
-        raise UnsupportedArchitectureError(f"model {name} attends in both directions; supported is causal attention")
+        raise _unsupported(name, "attends in both directions; supported is causal attention")
     if getattr(config, "add_cross_attention", False) or config.is_encoder_decoder:
-        raise UnsupportedArchitectureError(f"model {name} attends to an encoder; supported are decoders alone")
+        raise _unsupported(name, "attends to an encoder; supported are decoders alone")
     if getattr(config, "pruned_heads", None):
-        raise UnsupportedArchitectureError(f"model {name} has pruned heads; supported are models with all of them")
+        raise _unsupported(name, "has pruned heads; supported are models with all of them")
     _check_numbers(name, config)
     _check_description(name, config)
 
@@ -127,12 +127,10 @@ def _check_description(name: str, config: PretrainedConfig) -> None:
     try:
         description = describe(config)
     except UnsupportedSettingError as error:
-        raise UnsupportedArchitectureError(f"model {name} {error}") from error
+        raise _unsupported(name, str(error)) from error
     for activation in description.activations:
         if activation not in ACTIVATIONS and not (activation == XIELU and config.model_type in _WITH_XIELU):
-            raise UnsupportedArchitectureError(
-                f"model {name} has the activation {activation!r}; supported are {', '.join(ACTIVATIONS)}"
-            )
+            raise _unsupported(name, f"has the activation {activation!r}; supported are {', '.join(ACTIVATIONS)}")
     if any(own.rotary is not None for own in description.attentions):
         _check_rope_numbers(name, config)
     for window in {own.window for own in description.attentions}:
@@ -176,8 +174,10 @@ def _check_rotation(name: str, config: PretrainedConfig, parameters: dict[str, A
     factor = next((one for one in factors if isinstance(one, int | float) and 0 < one <= 1), 1)
     rotated = int(head_dim * factor)
     if rotated % 2:
-        what = "heads of an odd width" if rotated == head_dim else "that of each head an odd width is rotated"
-        raise ModelError(f"model {name}: its configuration says {what}, {rotated}; fetch the model again")
+        raise ModelError(
+            f"model {name}: its configuration says head_dim {head_dim} and rotates {rotated} of it, an odd number; "
+            "fetch the model again"
+        )
     numbers = {"rope_theta": parameters.get("rope_theta", getattr(config, "rope_theta", None))}
     if _rope_type(parameters) != "default":
         numbers |= {key: parameters.get(key) for key in _ROPE_NUMBERS}
@@ -191,6 +191,11 @@ def _check_rotation(name: str, config: PretrainedConfig, parameters: dict[str, A
                 raise ModelError(f"model {name}: its configuration says {key} {number!r:.40}; fetch the model again")
 
 
+def _unsupported(name: str, what: str) -> UnsupportedArchitectureError:
+    """The refusal of a model that has or does something that the engine does not compute."""
+    return UnsupportedArchitectureError(f"model {name} {what}; choose another model")
+
+
 def _refusal(name: str, model_type: object) -> str:
     reason = NOT_SERVED.get(model_type) if isinstance(model_type, str) else None
     return f"model {name} has the architecture {model_type!r}{f' ({reason})' if reason else ''}; {_SUPPORTED}"
@@ -199,9 +204,7 @@ def _refusal(name: str, model_type: object) -> str:
 def _check_rope(name: str, rope: str) -> None:
     if rope in _ROPE_TYPES:
         return
-    raise UnsupportedArchitectureError(
-        f"model {name} scales its positions with {rope!r}; supported are {', '.join(_ROPE_TYPES)}"
-    )
+    raise _unsupported(name, f"scales its positions with {rope!r}; supported are {', '.join(_ROPE_TYPES)}")
 
 
 def context_limits(config: PretrainedConfig) -> dict[str, int]:

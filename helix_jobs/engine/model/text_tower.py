@@ -90,15 +90,14 @@ def text_config(name: str, config: PretrainedConfig, *, is_tied: bool) -> Pretra
     tower = TEXT_TOWERS[config.model_type]
     if config.architectures and tower.class_name not in config.architectures:
         raise UnsupportedArchitectureError(
-            f"model {name} is a {config.architectures[0]}, which does not generate text; it must be a "
-            f"{tower.class_name}"
+            f"model {name} is a {config.architectures[0]}, which does not generate text; choose a {tower.class_name}"
         )
     inner = config.get_text_config()
     family = tower.families.get(inner.model_type)
     if family is None:
         raise UnsupportedArchitectureError(
             f"model {name} has a language model of type {inner.model_type!r}; in a {config.model_type} checkpoint "
-            f"supported are {', '.join(tower.families)}"
+            f"supported are {', '.join(tower.families)}; choose another model"
         )
     settings = inner.to_dict()
     for key in ("model_type", "architectures", "transformers_version", "quantization_config"):

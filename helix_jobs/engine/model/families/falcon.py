@@ -21,17 +21,19 @@ if TYPE_CHECKING:
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
     if config.alibi:
-        raise UnsupportedSettingError("adds ALiBi biases to its scores; supported are rotary and learned positions")
+        raise UnsupportedSettingError("has alibi True, biases on its scores; supported are rotary positions")
     norm = layer_norm(config.layer_norm_epsilon)
     is_new, is_parallel = config.new_decoder_architecture, config.new_decoder_architecture or config.parallel_attn
     if is_new and not config.parallel_attn:
-        raise UnsupportedSettingError("is a Falcon of the new architecture without parallel attention, which has none")
+        raise UnsupportedSettingError("is a Falcon of the new architecture with parallel_attn False; supported is True")
     if not is_new and config.parallel_attn and config.num_ln_in_parallel_attn == 2:  # noqa: PLR2004  (a setting's value)
-        raise UnsupportedSettingError("is a Falcon of the old architecture with two norms beside each other")
+        raise UnsupportedSettingError(
+            "is a Falcon of the old architecture with num_ln_in_parallel_attn 2; supported is 1"
+        )
     if not (is_new or config.multi_query) and config.num_kv_heads != config.num_attention_heads:
         raise UnsupportedSettingError(
-            f"is a Falcon of the old architecture with {config.num_kv_heads} key-value heads for "
-            f"{config.num_attention_heads} queries; there each query has its own, or all share one (multi_query)"
+            f"is a Falcon of the old architecture with num_kv_heads {config.num_kv_heads} and num_attention_heads "
+            f"{config.num_attention_heads}; there each query has its own, or all share one (multi_query)"
         )
     has_two_norms = is_new and config.num_ln_in_parallel_attn in (None, 2)
     second = norm("ln_mlp") if has_two_norms else None if is_parallel else norm("post_attention_layernorm")

@@ -79,16 +79,17 @@ def _shapes(config: PretrainedConfig) -> list[CacheShape]:
     """What each layer keeps: as its kind says; the last layers keep nothing and read the last of their kind before."""
     count, num_shared, types = config.num_hidden_layers, config.num_kv_shared_layers, layer_types(config)
     if type(num_shared) is not int or not 0 <= num_shared < count:
-        raise UnsupportedSettingError(f"says that {num_shared!r:.40} of {count} layers share keys")
+        raise UnsupportedSettingError(f"has num_kv_shared_layers {num_shared!r:.40} of {count} layers")
+    shared = f"num_kv_shared_layers {num_shared}"
     shapes: list[CacheShape] = []
     for index in range(count):
         shape = _own_shape(config, index)
         if index >= count - num_shared:
             before = [other for other in range(count - num_shared) if types[other] == types[index]]
             if not before:
-                raise UnsupportedSettingError(f"has no layer whose keys those of type {types[index]!r} can share")
+                raise UnsupportedSettingError(f"has {shared} and before them no layer of type {types[index]!r}")
             if shapes[before[-1]] != shape:
-                raise UnsupportedSettingError(f"shares keys between heads of different sizes, in layer {index}")
+                raise UnsupportedSettingError(f"has {shared}, and heads of another size in layer {index}")
             shape = replace(shape, source=before[-1])
         shapes.append(shape)
     return shapes
@@ -102,14 +103,17 @@ def _own_shape(config: PretrainedConfig, index: int) -> CacheShape:
     own = config.per_layer_config[index]
     heads, width = own.num_key_value_heads, own.head_dim
     if any(type(number) is not int or number < 1 for number in (heads, width)) or config.num_attention_heads % heads:
-        raise UnsupportedSettingError(f"has impossible heads in layer {index}: {heads!r:.40} of {width!r:.40}")
+        raise UnsupportedSettingError(
+            f"has in layer {index} num_key_value_heads {heads!r:.40} and head_dim {width!r:.40}"
+        )
     return CacheShape(num_kv_heads=heads, head_dim=width)
 
 
 def _layer_inputs(config: PretrainedConfig) -> LayerInputsDescription:
     if config.vocab_size_per_layer_input < config.vocab_size:
         raise UnsupportedSettingError(
-            f"has layer inputs for {config.vocab_size_per_layer_input} of {config.vocab_size} tokens"
+            f"has vocab_size_per_layer_input {config.vocab_size_per_layer_input}, less than its vocab_size "
+            f"{config.vocab_size}"
         )
     return LayerInputsDescription(
         table="embed_tokens_per_layer",

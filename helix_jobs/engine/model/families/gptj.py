@@ -24,7 +24,7 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     norm = layer_norm(config.layer_norm_epsilon)
     head_dim = config.hidden_size // config.num_attention_heads
     if config.rotary_dim % 2 or not 0 < config.rotary_dim <= head_dim:
-        raise UnsupportedSettingError(f"rotates {config.rotary_dim} of the {head_dim} dimensions of a head")
+        raise UnsupportedSettingError(f"has rotary_dim {config.rotary_dim}, which must be even and at most {head_dim}")
     layer = LayerDescription(
         attention_norm=norm("ln_1"),
         attention=AttentionDescription(

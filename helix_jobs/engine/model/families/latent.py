@@ -101,11 +101,11 @@ def _check(config: Any) -> None:  # noqa: ANN401  (as above)
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     if shared != heads:
         raise UnsupportedSettingError(
-            f"has latent attention with {shared} key-value heads for {heads} query heads; both numbers must be equal"
+            f"has latent attention, num_key_value_heads {shared} and num_attention_heads {heads}; they must be equal"
         )
     factor = (config.rope_parameters or {}).get("partial_rotary_factor")
     if factor not in (None, 1):
-        raise UnsupportedSettingError(f"rotates a part ({factor!r:.40}) of qk_rope_head_dim; supported is all of it")
+        raise UnsupportedSettingError(f"has partial_rotary_factor {factor!r:.40} of qk_rope_head_dim; supported is 1")
 
 
 def _scaling(config: Any) -> float:  # noqa: ANN401  (as above)

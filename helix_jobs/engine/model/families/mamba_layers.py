@@ -18,8 +18,9 @@ def mamba_layer(config: PretrainedConfig) -> MambaDescription:
     Raises:
         UnsupportedSettingError: Time steps are limited.
     """
-    if tuple(getattr(config, "time_step_limit", None) or (0.0, math.inf)) != (0.0, math.inf):
-        raise UnsupportedSettingError("limits the time steps of its recurrent layers (time_step_limit)")
+    limit = tuple(getattr(config, "time_step_limit", None) or (0.0, math.inf))
+    if limit != (0.0, math.inf):
+        raise UnsupportedSettingError(f"limits the time steps of its recurrent layers (time_step_limit {limit})")
     return MambaDescription(
         inner=projection("mamba.in_proj"),
         module="mamba",

@@ -72,8 +72,9 @@ def describe(config: PretrainedConfig) -> ModelDescription:
 
 
 def _mamba(config: PretrainedConfig) -> MambaDescription:
-    if tuple(config.time_step_limit) != (0.0, math.inf):
-        raise UnsupportedSettingError("limits the time steps of its recurrent layers (time_step_limit)")
+    limit = tuple(config.time_step_limit)
+    if limit != (0.0, math.inf):
+        raise UnsupportedSettingError(f"limits the time steps of its recurrent layers (time_step_limit {limit})")
     return MambaDescription(
         inner=projection(f"{_BLOCK}.in_proj"),
         module=_BLOCK,
@@ -102,7 +103,9 @@ def _feed_forward(config: PretrainedConfig, module: str) -> FeedForwardDescripti
 
 def _experts(config: PretrainedConfig) -> ExpertsDescription:
     if config.moe_latent_size is not None:
-        raise UnsupportedSettingError("has experts that read a narrower product of the token (moe_latent_size)")
+        raise UnsupportedSettingError(
+            f"has experts that read a narrower product of the token (moe_latent_size {config.moe_latent_size!r:.40})"
+        )
     shared = _feed_forward(config, f"{_BLOCK}.shared_experts")
     made = experts(config.mlp_hidden_act, deepseek_router(config, _BLOCK), _BLOCK, shared)
     return replace(made, inner=f"{_BLOCK}.experts.up_proj", is_gated=False)

@@ -9,10 +9,9 @@ from helix_jobs.engine.model.description import (
     FeedForwardDescription,
     LayerDescription,
     ModelDescription,
-    UnsupportedSettingError,
 )
 from helix_jobs.engine.model.families.family import Family
-from helix_jobs.engine.model.families.settings import layer_norm, projection
+from helix_jobs.engine.model.families.settings import check_setting, layer_norm, projection
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -20,12 +19,10 @@ if TYPE_CHECKING:
 
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
-    if not config.do_layer_norm_before or config._remove_final_layer_norm:  # noqa: SLF001  (its name in config.json)
-        raise UnsupportedSettingError("has its norms after each part (OPT-350m); supported are norms before each part")
-    if config.word_embed_proj_dim != config.hidden_size:
-        raise UnsupportedSettingError("projects its embeddings; supported are embeddings of the hidden size")
-    if not config.layer_norm_elementwise_affine:
-        raise UnsupportedSettingError("has norms without weights; supported are norms with weights")
+    # OPT-350m has its norms behind each part, and none at the end.
+    served = {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "layer_norm_elementwise_affine": True}
+    for key, value in {**served, "word_embed_proj_dim": config.hidden_size}.items():
+        check_setting(config, key, value, is_read=True)
     norm = layer_norm(1e-5)
     head_dim = config.hidden_size // config.num_attention_heads
     layer = LayerDescription(

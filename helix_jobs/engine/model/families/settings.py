@@ -72,7 +72,7 @@ def layer_types(config: PretrainedConfig) -> tuple[str, ...]:
     if unknown:
         raise UnsupportedSettingError(f"has layers of type {unknown[0]!r}; supported are {FULL} and {SLIDING}")
     if len(types) != config.num_hidden_layers:
-        raise UnsupportedSettingError(f"names the types of {len(types)} of {config.num_hidden_layers} layers")
+        raise UnsupportedSettingError(f"has layer_types of {len(types)} of its {config.num_hidden_layers} layers")
     return types
 
 
@@ -96,7 +96,10 @@ def mixed_types(
             f"has layers of type {unknown[0]!r}; supported are {FULL} and {' and '.join(others)}"
         )
     if len(types) != config.num_hidden_layers or FULL not in types:
-        raise UnsupportedSettingError("needs a type for each of its layers, and full attention in at least one")
+        raise UnsupportedSettingError(
+            f"has layer_types of {len(types)} of its {config.num_hidden_layers} layers, {types.count(FULL)} of them "
+            f"{FULL}; each layer needs a type, and at least one full attention"
+        )
     return types
 
 
