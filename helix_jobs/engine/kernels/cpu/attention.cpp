@@ -4,6 +4,7 @@
 // whatever the storage type.
 
 #include "attention.h"
+#include "shortage.h"
 
 namespace {
 
@@ -38,8 +39,10 @@ void rotate_and_store(const T *qkv, const int64_t *positions, const int64_t *wri
 }
 
 template <typename T, typename S>
-void paged_attention(const T *queries, const Pools<S> &pools, const int64_t *pieces, const int32_t *blocks, T *output,
-                     int64_t num_pieces, int64_t heads, int64_t kv_heads, int64_t block_size, const Scoring &scoring) {
+int32_t paged_attention(const T *queries, const Pools<S> &pools, const int64_t *pieces, const int32_t *blocks,
+                        T *output, int64_t num_pieces, int64_t heads, int64_t kv_heads, int64_t block_size,
+                        const Scoring &scoring) {
+    Shortage shortage;
 #pragma omp parallel
     {
         Scratch scratch;
@@ -49,10 +52,13 @@ void paged_attention(const T *queries, const Pools<S> &pools, const int64_t *pie
             // first token, tokens, start position, first entry in blocks
             const int64_t *piece = pieces + task / kv_heads * 4;
             int64_t offset = piece[0] * heads * kHeadDim;
-            attend_slice<T, S>(queries + offset, pools, blocks + piece[3], output + offset, piece[1], piece[2],
-                               task % kv_heads, heads, kv_heads, block_size, scoring, scratch, &tiles);
+            shortage.run([&] {
+                attend_slice<T, S>(queries + offset, pools, blocks + piece[3], output + offset, piece[1], piece[2],
+                                   task % kv_heads, heads, kv_heads, block_size, scoring, scratch, &tiles);
+            });
         }
     }
+    return shortage.status();
 }
 
 }  // namespace
@@ -72,20 +78,20 @@ void paged_attention(const T *queries, const Pools<S> &pools, const int64_t *pie
                          Pools<int8_t>{keys, values, key_scales, value_scales}, tokens, heads, kv_heads, head_dim,   \
                          rotary_dim);                                                                                \
     }                                                                                                                \
-    EXPORT void paged_attention_##NAME(const T *queries, T *keys, T *values, const int64_t *pieces,                  \
-                                       const int32_t *blocks, T *output, int64_t num_pieces, int64_t heads,          \
-                                       int64_t kv_heads, int64_t block_size, float scaling, float cap,               \
-                                       int64_t window, const float *sinks) {                                         \
-        paged_attention(queries, Pools<T>{keys, values}, pieces, blocks, output, num_pieces, heads, kv_heads,        \
-                        block_size, Scoring{scaling, cap, window, sinks});                                           \
+    EXPORT int32_t paged_attention_##NAME(const T *queries, T *keys, T *values, const int64_t *pieces,               \
+                                          const int32_t *blocks, T *output, int64_t num_pieces, int64_t heads,       \
+                                          int64_t kv_heads, int64_t block_size, float scaling, float cap,            \
+                                          int64_t window, const float *sinks) {                                      \
+        return paged_attention(queries, Pools<T>{keys, values}, pieces, blocks, output, num_pieces, heads, kv_heads, \
+                               block_size, Scoring{scaling, cap, window, sinks});                                    \
     }                                                                                                                \
-    EXPORT void paged_attention_int8_##NAME(const T *queries, int8_t *keys, int8_t *values, float *key_scales,       \
-                                            float *value_scales, const int64_t *pieces, const int32_t *blocks,       \
-                                            T *output, int64_t num_pieces, int64_t heads, int64_t kv_heads,          \
-                                            int64_t block_size, float scaling, float cap, int64_t window,            \
-                                            const float *sinks) {                                                    \
-        paged_attention(queries, Pools<int8_t>{keys, values, key_scales, value_scales}, pieces, blocks, output,      \
-                        num_pieces, heads, kv_heads, block_size, Scoring{scaling, cap, window, sinks});              \
+    EXPORT int32_t paged_attention_int8_##NAME(const T *queries, int8_t *keys, int8_t *values, float *key_scales,    \
+                                               float *value_scales, const int64_t *pieces, const int32_t *blocks,    \
+                                               T *output, int64_t num_pieces, int64_t heads, int64_t kv_heads,       \
+                                               int64_t block_size, float scaling, float cap, int64_t window,         \
+                                               const float *sinks) {                                                 \
+        return paged_attention(queries, Pools<int8_t>{keys, values, key_scales, value_scales}, pieces, blocks, output,\
+                               num_pieces, heads, kv_heads, block_size, Scoring{scaling, cap, window, sinks});       \
     }
 
 KERNELS(float32, float)

@@ -165,6 +165,7 @@ inline float softmax_row(float *s, int64_t visible, int64_t padded, const Scorin
         float sink = scoring.sinks[head] / scaling;
         top = std::max(top, sink);
         totals[0] = exp16((vf{} + (sink - top)) * scaling)[0];
+        probe[0] = (sink == -INFINITY ? 0.0f : sink) * 0.0f;
     }
     for (int64_t key = 0; key < padded; key += kLanes) {
         vf v = load16(s + key);

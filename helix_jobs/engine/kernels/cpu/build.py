@@ -81,7 +81,7 @@ class _Library:
 _COMMON: Final = _Library(
     "kernels",
     sources=("experts", "kernels", "packed_linear", "int8_linear", "tiled_linear"),
-    headers=("lanes", "activations", "pairs", "tiles", "bytes", "blocks", "level_blocks", "row_products"),
+    headers=("lanes", "activations", "pairs", "tiles", "bytes", "blocks", "level_blocks", "row_products", "shortage"),
 )
 
 
@@ -90,7 +90,7 @@ def _of_heads(head_dim: int) -> _Library:
     return _Library(
         f"kernels-heads{head_dim}",
         sources=("int8_decoder", "attention"),
-        headers=("lanes", "activations", "pairs", "tiles", "stored_rows", "attention", "bytes"),
+        headers=("lanes", "activations", "pairs", "tiles", "stored_rows", "attention", "bytes", "shortage"),
         definitions=(f"-DHEAD_DIM={head_dim}",),
     )
 

@@ -49,6 +49,11 @@ struct Rounded {
     std::vector<Whole> values;  // [tokens, columns]
     std::vector<float> scales;  // [tokens]
 
+    // Ask for the memory of the largest product: `round` asks for none then.
+    void reserve(int64_t tokens, int64_t columns) {
+        values.reserve(tokens * columns + 64);
+        scales.reserve(tokens);
+    }
     template <typename T>
     void round(const T *x, int64_t tokens, int64_t columns) {
         values.resize(tokens * columns + 64);

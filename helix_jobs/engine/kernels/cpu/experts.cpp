@@ -6,6 +6,7 @@
 
 #include "activations.h"
 #include "row_products.h"
+#include "shortage.h"
 
 // Neighbouring rows of a matrix, in one layout.
 struct ExpertPart {
@@ -42,8 +43,9 @@ inline vf gated(const ExpertLayer &layer, vf gate, vf up) {
         case kTanhGelu: return tanh_gelu16(gate) * up;
         default: {
             vf limit = splat(layer.limit);
-            gate = gate < limit ? gate : limit;
-            up = max16(up < limit ? up : limit, -limit);
+            // A NaN is in no order with the limit, and must stay one.
+            gate = gate > limit ? limit : gate;
+            up = up > limit ? limit : up < -limit ? -limit : up;
             return (up + 1.0f) * (gate / (1.0f + exp16(-layer.alpha * gate)));
         }
     }
@@ -138,11 +140,11 @@ void experts(const ExpertLayer &layer, const T *x, const int64_t *choice, const 
 
 // y = the sum over each token's experts of weight * outer(activation(inner(x))); x and y are [tokens, hidden], choice and
 // weights [tokens, top_k].
-EXPORT void experts_float32(const ExpertLayer *layer, const float *x, const int64_t *choice, const float *weights,
-                            float *y, int64_t tokens, int64_t top_k) {
-    experts(*layer, x, choice, weights, y, tokens, top_k);
+EXPORT int32_t experts_float32(const ExpertLayer *layer, const float *x, const int64_t *choice, const float *weights,
+                               float *y, int64_t tokens, int64_t top_k) {
+    return status_of([&] { experts(*layer, x, choice, weights, y, tokens, top_k); });
 }
-EXPORT void experts_bfloat16(const ExpertLayer *layer, const bf16 *x, const int64_t *choice, const float *weights,
-                             bf16 *y, int64_t tokens, int64_t top_k) {
-    experts(*layer, x, choice, weights, y, tokens, top_k);
+EXPORT int32_t experts_bfloat16(const ExpertLayer *layer, const bf16 *x, const int64_t *choice, const float *weights,
+                                bf16 *y, int64_t tokens, int64_t top_k) {
+    return status_of([&] { experts(*layer, x, choice, weights, y, tokens, top_k); });
 }

@@ -10,6 +10,7 @@
 #include "activations.h"
 #include "attention.h"
 #include "bytes.h"
+#include "shortage.h"
 
 struct Layer {
     const void *attention_norm, *query_norm, *key_norm, *mlp_norm;  // the head norms may be null
@@ -35,6 +36,17 @@ struct Step {
 };
 
 namespace {
+
+// What a thread has for itself. Threads meet in every layer, so none may be without: the memory is asked for before they
+// start, and touched by its own thread first.
+struct Own {
+    Rounded rounded;
+    std::vector<float> normal;  // [tokens, hidden_size]
+    Own(int64_t tokens, int64_t hidden_size, int64_t widest) {
+        rounded.reserve(tokens, widest);
+        normal.reserve(tokens * hidden_size);
+    }
+};
 
 template <typename T>
 void normalise(const float *x, const void *weight, float *y, int64_t size, float eps) {
@@ -66,12 +78,19 @@ inline double seconds() {
 }
 
 template <typename T, typename S>
-void run_layers(const Model &model, const Step &step, float *hidden) {
+void run_layers(const Model &model, const Step &step, float *hidden, Shortage &shortage) {
     constexpr int64_t head_dim = kHeadDim;
     int64_t tokens = step.tokens, size = model.hidden_size, heads = model.heads, kv_heads = model.kv_heads;
     int64_t inner = model.intermediate_size, width = (heads + 2 * kv_heads) * head_dim;
     std::vector<float> qkv(tokens * width), queries(tokens * heads * head_dim), attended(tokens * heads * head_dim);
-    std::vector<float> expanded(tokens * inner);
+    std::vector<float> expanded(tokens * inner), ups(tokens * inner);
+    int num_threads = 1;
+#ifdef _OPENMP
+    num_threads = omp_get_max_threads();
+#endif
+    std::vector<Own> owns;
+    owns.reserve(num_threads);
+    for (int i = 0; i < num_threads; i++) owns.emplace_back(tokens, size, std::max({size, heads * head_dim, inner}));
     const T *cos = static_cast<const T *>(step.cos), *sin = static_cast<const T *>(step.sin);
 #pragma omp parallel
     {
@@ -79,8 +98,9 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
 #ifdef _OPENMP
         thread = omp_get_thread_num(), threads = omp_get_num_threads();
 #endif
-        Rounded rounded;
-        std::vector<float> normal(tokens * size), ups;
+        Rounded &rounded = owns[thread].rounded;
+        std::vector<float> &normal = owns[thread].normal;
+        normal.resize(tokens * size);
         Scratch scratch;
         auto enter = [&](const void *norm) {
             for (int64_t t = 0; t < tokens; t++)
@@ -125,10 +145,12 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
                     store_rows(pools, step.write_rows[t * kv_heads + kv], k, v, head_dim);
                 }
                 int64_t offset = piece[0] * heads * head_dim;
-                attend_slice<float, S>(queries.data() + offset, pools, step.blocks + piece[3],
-                                       attended.data() + offset, piece[1], piece[2], kv, heads, kv_heads,
-                                       model.block_size, Scoring{layer.scaling, layer.cap, layer.window},
-                                       scratch, nullptr);
+                shortage.run([&] {
+                    attend_slice<float, S>(queries.data() + offset, pools, step.blocks + piece[3],
+                                           attended.data() + offset, piece[1], piece[2], kv, heads, kv_heads,
+                                           model.block_size, Scoring{layer.scaling, layer.cap, layer.window},
+                                           scratch, nullptr);
+                });
             }  // all wait here
             if (thread == 0) *step.attention_seconds += seconds() - began;
             rounded.round(attended.data(), tokens, heads * head_dim);
@@ -142,13 +164,11 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
             Matrix up = layer.mlp_in;
             up.weight += inner * up.columns, up.scale += inner, up.row_sum += inner;
             if (up.bias != nullptr) up.bias += inner;
-            ups.resize(tokens * std::max<int64_t>(1, last - first));
-            multiply(rounded, up, tokens, first, last, [&, first, last](int64_t t, int64_t n, float value) {
-                ups[t * (last - first) + n - first] = value;
-            });
+            multiply(rounded, up, tokens, first, last,
+                     [&](int64_t t, int64_t n, float value) { ups[t * inner + n] = value; });
             for (int64_t t = 0; t < tokens; t++) {
                 float *out = expanded.data() + t * inner + first;
-                const float *u = ups.data() + t * (last - first);
+                const float *u = ups.data() + t * inner + first;
                 for_lanes(last - first, [&](int64_t i, int64_t n) {
                     vf g = load_some(out + i, n);
                     store_some(out + i, silu16(g) * load_some(u + i, n), n);
@@ -163,19 +183,23 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
 }
 
 template <typename T>
-void run(const Model &model, const Step &step, float *hidden) {
-    if (model.num_layers > 0 && model.layers[0].key_scales != nullptr)
-        run_layers<T, int8_t>(model, step, hidden);
-    else
-        run_layers<T, T>(model, step, hidden);
+int32_t run(const Model &model, const Step &step, float *hidden) {
+    Shortage shortage;
+    shortage.run([&] {
+        if (model.num_layers > 0 && model.layers[0].key_scales != nullptr)
+            run_layers<T, int8_t>(model, step, hidden, shortage);
+        else
+            run_layers<T, T>(model, step, hidden, shortage);
+    });
+    return shortage.status();
 }
 
 }  // namespace
 
 // `hidden`, [tokens, hidden_size] float32, holds the embedded tokens before and the last layer's output afterwards.
-EXPORT void int8_layers_float32(const Model *model, const Step *step, float *hidden) {
-    run<float>(*model, *step, hidden);
+EXPORT int32_t int8_layers_float32(const Model *model, const Step *step, float *hidden) {
+    return run<float>(*model, *step, hidden);
 }
-EXPORT void int8_layers_bfloat16(const Model *model, const Step *step, float *hidden) {
-    run<bf16>(*model, *step, hidden);
+EXPORT int32_t int8_layers_bfloat16(const Model *model, const Step *step, float *hidden) {
+    return run<bf16>(*model, *step, hidden);
 }

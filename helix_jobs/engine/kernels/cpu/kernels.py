@@ -13,6 +13,7 @@ from helix_jobs.engine.weights.level_layouts import FLOAT_LAYOUTS, LEVEL_LAYOUTS
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from helix_jobs.engine.kernels.cpu.expert_table import ExpertTable
@@ -46,6 +47,8 @@ LANES: Final = 16
 # The width of most models' heads.
 COMMON_HEAD_DIM: Final = 64
 _BLOCK_OUTPUTS: Final = 32
+# As in ``shortage.h``.
+_NO_MEMORY: Final = 1
 
 
 class NativeKernels:
@@ -62,31 +65,24 @@ class NativeKernels:
         self._functions: dict[str, Any] = {}
         # All layers of an int8 decoder in one call, see ``NativeInt8Decoder``; and whether that is fast here.
         self.int8_layers = getattr(of_heads, f"int8_layers_{_NAMES[dtype]}")
-        self.int8_layers.argtypes = (_POINTER, _POINTER, _POINTER)
-        self.int8_layers.restype = None
+        _bind(self.int8_layers, (_POINTER, _POINTER, _POINTER), asks_for_memory=True)
         self.has_byte_products = bool(common.has_byte_products())
         self._int8_linear = getattr(common, f"int8_linear_{_NAMES[dtype]}")
-        self._int8_linear.argtypes = (*[_POINTER] * 4, _SIZE)
-        self._int8_linear.restype = None
+        _bind(self._int8_linear, (*[_POINTER] * 4, _SIZE), asks_for_memory=True)
         # Whether the processor multiplies tiles of this dtype, and this process may use them.
         self.has_tiles = dtype is torch.bfloat16 and bool(common.has_tiles())
         self._pack_tiles = common.pack_tiles
-        self._pack_tiles.argtypes = (*[_POINTER] * 2, *[_SIZE] * 2)
-        self._pack_tiles.restype = None
+        _bind(self._pack_tiles, (*[_POINTER] * 2, *[_SIZE] * 2))
         self._tiled_linear = common.tiled_linear_bfloat16
-        self._tiled_linear.argtypes = (*[_POINTER] * 5, *[_SIZE] * 3)
-        self._tiled_linear.restype = None
+        _bind(self._tiled_linear, (*[_POINTER] * 5, *[_SIZE] * 3), asks_for_memory=True)
         self._packed_linear = getattr(common, f"packed_linear_{_NAMES[dtype]}")
-        self._packed_linear.argtypes = (_POINTER, _INT, *[_POINTER] * 4, *[_SIZE] * 4)
-        self._packed_linear.restype = None
+        _bind(self._packed_linear, (_POINTER, _INT, *[_POINTER] * 4, *[_SIZE] * 4), asks_for_memory=True)
         self._experts = getattr(common, f"experts_{_NAMES[dtype]}")
-        self._experts.argtypes = (*[_POINTER] * 5, *[_SIZE] * 2)
-        self._experts.restype = None
+        _bind(self._experts, (*[_POINTER] * 5, *[_SIZE] * 2), asks_for_memory=True)
         for library, signatures in ((common, _COMMON_SIGNATURES), (of_heads, _HEAD_SIGNATURES)):
             for name, signature in signatures.items():
                 function = getattr(library, f"{name}_{_NAMES[dtype]}")
-                function.argtypes = signature
-                function.restype = None
+                _bind(function, signature, asks_for_memory=name.startswith("paged_attention"))
                 self._functions[name] = function
         self._rms_norm = self._functions["rms_norm"]
         self._quantize_rows = self._functions["quantize_rows"]
@@ -272,6 +268,24 @@ class NativeKernels:
             *choice.shape,
         )  # fmt: skip
         return result
+
+
+def _bind(function: Any, arguments: Sequence[Any], *, asks_for_memory: bool = False) -> None:  # noqa: ANN401  (ctypes')
+    """Declare what a kernel takes and returns: a status if it asks for memory, else nothing."""
+    function.argtypes = arguments
+    function.restype = _INT if asks_for_memory else None
+    if asks_for_memory:
+        function.errcheck = _check
+
+
+def _check(status: int, _function: object, _arguments: object) -> None:
+    """Raise what a kernel cannot raise itself.
+
+    Raises:
+        MemoryError: The kernel did not get the memory that it asked for; what it was to write is not whole.
+    """
+    if status == _NO_MEMORY:
+        raise MemoryError("there is not enough memory for a step of the compiled kernels")
 
 
 def load_kernels(folder: Path, dtype: torch.dtype, device: torch.device, head_dim: int) -> NativeKernels:

@@ -1,6 +1,7 @@
 // A layer over any number of tokens whose weights stay in the blocks of their file, or lie row by row.
 
 #include "row_products.h"
+#include "shortage.h"
 
 namespace {
 
@@ -29,13 +30,15 @@ void packed_linear(const uint8_t *data, const Layout<T> &layout, const T *x, con
 
 // y = x @ weight.T + bias + residual, for the outputs of one matrix out of `pitch` of a layer; bias and residual may be
 // null. bias, residual and y point to the first of these outputs.
-EXPORT void packed_linear_float32(const uint8_t *data, int32_t layout, const float *x, const float *bias,
-                                  const float *residual, float *y, int64_t tokens, int64_t columns, int64_t rows,
-                                  int64_t pitch) {
-    packed_linear(data, kLayouts<float>[layout], x, bias, residual, y, tokens, columns, rows, pitch);
+EXPORT int32_t packed_linear_float32(const uint8_t *data, int32_t layout, const float *x, const float *bias,
+                                     const float *residual, float *y, int64_t tokens, int64_t columns, int64_t rows,
+                                     int64_t pitch) {
+    return status_of(
+        [&] { packed_linear(data, kLayouts<float>[layout], x, bias, residual, y, tokens, columns, rows, pitch); });
 }
-EXPORT void packed_linear_bfloat16(const uint8_t *data, int32_t layout, const bf16 *x, const bf16 *bias,
-                                   const bf16 *residual, bf16 *y, int64_t tokens, int64_t columns, int64_t rows,
-                                   int64_t pitch) {
-    packed_linear(data, kLayouts<bf16>[layout], x, bias, residual, y, tokens, columns, rows, pitch);
+EXPORT int32_t packed_linear_bfloat16(const uint8_t *data, int32_t layout, const bf16 *x, const bf16 *bias,
+                                      const bf16 *residual, bf16 *y, int64_t tokens, int64_t columns, int64_t rows,
+                                      int64_t pitch) {
+    return status_of(
+        [&] { packed_linear(data, kLayouts<bf16>[layout], x, bias, residual, y, tokens, columns, rows, pitch); });
 }

@@ -7,6 +7,7 @@
 #include <omp.h>
 #endif
 
+#include "shortage.h"
 #include "tiles.h"
 
 namespace {
@@ -89,8 +90,8 @@ inline void multiply(const bf16 *x, int64_t x_pitch, const bf16 *packed, int64_t
     order_memory();
 }
 
-void tiled_linear(const bf16 *x, const bf16 *packed, const bf16 *bias, const bf16 *residual, bf16 *y, int64_t tokens,
-                  int64_t inputs, int64_t outputs, int64_t per_task) {
+int32_t tiled_linear(const bf16 *x, const bf16 *packed, const bf16 *bias, const bf16 *residual, bf16 *y, int64_t tokens,
+                     int64_t inputs, int64_t outputs, int64_t per_task) {
     int64_t blocks = (outputs + kOutputs - 1) / kOutputs, tasks = (blocks + per_task - 1) / per_task;
     int64_t pitch = per_task * kOutputs, chunk = tokens <= kFew ? inputs : kChunk;
     // Sums of one block of outputs and rows, complete, to bias, residual and rounding.
@@ -107,11 +108,13 @@ void tiled_linear(const bf16 *x, const bf16 *packed, const bf16 *bias, const bf1
                     store_some(y + place, sum, n);
             }
     };
+    Shortage shortage;
 #pragma omp parallel
     {
         Tiles tiles;
         int64_t kept = chunk < inputs ? std::min(tokens, kTokens) * pitch : 0;
-        std::vector<float> scratch(kept + 2 * kTile * kOutputs + kTile);
+        std::vector<float> scratch;
+        bool has_room = shortage.run([&] { scratch.resize(kept + 2 * kTile * kOutputs + kTile); });
         uintptr_t begin = reinterpret_cast<uintptr_t>(scratch.data());
         float *complete = scratch.data() + (64 - begin % 64) % 64 / sizeof(float);  // [32, kOutputs]
         float *partial = complete + 2 * kTile * kOutputs;                           // [tokens, pitch]
@@ -138,6 +141,7 @@ void tiled_linear(const bf16 *x, const bf16 *packed, const bf16 *bias, const bf1
         };
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < tasks; task++) {
+            if (!has_room) continue;
             int64_t block = task * per_task, end = std::min(blocks, block + per_task);
             for (int64_t token = 0; token < tokens; token += kTokens)
                 for (int64_t first = 0; first < inputs; first += chunk)
@@ -145,6 +149,7 @@ void tiled_linear(const bf16 *x, const bf16 *packed, const bf16 *bias, const bf1
                         add(b, token, std::min(kTokens, tokens - token), first, partial + (b - block) * kOutputs);
         }
     }
+    return shortage.status();
 }
 
 #endif
@@ -165,17 +170,19 @@ EXPORT void pack_tiles(const bf16 *weight, bf16 *packed, int64_t inputs, int64_t
     pack(weight, packed, inputs, outputs);
 }
 // y = x @ weight.T + bias + residual, rounded once; bias and residual may be null.
-EXPORT void tiled_linear_bfloat16(const bf16 *x, const bf16 *packed, const bf16 *bias, const bf16 *residual, bf16 *y,
-                                  int64_t tokens, int64_t inputs, int64_t outputs) {
+EXPORT int32_t tiled_linear_bfloat16(const bf16 *x, const bf16 *packed, const bf16 *bias, const bf16 *residual, bf16 *y,
+                                     int64_t tokens, int64_t inputs, int64_t outputs) {
     int64_t blocks = (outputs + kOutputs - 1) / kOutputs, threads = 1;
 #ifdef _OPENMP
     threads = omp_get_max_threads();
 #endif
     int64_t per_task = std::min(kBlocks, std::max<int64_t>(1, blocks / (4 * threads)));
-    tiled_linear(x, packed, bias, residual, y, tokens, inputs, outputs, per_task);
+    return tiled_linear(x, packed, bias, residual, y, tokens, inputs, outputs, per_task);
 }
 #else
 EXPORT void pack_tiles(const bf16 *, bf16 *, int64_t, int64_t) {}
-EXPORT void tiled_linear_bfloat16(const bf16 *, const bf16 *, const bf16 *, const bf16 *, bf16 *, int64_t, int64_t,
-                                  int64_t) {}
+EXPORT int32_t tiled_linear_bfloat16(const bf16 *, const bf16 *, const bf16 *, const bf16 *, bf16 *, int64_t, int64_t,
+                                     int64_t) {
+    return kDone;
+}
 #endif

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -112,6 +113,21 @@ def test_they_equal_experts_one_by_one(
         torch.testing.assert_close(got.double(), expected[:count], rtol=limit, atol=limit * scale)
     summed = ours.add_to(hidden, hidden).double()
     torch.testing.assert_close(summed, expected + hidden.double(), rtol=limit, atol=limit * scale)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["gate", "up"])
+@pytest.mark.parametrize("activation", [functional.silu, functional.gelu, tanh_gelu, ClampedSwiglu(1.702, 1.5)])
+def test_they_show_what_is_not_finite(kernels: Kernels, activation: Any, part: str, value: float) -> None:
+    """A bound may make a number of what is endless; nothing makes one of what is none."""
+    native, dtype = kernels
+    experts = some_experts(dtype, activation, ("Q4_1",), ("Q4_1",), has_bias=True)
+    bias = experts.experts[2].linears()[0].bias  # type: ignore[attr-defined]
+    bias[5 if part == "gate" else SIZE + 5] = value
+    hidden = torch.randn(9, HIDDEN).to(dtype)
+    expected = torch.isfinite(experts(hidden).float()).all(dim=1)
+    assert not isnan(value) or 0 < int(expected.sum()) < 9, "some choose this expert"
+    assert torch.equal(torch.isfinite(compiled(experts, native)(hidden).float()).all(dim=1), expected)
 
 
 @pytest.mark.parametrize("kinds", [(), ("Q4_1",)])

@@ -200,6 +200,19 @@ def attended(
     return attention.begin(layout, cache).attend(0, torch.cat(qkv, dim=1))
 
 
+def test_a_sink_that_is_no_number_is_seen(kernels):
+    native, dtype = kernels
+    plain, cache = attention_alone(native, 4, 2, 0.25, 4)
+    sinks = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0])
+    (layer,) = plain.spec.layers
+    attention = CompiledAttention(replace(plain.spec, layers=(replace(layer, sinks=sinks),)), native)
+    qkv = [torch.randn(2, size).to(dtype) for size in (64, 32, 32)]
+    without, output = (attended(one, cache, [TokenSlice(2, 0, (3,))], *qkv) for one in (plain, attention))
+    finite = torch.isfinite(output.float()).view(2, 4, 16).all(dim=2)
+    assert finite.tolist() == [[False, False, True, True]] * 2
+    assert torch.equal(output.view(2, 4, 16)[:, 2], without.view(2, 4, 16)[:, 2])
+
+
 def test_a_poisoned_key_is_seen_by_those_who_attend_to_it_and_by_no_one_else(kernels):
     native, dtype = kernels
     attention, cache = attention_alone(native, 4, 2, 0.25, 4)
