@@ -31,7 +31,7 @@ def gguf_config(gguf: GgufFile) -> PretrainedConfig:
     made: dict[str, Any] = {
         "vocab_size": settings.get("vocab_size") or (1 if embedding is None else embedding.shape[0]),
         "hidden_size": settings["embedding_length"],
-        "intermediate_size": settings["feed_forward_length"],
+        "intermediate_size": settings.get("feed_forward_length") or settings["expert_feed_forward_length"],
         "num_hidden_layers": gguf.num_layers,
         "num_attention_heads": settings["attention.head_count"],
         "num_key_value_heads": gguf.num_kv_heads,

@@ -26,16 +26,22 @@ from helix_jobs.engine.loading.gguf_family import (
     stacks,
 )
 
-_WIDTH: Final = "expert_feed_forward_length"
-_SHARED_WIDTH: Final = "expert_shared_feed_forward_length"
+WIDTH: Final = "expert_feed_forward_length"
+SHARED_WIDTH: Final = "expert_shared_feed_forward_length"
 # llama.cpp's numbers of a softmax over all logits, and of one over the chosen ones.
 _SOFTMAX: Final = {"expert_gating_func": (0, 1)}
-_COUNTS: Final = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
+COUNTS: Final = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
 _LOCAL_COUNTS: Final = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}
-_EVERY_LAYER: Final = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+EVERY_LAYER: Final = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 _SPARSE: Final = {**LLAMA, "ffn_gate_inp": "mlp.gate"}
-_NORMALISED: Final = {**_SOFTMAX, "expert_weights_norm": (True,)}
+NORMALISED: Final = {**_SOFTMAX, "expert_weights_norm": (True,)}
 _NOT_NORMALISED: Final = {**_SOFTMAX, "expert_weights_norm": (False,)}
+SHARED_EXPERT: Final = {
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+SHARED_GATE: Final = {"mlp.shared_expert_gate.weight": of("ffn_gate_inp_shexp.weight", form="row")}
 _SHARED_EXPERTS: Final = {
     "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
     "ffn_up_shexp": "mlp.shared_experts.up_proj",
@@ -45,7 +51,7 @@ _CORRECTION: Final = {"mlp.gate.e_score_correction_bias": of("exp_probs_b.bias")
 _DEEPSEEK: Final = {
     "expert_count": "n_routed_experts",
     "expert_used_count": "num_experts_per_tok",
-    _WIDTH: "moe_intermediate_size",
+    WIDTH: "moe_intermediate_size",
     "expert_shared_count": "n_shared_experts",
     "leading_dense_block_count": "first_k_dense_replace",
     "expert_weights_scale": "routed_scaling_factor",
@@ -65,8 +71,8 @@ MIXTRAL: Final = GgufFamily(
     parameters=stacks("mlp"),
     permuted=PAIRS,
     settings=_LOCAL_COUNTS,
-    optional={_WIDTH: "intermediate_size"},
-    neutral=_NORMALISED,
+    optional={WIDTH: "intermediate_size"},
+    neutral=NORMALISED,
     has_frequencies=True,
     is_sparse=True,
 )
@@ -76,16 +82,14 @@ EXPERT_FAMILIES: Final = {
         model_type="qwen2_moe",
         modules={
             **_SPARSE,
-            "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
-            "ffn_up_shexp": "mlp.shared_expert.up_proj",
-            "ffn_down_shexp": "mlp.shared_expert.down_proj",
+            **SHARED_EXPERT,
         },
         parameters={
             **stacks("mlp"),
-            "mlp.shared_expert_gate.weight": of("ffn_gate_inp_shexp.weight", form="row"),
+            **SHARED_GATE,
         },
-        settings={**_COUNTS, _WIDTH: "moe_intermediate_size", _SHARED_WIDTH: "shared_expert_intermediate_size"},
-        constants={**_EVERY_LAYER, "norm_topk_prob": False},
+        settings={**COUNTS, WIDTH: "moe_intermediate_size", SHARED_WIDTH: "shared_expert_intermediate_size"},
+        constants={**EVERY_LAYER, "norm_topk_prob": False},
         neutral=_NOT_NORMALISED,
         is_sparse=True,
     ),
@@ -93,17 +97,17 @@ EXPERT_FAMILIES: Final = {
         model_type="qwen3_moe",
         modules={**_SPARSE, **HEAD_NORMS},
         parameters=stacks("mlp"),
-        settings={**_COUNTS, _WIDTH: "moe_intermediate_size"},
-        constants={**_EVERY_LAYER, "norm_topk_prob": True},
-        neutral=_NORMALISED,
+        settings={**COUNTS, WIDTH: "moe_intermediate_size"},
+        constants={**EVERY_LAYER, "norm_topk_prob": True},
+        neutral=NORMALISED,
         is_sparse=True,
     ),
     "olmoe": GgufFamily(
         model_type="olmoe",
         modules={**_SPARSE, **HEAD_NORMS},
         parameters=stacks("mlp"),
-        settings=_COUNTS,
-        optional={_WIDTH: "intermediate_size"},
+        settings=COUNTS,
+        optional={WIDTH: "intermediate_size"},
         constants={"norm_topk_prob": False},
         neutral=_NOT_NORMALISED,
         is_sparse=True,
@@ -123,7 +127,7 @@ EXPERT_FAMILIES: Final = {
             "mlp.experts.down_proj": of("ffn_down_exps.weight", form="flipped"),
             "mlp.experts.down_proj_bias": of("ffn_down_exps.bias", form="flipped"),
         },
-        settings={**_LOCAL_COUNTS, _WIDTH: "intermediate_size"},
+        settings={**_LOCAL_COUNTS, WIDTH: "intermediate_size"},
         neutral={"expert_gating_func": (0, 3)},
         window=2,
         scalings=frozenset({"yarn"}),
@@ -136,7 +140,7 @@ EXPERT_FAMILIES: Final = {
         parameters=stacks("block_sparse_moe"),
         permuted=PAIRS,
         settings={**GRANITE_SCALES, **_LOCAL_COUNTS},
-        neutral=_NORMALISED,
+        neutral=NORMALISED,
         is_sparse=True,
     ),
     "glm4moe": GgufFamily(
@@ -180,12 +184,12 @@ EXPERT_FAMILIES: Final = {
         settings={
             "expert_count": "moe_num_experts",
             "expert_used_count": "moe_k",
-            _WIDTH: "moe_intermediate_size",
+            WIDTH: "moe_intermediate_size",
             "expert_shared_count": "moe_num_shared_experts",
             "leading_dense_block_count": "moe_layer_start_index",
             "interleave_moe_layer_step": "moe_layer_interval",
         },
-        neutral=_NORMALISED,
+        neutral=NORMALISED,
         is_sparse=True,
     ),
     "hunyuan-moe": GgufFamily(
@@ -198,8 +202,8 @@ EXPERT_FAMILIES: Final = {
         },
         parameters=stacks("mlp"),
         settings={"expert_count": "num_experts", "expert_used_count": "moe_topk"},
-        optional={_WIDTH: "intermediate_size"},
-        neutral={**_NORMALISED, "expert_shared_count": (1,)},
+        optional={WIDTH: "intermediate_size"},
+        neutral={**NORMALISED, "expert_shared_count": (1,)},
         is_sparse=True,
     ),
     "lfm2moe": GgufFamily(
@@ -219,8 +223,8 @@ EXPERT_FAMILIES: Final = {
         outer=LFM2_OUTER,
         settings={
             **LFM2_WIDTH,
-            **_COUNTS,
-            _WIDTH: "moe_intermediate_size",
+            **COUNTS,
+            WIDTH: "moe_intermediate_size",
             "leading_dense_block_count": "num_dense_layers",
         },
         constants={"use_expert_bias": True, "norm_topk_prob": True},
@@ -238,5 +242,5 @@ GRANITE_WITH_SHARED: Final = replace(
         **stacks("block_sparse_moe"),
         "shared_mlp.input_linear.weight": of("ffn_gate_shexp.weight", "ffn_up_shexp.weight", form="rows"),
     },
-    settings={**GRANITE_SCALES, **_LOCAL_COUNTS, _SHARED_WIDTH: "shared_intermediate_size"},
+    settings={**GRANITE_SCALES, **_LOCAL_COUNTS, SHARED_WIDTH: "shared_intermediate_size"},
 )

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 # as it is; with rows and columns exchanged; a vector as a matrix of one row; ``[channels, width]`` with a length of one
 # between them; queries or keys with the two numbers of a rotated pair side by side; rows of one tensor behind those of
 # another; matrices of experts, one's outputs behind another's; these with rows and columns exchanged; these with the
-# outputs of two tensors in turn.
-Form = Literal["plain", "transposed", "row", "conv", "permuted", "rows", "stack", "flipped", "paired"]
+# outputs of two tensors in turn; the negative exponential; queries, keys, values and gates of a delta rule, which
+# transformers has key head by key head.
+Form = Literal[
+    "plain", "transposed", "row", "conv", "permuted", "rows", "stack", "flipped", "paired", "exponential", "delta"
+]
+# Whether the value heads of a delta rule stand in the file's order, in which the ones of a key head are not neighbours:
+# nowhere, in the last rows (or numbers), or in the columns.
+Tiling = Literal["none", "rows", "columns"]
 
 
 OUTER: Final = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
@@ -29,15 +35,17 @@ class Source(NamedTuple):
     Attributes:
         parts: Names of tensors, without their layer's.
         form: See ``Form``.
+        tiling: See ``Tiling``.
     """
 
     parts: tuple[str, ...]
     form: Form
+    tiling: Tiling = "none"
 
 
-def of(*parts: str, form: Form = "plain") -> Source:
+def of(*parts: str, form: Form = "plain", tiling: Tiling = "none") -> Source:
     """A parameter made of these tensors."""
-    return Source(parts, form)
+    return Source(parts, form, tiling)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +64,7 @@ class GgufFamily:
         optional: Settings that count if they are there and not zero.
         constants: Settings of the configuration that every file of the architecture has.
         made: Further settings of the configuration that follow from several facts.
+        read_by_made: Settings that ``made`` reads, and without which it could not.
         neutral: Settings that are not read, and the values that change nothing.
         epsilon: The file's name and the configuration's of what norms add.
         window: Which layers have the file's sliding window: none, all, or all but every n-th one. A file may list them.
@@ -83,6 +92,7 @@ class GgufFamily:
     optional: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     made: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    read_by_made: frozenset[str] = frozenset()
     neutral: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     epsilon: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
     window: Literal["none", "all"] | int = "none"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.engine.loading.gguf_delta_families import DELTA_FAMILIES
 from helix_jobs.engine.loading.gguf_dense_families import DENSE_FAMILIES, MINISTRAL3, OLMO3
 from helix_jobs.engine.loading.gguf_expert_families import EXPERT_FAMILIES, GRANITE_WITH_SHARED, MIXTRAL
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.loading.gguf_family import GgufFamily
 
-_FIRST: Final[dict[str, GgufFamily]] = {**DENSE_FAMILIES, **EXPERT_FAMILIES}
+_FIRST: Final[dict[str, GgufFamily]] = {**DENSE_FAMILIES, **EXPERT_FAMILIES, **DELTA_FAMILIES}
 GGUF_ARCHITECTURES: Final = tuple(_FIRST)
 # Architectures that are another family's where a file has a setting, and not zero.
 _OTHERS: Final[dict[tuple[str, str | None], GgufFamily]] = {
@@ -30,8 +31,8 @@ FAMILIES: Final[dict[tuple[str, str | None], GgufFamily]] = {
 SERVED_OTHERWISE: Final = frozenset(
     {
         *("apertus", "chatglm", "deepseek2", "falcon", "falcon-h1", "gemma4", "gptj", "gptneox", "granitehybrid"),
-        *("jais2", "minicpm3", "minimax-m2", "nemotron_h", "nemotron_h_moe", "phi2", "qwen2vl", "qwen35"),
-        *("qwen35moe", "qwen3next", "qwen3vl", "starcoder", "starcoder2"),
+        *("jais2", "minicpm3", "minimax-m2", "nemotron_h", "nemotron_h_moe", "phi2", "qwen2vl", "qwen3vl"),
+        *("starcoder", "starcoder2"),
     }
 )
 

@@ -32,7 +32,12 @@ _COUNTS: Final = (
 _MAY_BE_ZERO: Final = frozenset(
     {"expert_shared_count", "leading_dense_block_count", "expert_group_count", "expert_group_used_count"}
 )
-_READ_COUNTS: Final = _MAY_BE_ZERO | {"interleave_moe_layer_step", "shortconv.l_cache"}
+DELTA_SIZES: Final = ("ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size")
+_READ_COUNTS: Final = (
+    _MAY_BE_ZERO
+    | {*DELTA_SIZES, "ssm.conv_kernel"}
+    | {"interleave_moe_layer_step", "shortconv.l_cache", "full_attention_interval"}
+)
 _READ_FLAGS: Final = frozenset({"expert_weights_norm", "use_parallel_residual"})
 DRAFT_LAYERS: Final = "nextn_predict_layers"
 _FLOATS: Final = ("rope.freq_base", "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
@@ -65,7 +70,7 @@ _NEUTRAL_OF_EXPERTS: Final[dict[str, tuple[object, ...]]] = {
     "leading_dense_block_count": (0,),
     "interleave_moe_layer_step": (0, 1),
 }
-_REMARKS: Final = ("tensor_data_layout", _ORIGINAL_CONTEXT, f"{_SCALING}.finetuned")
+_REMARKS: Final = ("tensor_data_layout", _ORIGINAL_CONTEXT, f"{_SCALING}.finetuned", "rope.dimension_sections")
 
 
 def unread(name: str, what: str) -> UnsupportedArchitectureError:
@@ -89,6 +94,8 @@ def check_settings(name: str, architecture: str, family: GgufFamily, settings: M
     _check_there(name, architecture, family, settings)
     _check_numbers(name, family, settings)
     _check_scaling(name, family, settings)
+    if DELTA_SIZES[-1] in family.read_by_made:
+        _check_delta_heads(name, settings)
     neutral = {
         **_NEUTRAL,
         **(_NEUTRAL_OF_EXPERTS if family.is_sparse else dict.fromkeys(_EXPERT_COUNTS, (0,))),
@@ -121,19 +128,24 @@ def _check_there(name: str, architecture: str, family: GgufFamily, settings: Map
         raise unread(
             name, f"experts ({architecture}.expert_count) cannot be read from a GGUF file of this architecture"
         )
+    may_lack = {"feed_forward_length"} if "expert_feed_forward_length" in family.settings else set()
     for key in (*_NEEDED, family.epsilon[0]):
-        if key not in settings:
+        if key not in settings and key not in may_lack:
             raise _lacks(name, f"{architecture}.{key}")
-    for key in (*(_NEEDED_OF_EXPERTS if family.is_sparse else ()), *family.settings, *family.rope_settings):
+    for key in (*(_NEEDED_OF_EXPERTS if family.is_sparse else ()), *_needed_by(family)):
         if settings.get(key) is None or (settings[key] == 0 and key not in _READ_FLAGS | _MAY_BE_ZERO):
             raise _lacks(name, f"{architecture}.{key}")
+
+
+def _needed_by(family: GgufFamily) -> tuple[str, ...]:
+    return (*family.settings, *family.rope_settings, *sorted(family.read_by_made))
 
 
 def _read(family: GgufFamily, neutral: Mapping[str, object]) -> set[str]:
     """Settings that the configuration is made of, and remarks."""
     read = {*_COUNTS, *_FLOATS, *_REMARKS, f"{_SCALING}.type", f"{_SCALING}.factor", "rope.scale_linear"}
     read -= set(neutral)
-    read |= {*family.settings, *family.optional, *family.by_layer, *family.rope_settings}
+    read |= {*_needed_by(family), *family.optional, *family.by_layer}
     if isinstance(family.window, int):
         read.add(PATTERN)
     if family.has_draft_layers:
@@ -152,7 +164,7 @@ def _says(name: str, key: str, value: object) -> ModelError:
 
 
 def _check_numbers(name: str, family: GgufFamily, settings: Mapping[str, Any]) -> None:
-    own = {*family.settings, *family.optional, *family.rope_settings}
+    own = {*_needed_by(family), *family.optional}
     for key in (*_COUNTS, DRAFT_LAYERS, *sorted(own & _READ_COUNTS)):
         if key in family.by_layer:
             _check_list(name, key, settings.get(key, 1), settings)
@@ -177,6 +189,12 @@ def _check_count(name: str, key: str, value: object) -> None:
     may_be_zero = key not in (*_NEEDED, KEY_HEADS)
     if type(value) is not int or not (0 < value < 2**31 or (may_be_zero and value == 0)):
         raise _says(name, key, value)
+
+
+def _check_delta_heads(name: str, settings: Mapping[str, Any]) -> None:
+    _, num_keys, num_values, width = (settings[key] for key in DELTA_SIZES)
+    if num_values % num_keys or width % num_values:
+        raise _says(name, ", ".join(DELTA_SIZES), [settings[key] for key in DELTA_SIZES])
 
 
 def _check_list(name: str, key: str, value: object, settings: Mapping[str, Any]) -> None:

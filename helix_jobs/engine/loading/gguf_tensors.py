@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from helix_jobs.engine.loading.gguf_family import Form, GgufFamily
+    from helix_jobs.engine.loading.gguf_family import Form, GgufFamily, Tiling
 
 _LAYER: Final = re.compile(r"blk\.(\d{1,9})\.(.+)")
 _KINDS: Final = ("weight", "bias")
@@ -56,10 +56,12 @@ class GgufWeight:
     Attributes:
         parts: The tensors that it is made of.
         form: How.
+        tiling: See ``Tiling``.
     """
 
     parts: tuple[GgufTensor, ...]
     form: Form
+    tiling: Tiling = "none"
 
     @property
     def stored(self) -> StoredTensor:
@@ -81,7 +83,7 @@ class GgufWeight:
             "transposed": first[::-1],
             "row": (1, *first[-1:]),
             "conv": (*first[:-1], 1, *first[-1:]),
-            "rows": (sum(shape[0] for shape in shapes), *first[1:]),
+            **dict.fromkeys(("rows", "delta"), (sum(shape[0] for shape in shapes), *first[1:])),
         }
         return shaped.get(self.form, first)
 
@@ -108,7 +110,7 @@ def weights_of(family: GgufFamily, tensors: Mapping[str, GgufTensor]) -> dict[st
             parts = [tensors.get(f"blk.{layer[1]}.{part}") for part in source.parts]
             there = tuple(part for part in parts if part is not None)
             if len(there) == len(parts):
-                found[f"{family.layers}.{layer[1]}.{parameter}"] = GgufWeight(there, source.form)
+                found[f"{family.layers}.{layer[1]}.{parameter}"] = GgufWeight(there, source.form, source.tiling)
             continue
         module, _, kind = (name if layer is None else layer[2]).rpartition(".")
         theirs = (family.outer if layer is None else family.modules).get(module)

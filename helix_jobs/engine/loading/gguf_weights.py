@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from helix_jobs.engine.loading.bare_model import compute_frequencies, put
 from helix_jobs.engine.loading.gguf_file import ROTARY_FACTORS
+from helix_jobs.engine.loading.gguf_row_order import delta_rows, halves_order, value_order
 from helix_jobs.engine.loading.gguf_tensors import STACKED_FORMS
 from helix_jobs.engine.loading.model_sizes import skeleton
 from helix_jobs.engine.loading.tensor_names import HEAD
@@ -67,7 +68,7 @@ def read_gguf_weights(name: str, config: PretrainedConfig, gguf: GgufFile, dtype
                 put(module, kind, _stack(tensors, weight, dtype))
                 continue
             is_kept = kind == "weight" and (module is embedding or isinstance(module, (nn.Linear, Conv1D)))
-            put(module, kind, _weight(tensors, weight, gguf.head_dim, is_kept=is_kept))
+            put(module, kind, _weight(tensors, weight, gguf, is_kept=is_kept))
     if HEAD not in gguf.tensors:
         put(head, "weight", embedding.weight)
     tied: PreTrainedModel = model
@@ -135,21 +136,42 @@ def _array(data: torch.Tensor) -> Any:  # noqa: ANN401  (numpy's annotations nam
     return data.numpy()
 
 
-def _weight(tensors: _Tensors, weight: GgufWeight, head_dim: int, *, is_kept: bool) -> torch.Tensor | BlockMatrix:
-    """A parameter; ``is_kept`` says whether it may stay in blocks."""
+def _weight(tensors: _Tensors, weight: GgufWeight, gguf: GgufFile, *, is_kept: bool) -> torch.Tensor | BlockMatrix:
+    """A parameter; ``is_kept`` says whether it may stay in blocks.
+
+    A row's bytes stay together, so rows in blocks can be put into another order, too.
+    """
     kinds = {part.stored.kind for part in weight.parts}
-    parts = [tensors.rows(part) for part in weight.parts]
-    if len(kinds) > 1:  # parts of several types have no common blocks
-        return torch.cat([_numbers(rows, part.stored.kind) for rows, part in zip(parts, weight.parts, strict=True)])
-    kind, data = kinds.pop(), parts[0] if len(parts) == 1 else torch.cat(parts)
-    if weight.form == "permuted":
-        data = _with_halves_apart(data, head_dim, is_bias=len(weight.parts[0].stored.shape) == 1, kind=kind)
+    rows = [tensors.rows(part) for part in weight.parts]
+    kind, shape = kinds.pop(), weight.stored.shape
+    if kinds:  # parts of several types have no common blocks
+        numbers = zip(rows, weight.parts, strict=True)
+        kind, rows = "F32", [_numbers(one, part.stored.kind).float().view(torch.uint8) for one, part in numbers]
+    is_vector = len(weight.parts[0].stored.shape) == 1
+    data = torch.cat(rows) if len(rows) > 1 else rows[0]
+    if is_vector:  # in one row of plain numbers
+        data = _numbers(data, kind).view(-1, 1)
+    if (order := _order_of_rows(weight, gguf, len(data))) is not None:
+        data = data.index_select(0, order)
+    columns = None
+    if weight.tiling == "columns":  # which of the file's columns stands where
+        columns = value_order(shape[-1], gguf.settings)
     if kind in BLOCK_LAYOUTS and is_kept:
-        return BlockMatrix(BLOCK_LAYOUTS[kind], data)
-    values = _numbers(data, kind)
-    if weight.form == "transposed" and len(values) > 1:
-        return values.t().contiguous()
-    return values.view(weight.stored.shape)
+        return BlockMatrix(BLOCK_LAYOUTS[kind], data, None if columns is None else columns.argsort())
+    values = data if is_vector else _numbers(data, kind)
+    if columns is not None:
+        values = values.index_select(1, columns)
+    if weight.form == "exponential":
+        values = values.double().neg().log().float()
+    return values.t().contiguous() if weight.form == "transposed" else values.view(shape)
+
+
+def _order_of_rows(weight: GgufWeight, gguf: GgufFile, num_rows: int) -> torch.Tensor | None:
+    if weight.form == "permuted":
+        return halves_order(num_rows, gguf.head_dim)
+    if weight.form == "delta":
+        return delta_rows(gguf.settings)
+    return value_order(num_rows, gguf.settings) if weight.tiling == "rows" else None
 
 
 def _stack(tensors: _Tensors, weight: GgufWeight, dtype: torch.dtype) -> torch.Tensor | BlockStack:
@@ -183,14 +205,3 @@ def _numbers(data: torch.Tensor, kind: str) -> torch.Tensor:
     from gguf import GGMLQuantizationType, dequantize
 
     return torch.from_numpy(dequantize(data.numpy(), GGMLQuantizationType[kind]))
-
-
-def _with_halves_apart(rows: torch.Tensor, head_dim: int, *, is_bias: bool, kind: str) -> torch.Tensor:
-    """The rows of queries or keys in transformers' order: of each head first every pair's first number.
-
-    A row's bytes stay together, so rows in blocks can be reordered, too. A bias is one row, of plain numbers.
-    """
-    if is_bias:
-        numbers = _numbers(rows, kind)
-        return numbers.view(-1, head_dim // 2, 2).transpose(1, 2).reshape(numbers.shape).view(torch.uint8)
-    return rows.view(-1, head_dim // 2, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)

@@ -13,6 +13,8 @@ from tests.unit.engine.gguf_converters import (
     granitemoe,
     lfm2,
     nemotron,
+    qwen3next,
+    qwen35,
     unchanged,
     with_experts_apart,
     with_pairs_together,
@@ -115,6 +117,33 @@ _DEEPSEEK_OVERRIDES = {
     "n_group": 1,
     "topk_group": 1,
 }
+# Each key head has three value heads.
+_DELTA = {
+    "ssm.conv_kernel": 4,
+    "ssm.state_size": 16,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 6,
+    "ssm.inner_size": 96,
+    "full_attention_interval": 4,
+    "rope.dimension_count": 8,
+}
+_DELTA_OVERRIDES = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "head_dim": 16,
+    "rope_parameters": _HALF,
+}
+_GATED_EXPERTS = {
+    **_COUNTS,
+    "expert_feed_forward_length": 32,
+    "expert_shared_feed_forward_length": 64,
+}
+_GATED_OVERRIDES = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
 _SHORT, _LONG = [1.0, 1.0, 1.25, 1.5, 2.0, 2.5], [1.0, 2.0, 3.0, 4.0, 8.0, 16.0]
 _LONGROPE = {
     "rope_type": "longrope",
@@ -389,6 +418,32 @@ CONVERSIONS = {
         },
         overrides={"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
         convert=with_experts_apart,
+    ),
+    "qwen35": Conversion(
+        model_type="qwen3_5_text",
+        settings={**_DELTA, "rope.dimension_sections": [2, 1, 1, 0], "nextn_predict_layers": 1, "block_count": 5},
+        overrides=_DELTA_OVERRIDES,
+        convert=qwen35,
+        more={"blk.4.nextn.eh_proj.weight": torch.ones(64, 128), "blk.4.attn_norm.weight": torch.ones(64)},
+    ),
+    "qwen35:one value head a key head": Conversion(
+        model_type="qwen3_5_text",
+        settings={**_DELTA, "ssm.group_count": 6},
+        overrides={**_DELTA_OVERRIDES, "linear_num_key_heads": 6},
+        convert=qwen35,
+    ),
+    "qwen35moe": Conversion(
+        model_type="qwen3_5_moe_text",
+        settings={**_DELTA, **_GATED_EXPERTS},
+        overrides={**_DELTA_OVERRIDES, **_GATED_OVERRIDES},
+        convert=qwen35,
+        leave_out=("feed_forward_length",),
+    ),
+    "qwen3next": Conversion(
+        model_type="qwen3_next",
+        settings={**_DELTA, **_GATED_EXPERTS},
+        overrides={**_DELTA_OVERRIDES, **_GATED_OVERRIDES},
+        convert=qwen3next,
     ),
 }
 

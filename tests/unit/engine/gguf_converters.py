@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import torch
 
     Tensors = Iterator[tuple[str, torch.Tensor]]
 
@@ -88,3 +88,50 @@ def lfm2(name: str, weight: torch.Tensor, config: Any) -> Tensors:
             yield stored, one.squeeze(1)
         else:
             yield stored.replace(".expert_bias", ".expert_bias.bias"), one
+
+
+def _tiled(weight: torch.Tensor, dim: int, count: int, config: Any) -> torch.Tensor:
+    """The last ``count`` numbers along a dimension, of value heads, in llama.cpp's order."""
+    keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+    first, last = weight.split((weight.shape[dim] - count, count), dim)
+    shape = (*last.shape[:dim], keys, values // keys, count // values, *last.shape[dim + 1 :])
+    return torch.cat((first, last.reshape(shape).transpose(dim, dim + 1).reshape(last.shape)), dim)
+
+
+def qwen35(name: str, weight: torch.Tensor, config: Any) -> Tensors:
+    heads = config.linear_num_value_heads
+    width = heads * config.linear_value_head_dim
+    if name.endswith(("in_proj_qkv.weight", "in_proj_z.weight", "conv1d.weight")):
+        weight = _tiled(weight, 0, width, config)
+    elif name.endswith(("in_proj_a.weight", "in_proj_b.weight", "A_log", "dt_bias")):
+        weight = _tiled(weight, 0, heads, config)
+    elif name.endswith("linear_attn.out_proj.weight"):
+        weight = _tiled(weight, 1, width, config)
+    yield from _delta_rule(name, weight, config)
+
+
+def qwen3next(name: str, weight: torch.Tensor, config: Any) -> Tensors:
+    if not name.endswith("in_proj_qkvz.weight"):
+        yield from _delta_rule(name, weight, config)
+        return
+    keys = config.linear_num_key_heads
+    share = config.linear_num_value_heads // keys * config.linear_value_head_dim
+    widths = (config.linear_key_head_dim, config.linear_key_head_dim, share, share)
+    parts = weight.view(keys, sum(widths), -1).split(widths, dim=1)
+    *qkv, gate = (part.reshape(-1, weight.shape[1]) for part in parts)
+    layer = name.split(".")[2]
+    yield f"blk.{layer}.attn_qkv.weight", torch.cat(qkv)
+    yield f"blk.{layer}.attn_gate.weight", gate
+
+
+def _delta_rule(name: str, weight: torch.Tensor, config: Any) -> Tensors:
+    if name.endswith("A_log"):
+        yield name, -weight.exp()
+    elif name.endswith("dt_bias"):
+        yield name.replace("dt_bias", "dt_proj.bias"), weight
+    elif name.endswith("conv1d.weight"):
+        yield name, weight.squeeze(1)
+    elif name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+        yield name, weight + 1
+    else:
+        yield from with_experts_apart(name, weight, config)

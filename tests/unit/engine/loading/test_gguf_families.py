@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from helix_jobs.engine.kernels.cpu.kernels import load_kernels
+from helix_jobs.engine.kernels.cpu.native_decoder import with_native
 from helix_jobs.engine.loading import weight_format
 from helix_jobs.engine.loading.gguf_registry import FAMILIES, SERVED_OTHERWISE, gguf_model_types
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
@@ -16,7 +18,7 @@ from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 from tests.unit.engine.gguf_conversion import CONVERSIONS, write_converted
 from tests.unit.engine.model_files import load
-from tests.unit.engine.tiny_models import decoder_logits, reference_logits
+from tests.unit.engine.tiny_models import CPU, decoder_logits, reference_logits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +54,7 @@ def fill_with_bytes(model: Any) -> None:
             rows, columns = parameter.shape[-2:]
             numbers = torch.randint(-127, 128, parameter.shape, generator=generator)
             # In each block one number is the largest, from which its scale follows.
-            numbers[..., (torch.arange(rows)[:, None] + torch.arange(columns)) % 32 == 0] = 127
+            numbers[..., (torch.arange(rows)[:, None] + torch.arange(columns)) % 16 == 0] = 127
             parameter.copy_(numbers / 512)
 
 
@@ -64,6 +66,20 @@ def test_blocks_are_the_numbers_that_they_stand_for(
     path = tmp_path / "tiny.gguf"
     model = write_converted(path, architecture, prepare=fill_with_bytes, quantized=gguf.GGMLQuantizationType.Q8_0)
     check_equal(path, model, "packed")
+
+
+@pytest.mark.parametrize("architecture", ["qwen35", "qwen3next", "gpt-oss", "gemma3", "granitemoe:shared"])
+def test_compiled_kernels_compute_the_same(
+    tmp_path: Path, compiled_folder: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_format, "resolve_dtype", lambda *_: torch.float32)
+    path = tmp_path / "tiny.gguf"
+    write_converted(path, architecture, prepare=fill_with_bytes, quantized=gguf.GGMLQuantizationType.Q8_0)
+    plain = load(path, dtype="packed").target.decoder
+    native = with_native(plain, load_kernels(compiled_folder, torch.float32, CPU, 16))
+    got, expected = decoder_logits(native, TOKENS), decoder_logits(plain, TOKENS)
+    assert torch.equal(got.argmax(1), expected.argmax(1))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 # Their files are made in tests of their own.
@@ -116,6 +132,15 @@ def test_settings_of_a_family_are_needed(tmp_path: Path, architecture: str, leav
         ("gemma3", {"rope.scaling.factor": 0.0}, ModelError, "says rope.scaling.factor 0.0"),
         ("gemma2", {"attn_logit_softcapping": -1.0}, ModelError, "says attn_logit_softcapping -1.0"),
         ("granite", {"attention.scale": float("nan")}, ModelError, "says attention.scale nan"),
+        ("qwen35", {"ssm.inner_size": 100}, ModelError, r"ssm.inner_size \[16, 2, 6, 100\]"),
+        ("qwen35", {"ssm.inner_size": 48}, ModelError, "has the shape"),
+        ("qwen35", {"ssm.time_step_rank": 0}, ModelError, "lacks qwen35.ssm.time_step_rank"),
+        ("qwen35", {"nextn_predict_layers": 9}, ModelError, "its configuration says -4 layers"),
+        ("lfm2", {"attention.head_count_kv": [0, 2, 1]}, ModelError, r"says attention.head_count_kv \[0, 2, 1\]"),
+        ("lfm2", {"attention.head_count_kv": [0, 2]}, ModelError, r"says attention.head_count_kv \[0, 2\]"),
+        ("gpt-oss", {"rope.scaling.original_context_length": 0}, ModelError, "original_context_length 0"),
+        ("olmo2:olmo3", {"attention.sliding_window_pattern": [1, 0]}, ModelError, "sliding_window_pattern"),
+        ("dots1", {"expert_gating_func": 1}, UnsupportedArchitectureError, "expert_gating_func"),
         ("olmo2", {"rope.dimension_count": 4}, UnsupportedArchitectureError, "heads are rotated in part"),
         ("phi3:long", {"rope.dimension_count": 4}, ModelError, "rope_factors_long.weight does not fit its heads"),
     ],
