@@ -38,7 +38,7 @@ from helix_jobs.engine.weights.level_layouts import LEVEL_LAYOUTS
 from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from helix_jobs.engine.loading.quantized_format import QuantizedFormat, QuantizedMatrix
 
@@ -70,7 +70,6 @@ class Checkpoint:
         settings: The content of config.json, not interpreted by transformers; empty for a GGUF file.
         gguf: The GGUF file's header, or None.
         quantized: The format in which safetensors store quantised matrices, or None.
-        matrices: Those matrices, by the names of their weights in ``tensors``, where a weight's type is its blocks'.
     """
 
     name: str
@@ -81,7 +80,11 @@ class Checkpoint:
     settings: Mapping[str, Any] = field(default_factory=dict)
     gguf: GgufFile | None = None
     quantized: QuantizedFormat | None = None
-    matrices: Mapping[str, QuantizedMatrix] = field(default_factory=dict)
+
+    @property
+    def matrices(self) -> dict[str, QuantizedMatrix]:
+        """The quantised matrices by the names of their weights, experts aside."""
+        return {name: tensor.matrix for name, tensor in self.tensors.items() if tensor.matrix is not None}
 
     @property
     def is_text_tower(self) -> bool:
@@ -145,6 +148,11 @@ class Checkpoint:
             ):
                 kind = tensor.kind
         return replace(self.blocks, embedding=kind)
+
+    def without(self, modules: Iterable[str]) -> Checkpoint:
+        """The same without the weights of modules whose names end so."""
+        ends = tuple(f".{module}.weight" for module in modules)
+        return replace(self, tensors={name: tensor for name, tensor in self.tensors.items() if not name.endswith(ends)})
 
     @property
     def has_blocks(self) -> bool:
@@ -253,16 +261,21 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
     has_blocks = stores_mxfp4(config)
     harmless = (tensor for tensor in tensors if is_computed(tensor) or (has_blocks and is_mxfp4(tensor)))
     check_not_quantized(name, folder, without_mxfp4(config), tensors, harmless)
-    if config["model_type"] in TEXT_TOWERS:
-        stacked = with_stacked_experts(name, text_tensors(tensors))
-        return Checkpoint(name, folder, None, tuple(files), stacked, config)
-    family = FAMILIES[config["model_type"]]
     if has_blocks:
         tensors = with_plain_experts(name, tensors)
+    return Checkpoint(name, folder, None, tuple(files), _as_modules_have_them(name, config, tensors), config)
+
+
+def _as_modules_have_them(
+    name: str, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """A checkpoint's tensors under the names, and in the shapes, of transformers' modules."""
+    if config["model_type"] in TEXT_TOWERS:
+        return with_stacked_experts(name, text_tensors(tensors))
+    family = FAMILIES[config["model_type"]]
     if family.further_layers is not None and config.get(family.further_layers):
         tensors = without_layers_from(config.get("num_hidden_layers"), tensors)
-    tensors = with_joined_tensors(name, with_stacked_experts(name, tensors, family.renames), family.joins)
-    return Checkpoint(name, folder, None, tuple(files), tensors, config)
+    return with_joined_tensors(name, with_stacked_experts(name, tensors, family.renames), family.joins)
 
 
 def _from_quantized(found: Checkpoint, quantized: QuantizedFormat) -> Checkpoint:
@@ -278,10 +291,10 @@ def _from_quantized(found: Checkpoint, quantized: QuantizedFormat) -> Checkpoint
     weights = {f"{module}.weight": matrix for module, matrix in matrices.items()}
     if twice := sorted(weights.keys() & plain.keys()):
         raise ModelError(f"model {name} has the weight {twice[0]:.200} both as it is and quantised; fetch it again")
-    tensors = plain | {tensor: StoredTensor(matrix.kind, matrix.shape) for tensor, matrix in weights.items()}
-    if found.settings["model_type"] in TEXT_TOWERS:
-        tensors, weights = text_tensors(tensors), text_tensors(weights)
-    return replace(found, tensors=tensors, quantized=quantized, matrices=weights)
+    whole = plain | {
+        tensor: StoredTensor(matrix.kind, matrix.shape, matrix=matrix) for tensor, matrix in weights.items()
+    }
+    return replace(found, tensors=_as_modules_have_them(name, found.settings, whole), quantized=quantized)
 
 
 def _not_a_model(name: str, folder: Path) -> ModelNotFoundError:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from helix_jobs.engine.loading.stored_tensor import StoredTensor
-from helix_jobs.errors import ModelError
+from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +23,8 @@ _STACKS: Final = {
 _MXFP4: Final = re.compile(r"(?P<stack>.*\.experts\.(?:gate_up|down)_proj)_(?P<part>blocks|scales)")
 _MXFP4_BLOCK: Final = 32
 _MXFP4_BYTES: Final = 16
+# Up projections stand behind gates.
+_PLACES: Final = {"up_proj": 1, "w3": 1}
 # Parts of a stack, by its name.
 _PARTS: Final = {"gate_up_proj": 2, "up_proj": 1, "down_proj": 1}
 
@@ -48,6 +50,7 @@ def with_stacked_experts(
 
     Raises:
         ModelError: Experts are missing, or not all of one shape.
+        UnsupportedArchitectureError: Experts of one layer are quantised in several ways.
     """
     found: dict[str, StoredTensor] = {}
     stacks: dict[str, list[_Expert]] = {}
@@ -128,11 +131,19 @@ def _stacked(name: str, stack: str, experts: list[_Expert]) -> StoredTensor:
             f"{stack:.200} there are {len(experts)} matrices); fetch the model again"
         )
     first = experts[0].stored
-    for expert in experts:
+    order = sorted(experts, key=lambda expert: (expert.number, _PLACES.get(expert.part, 0)))
+    for expert in order:
         if expert.stored.shape != first.shape or len(first.shape) != 2:  # noqa: PLR2004  (a matrix)
             raise ModelError(
                 f"model {name}: the weight {expert.tensor:.200} has the shape {list(expert.stored.shape)} and that of "
                 f"another expert {list(first.shape)}; fetch the model again"
             )
+    if len({expert.stored.kind for expert in experts}) > 1 and any(expert.stored.matrix for expert in experts):
+        raise UnsupportedArchitectureError(
+            f"model {name}: the experts at {stack:.200} are quantised in several ways; use the original weights or a "
+            ".gguf file"
+        )
     rows, columns = first.shape
-    return StoredTensor(first.kind, (count, parts * rows, columns), is_merged=True)
+    return StoredTensor(
+        first.kind, (count, parts * rows, columns), is_merged=True, parts=tuple(expert.stored for expert in order)
+    )

@@ -28,14 +28,14 @@ def with_joined_tensors(
     for parts, whole in joins:
         stems = {tensor.removesuffix(part) for tensor in tensors for part in parts if tensor.endswith(f".{part}")}
         for stem in sorted(stems):
-            stored = [found.pop(f"{stem}{part}", None) for part in parts]
-            shapes = [one.shape for one in stored if one is not None]
+            there = [found.pop(f"{stem}{part}", None) for part in parts]
+            stored = tuple(one for one in there if one is not None)
+            shapes = [one.shape for one in stored]
             if len(shapes) != len(parts) or len({shape[1:] for shape in shapes}) != 1 or not all(shapes):
                 raise ModelError(
                     f"model {name}: the weights {', '.join(parts)} of {stem:.200} do not fit together, or one is "
                     "missing; fetch the model again"
                 )
-            kinds = [one.kind for one in stored if one is not None]
             rows = sum(shape[0] for shape in shapes)
-            found[f"{stem}{whole}"] = StoredTensor(kinds[0], (rows, *shapes[0][1:]), is_merged=True)
+            found[f"{stem}{whole}"] = StoredTensor(stored[0].kind, (rows, *shapes[0][1:]), is_merged=True, parts=stored)
     return found

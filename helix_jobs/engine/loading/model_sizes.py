@@ -176,8 +176,10 @@ def sizes_of(checkpoint: Checkpoint, config: PretrainedConfig) -> ModelSizes:
     Raises:
         ModelError: As in ``skeleton``.
     """
-    embedding = f"{describe(config).embedding}.weight"
-    return replace(model_sizes(checkpoint.name, config), blocks=checkpoint.blocks_beside(embedding))
+    description = describe(config)
+    embedding = f"{description.embedding}.weight"
+    blocks = checkpoint.without(description.plain_matrices).blocks_beside(embedding)
+    return replace(model_sizes(checkpoint.name, config), blocks=blocks)
 
 
 def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
@@ -194,15 +196,11 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
     description = describe(config)
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
-    # Routers, the gates of shared experts and the matrices of latents keep their form.
     experts = [layer.experts for layer in description.layers if layer.experts is not None]
-    kept = {own.router.weight.removesuffix(".weight") for own in experts}
-    kept |= {own.shared_gate.names[0] for own in experts if own.shared_gate is not None}
-    kept |= {own.latent.matrix for own in description.attentions if own.latent is not None}
     linears = [
         module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not name.endswith(tuple(kept))
+        if isinstance(module, nn.Linear | Conv1D) and not name.endswith(tuple(description.plain_matrices))
     ]
     biases = [module.bias.numel() for module in linears if module.bias is not None]
     stacks = _stacks(model, description)

@@ -138,23 +138,18 @@ def _readable(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _check_quantized(checkpoint: Checkpoint, config: PretrainedConfig) -> None:
-    """Refuse quantised matrices of layers that are not multiplied in blocks.
+    """Refuse quantised matrices that are not multiplied as they are stored.
 
     Raises:
-        UnsupportedArchitectureError: The model has experts, recurrent layers or latent attention.
+        UnsupportedArchitectureError: The family stores them transposed, or multiplies their rows with factors.
     """
     if checkpoint.quantized is None:
         return
-    description = describe(config)
-    reason = None
-    if any(layer.experts is not None for layer in description.layers):
-        reason = "with experts"
-    elif description.is_recurrent:
-        reason = "with recurrent layers"
-    elif any(own.latent is not None for own in description.attentions):
-        reason = "with latent attention"
-    if reason is not None:
-        raise refusal(checkpoint.name, checkpoint.quantized.name, reason)
+    projections = describe(config).projections
+    if any(one.is_transposed for one in projections):
+        raise refusal(checkpoint.name, checkpoint.quantized.name, "with matrices that its family has transposed")
+    if any(one.factors for one in projections):
+        raise refusal(checkpoint.name, checkpoint.quantized.name, "with matrices whose rows its family multiplies")
 
 
 def _check_release(name: str, config: PretrainedConfig) -> None:

@@ -13,8 +13,7 @@ from helix_jobs.engine.loading.awq_format import Awq
 from helix_jobs.engine.loading.block_fp8_format import BlockFp8
 from helix_jobs.engine.loading.compressed_tensors_format import CompressedTensors
 from helix_jobs.engine.loading.gptq_format import Gptq
-from helix_jobs.engine.loading.quantized_format import ORIGINAL, refusal
-from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
+from helix_jobs.engine.loading.quantized_format import ORIGINAL
 from helix_jobs.errors import UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -53,18 +52,6 @@ _READ: Final[Mapping[str, Callable[[str, Mapping[str, Any]], QuantizedFormat]]] 
     Gptq.name: Gptq,
     Awq.name: Awq,
 }
-# Families whose matrices are not read in any of these formats.
-_NOT_READ: Final = {
-    **{family.model_type: "with experts" for family in SPARSE_FAMILIES},
-    "qwen3_5_moe": "with experts",
-    **dict.fromkeys(
-        ("lfm2", "qwen3_5_text", "qwen3_5", "granitemoehybrid", "bamba", "falcon_h1", "olmo_hybrid"),
-        "with recurrent layers",
-    ),
-    **dict.fromkeys(("minicpm3", "youtu"), "with latent attention"),
-    **dict.fromkeys(("gemma4", "gemma4_text"), "with layers of several shapes"),
-    "gpt2": "whose matrices GPT-2 has transposed",
-}
 _READ_KEYS: Final = ("quantization_config", "compression_config")
 
 
@@ -76,7 +63,7 @@ def quantized_format(name: str, config: Mapping[str, Any]) -> QuantizedFormat | 
         config: The content of its config.json.
 
     Raises:
-        UnsupportedArchitectureError: The format is read, but not this form of it, or not for this family.
+        UnsupportedArchitectureError: The format is read, but not this form of it.
     """
     for key in _READ_KEYS:
         settings = config.get(key)
@@ -84,10 +71,7 @@ def quantized_format(name: str, config: Mapping[str, Any]) -> QuantizedFormat | 
             continue
         made = _READ.get(str(settings.get("quant_method")))
         if made is not None:
-            found = made(name, settings)
-            if (reason := _NOT_READ.get(config["model_type"])) is not None:
-                raise refusal(name, found.name, reason)
-            return found
+            return made(name, settings)
     return None
 
 

@@ -19,6 +19,8 @@ from helix_jobs.errors import ModelError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from helix_jobs.engine.loading.quantized_format import QuantizedMatrix
+
 _HEADER_LIMIT: Final = 100_000_000  # safetensors' own limit
 # Bytes of one element, by the names that safetensors gives its types.
 _ELEMENT_BYTES: Final = {
@@ -68,12 +70,16 @@ class StoredTensor:
         shape: Its lengths, outermost first, as torch has them.
         is_merged: Whether the files hold its parts by themselves, and transformers copies them into one tensor.
         place: Where a safetensors file has it; None elsewhere.
+        parts: Its parts, whose rows stand one behind another's, where it is merged.
+        matrix: The quantised matrix that it is; its type is then that of the matrix' blocks.
     """
 
     kind: str
     shape: tuple[int, ...]
     is_merged: bool = False
     place: Place | None = field(default=None, compare=False)
+    parts: tuple[StoredTensor, ...] = field(default=(), compare=False, repr=False)
+    matrix: QuantizedMatrix | None = field(default=None, compare=False, repr=False)
 
     @property
     def elements(self) -> int:

@@ -342,6 +342,27 @@ class ModelDescription:
         return frozenset(part.activation for part in parts)
 
     @property
+    def projections(self) -> tuple[ProjectionDescription, ...]:
+        """The matrix products of its layers, experts and heads aside."""
+        found = []
+        for layer in self.layers:
+            if layer.attention is not None:
+                found += [layer.attention.qkv, layer.attention.out]
+            if layer.recurrence is not None:
+                found += [layer.recurrence.inner, layer.recurrence.out]
+            if layer.feed_forward is not None:
+                found += [layer.feed_forward.inner, layer.feed_forward.outer]
+        return tuple(found)
+
+    @property
+    def plain_matrices(self) -> frozenset[str]:
+        """The matrices that are kept as plain numbers, by their names in a layer: routers, gates, latents' matrices."""
+        experts = [layer.experts for layer in self.layers if layer.experts is not None]
+        kept = {own.router.weight.removesuffix(".weight") for own in experts}
+        kept |= {own.shared_gate.names[0] for own in experts if own.shared_gate is not None}
+        return frozenset(kept | {own.latent.matrix for own in self.attentions if own.latent is not None})
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether some layer carries a state instead of keys and values."""
         return any(layer.recurrence is not None for layer in self.layers)

@@ -12,6 +12,7 @@ from helix_jobs.engine.model.norms import HeadLayerNorm, LayerNorm, RmsNorm
 from helix_jobs.engine.model.placement import Float16OverflowError
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
 from helix_jobs.engine.weights.block_stack import BlockStack
+from helix_jobs.engine.weights.level_layouts import FLOAT_DTYPES, FLOAT_LAYOUTS
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
 
@@ -42,10 +43,11 @@ class StoredParts:
         return self._inside.get_submodule(name)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The parameter or buffer of this name, relative to this module, as it is stored."""
+        """The parameter or buffer of this name, relative to this module, as it is stored; blocks as float32."""
         path, _, own = name.rpartition(".")
-        found: torch.Tensor = getattr(self.module(path), own)
-        return found
+        found: Any = getattr(self.module(path), own)
+        made: torch.Tensor = found.dense(torch.float32) if isinstance(found, BlockMatrix) else found
+        return made
 
     def placed(self, name: str) -> torch.Tensor | None:
         """The parameter or buffer of this name on the decoder's device, or None where its module has none."""
@@ -104,6 +106,8 @@ class StoredParts:
         place, modules = self._place, [self.module(name) for name in projection.names]
         stored = [module.weight for module in modules]
         keeps_blocks = place.keeps_blocks and not projection.factors
+        if keeps_blocks and any(isinstance(weight, BlockMatrix) for weight in stored):
+            stored = [_as_blocks(weight) for weight in stored]
         if keeps_blocks and all(isinstance(weight, BlockMatrix) for weight in stored):
             parts = [weight.to(place.device) for weight in stored]
             packed = PackedLinear(parts, self._stacked_bias(modules))
@@ -243,3 +247,13 @@ class StoredParts:
     def _bias(self, module: Any) -> torch.Tensor | None:  # noqa: ANN401  (whatever has a bias, or none)
         bias = getattr(module, "bias", None)
         return None if bias is None else self._place.take(bias)
+
+
+def _as_blocks(weight: torch.Tensor | BlockMatrix) -> torch.Tensor | BlockMatrix:
+    """A matrix of 16-bit numbers as blocks of such, beside matrices in blocks; others as they are."""
+    if isinstance(weight, BlockMatrix):
+        return weight
+    layout = next((one for kind, one in FLOAT_LAYOUTS.items() if FLOAT_DTYPES[kind] is weight.dtype), None)
+    if layout is None or weight.shape[1] % layout.weights:
+        return weight
+    return BlockMatrix(layout, weight.detach().contiguous().view(torch.uint8))

@@ -134,7 +134,7 @@ LEVEL_LAYOUTS: Final = {layout.kind: layout for layout in _LAYOUTS}
 
 # Matrices that a quantised checkpoint leaves in 16 bits: they stay so where activations are float32.
 _FLOAT_SIZE: Final = 32
-_FLOAT_DTYPES: Final = {"BF16": torch.bfloat16, "F16": torch.float16}
+FLOAT_DTYPES: Final = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def _unpack_floats(blocks: torch.Tensor, *, dtype: torch.dtype) -> Groups:
@@ -149,5 +149,5 @@ FLOAT_LAYOUTS: Final = {
         unpack=partial(_unpack_floats, dtype=dtype),
         label=str(dtype).removeprefix("torch."),
     )
-    for kind, dtype in _FLOAT_DTYPES.items()
+    for kind, dtype in FLOAT_DTYPES.items()
 }

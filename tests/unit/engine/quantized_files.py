@@ -111,6 +111,47 @@ def write_quantized(
     return model
 
 
+def write_quantized_tensors(
+    folder: Path,
+    model: Any,
+    store: Callable[[torch.Tensor], tuple[Parts, torch.Tensor]],
+    config: Mapping[str, Any],
+    *,
+    is_kept: Callable[[str], bool],
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """As ``write_quantized``, but tensor by tensor, as published files have experts.
+
+    What the files stand for lies beside them in ``dequantised``, in float32.
+
+    Args:
+        folder: Where to.
+        model: As there.
+        store: As there.
+        config: As there.
+        is_kept: Whether a matrix of this name is not quantised. Embeddings and the head never are.
+        dtype: As there.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype).float()
+    plain = folder / "dequantised"
+    save_checkpoint(plain, model)
+    save_checkpoint(folder, model)
+    weights, dense = {}, {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        module = name.removesuffix(".weight")
+        if module == name or tensor.dim() != 2 or "embed" in name or "lm_head" in name or is_kept(name):
+            weights[name], dense[name] = tensor.to(dtype), tensor.to(dtype).float()
+            continue
+        parts, dense[name] = store(tensor)
+        weights |= {f"{module}.{part}": value.contiguous() for part, value in parts.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in dense.items()}, plain / "model.safetensors", {"format": "pt"}
+    )
+    edit_config(folder, quantization_config=config)
+
+
 def compressed_tensors_config(
     form: str,
     bits: int,

@@ -208,12 +208,11 @@ def test_what_is_announced_and_not_computed_is_refused(
 @pytest.mark.parametrize(
     ("architecture", "reason"),
     [
-        ("qwen3_moe", "with experts"),
-        ("granitemoehybrid", "with recurrent layers"),
-        ("minicpm3", "with latent attention"),
+        ("gpt2", "with matrices that its family has transposed"),
+        ("falcon_h1", "with matrices whose rows its family multiplies"),
     ],
 )
-def test_layers_that_are_not_multiplied_in_blocks_are_refused_whatever_the_family(
+def test_matrices_that_are_not_multiplied_as_they_are_stored_are_refused(
     tmp_path: Path, architecture: str, reason: str
 ) -> None:
     folder = save_checkpoint(tmp_path, tiny_model(architecture))
