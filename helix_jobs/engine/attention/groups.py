@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.attention.cache_geometry import CacheGeometry
     from helix_jobs.engine.attention.step_layout import TokenSlice
-    from helix_jobs.engine.attention.step_plan import StepPlan
+    from helix_jobs.engine.attention.step_plan import SharedTensors, StepPlan
 
     IntArray = NDArray[np.int64]
 
@@ -107,19 +107,26 @@ class GroupPlan:
         given = [] if self.query_rows is None else [self.query_rows]
         return [*given, *self.gather_rows.values(), self.visible]
 
-    def on_device(self, uploaded: Iterator[torch.Tensor]) -> AttentionGroup:
-        """Make the group from the uploaded ``arrays``."""
+    def on_device(self, uploaded: Iterator[torch.Tensor], shared: SharedTensors) -> AttentionGroup:
+        """See ``AttentionPlan``. Masks are shared: they are large, and alike for all sections of one window."""
         query_rows = None if self.query_rows is None else next(uploaded)
         gather_rows = {count: next(uploaded) for count in self.gather_rows}
         visible = next(uploaded).view(self.num_rows, 1, self.num_queries, 1)
-        keys = torch.arange(self.num_keys, dtype=torch.int64, device=visible.device)
-        # [n, 1, q, num_keys]
-        later = keys >= visible
-        masks = {
-            window: (later if window is None else later | (keys < visible - window)).float() * _MASKED_SCORE
-            for window in self.windows
-        }
+        origin = (self.num_rows, self.num_queries, self.num_keys, self.visible.tobytes())
+        masks = {}
+        for window in self.windows:
+            if (window, origin) not in shared:
+                shared[window, origin] = self._mask(visible, window)
+            masks[window] = shared[window, origin]
         return AttentionGroup(self.num_rows, self.num_queries, self.first_token, query_rows, gather_rows, masks)
+
+    def _mask(self, visible: torch.Tensor, window: int | None) -> torch.Tensor:
+        """The mask of the layers with a window, ``[n, 1, q, num_keys]``; ``visible`` is ``[n, 1, q, 1]``."""
+        keys = torch.arange(self.num_keys, dtype=torch.int64, device=visible.device)
+        hidden = keys >= visible
+        if window is not None:
+            hidden |= keys < visible - window
+        return hidden.float() * _MASKED_SCORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +141,9 @@ class GroupedPlan:
         grouped = [array for group in self.groups for array in group.arrays()]
         return [*grouped, *([] if self.output_rows is None else [self.output_rows])]
 
-    def on_device(self, uploaded: Iterator[torch.Tensor]) -> GroupedSlices:
-        """Make the groups from the uploaded ``arrays``."""
-        groups = tuple(group.on_device(uploaded) for group in self.groups)
+    def on_device(self, uploaded: Iterator[torch.Tensor], shared: SharedTensors) -> GroupedSlices:
+        """See ``AttentionPlan``."""
+        groups = tuple(group.on_device(uploaded, shared) for group in self.groups)
         return GroupedSlices(groups, None if self.output_rows is None else next(uploaded))
 
 

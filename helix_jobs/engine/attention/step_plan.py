@@ -15,7 +15,7 @@ from helix_jobs.engine.cache_sections import first_seen
 from helix_jobs.engine.devices.shape_sizes import token_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from helix_jobs.engine.attention.step_layout import TokenSlice
 
     IntArray = NDArray[np.int64]
+    # Tensors that the sections of one step share, each by all that it is made of.
+    SharedTensors = dict[Hashable, torch.Tensor]
 
 # Key lengths up to this many blocks count as one length: a call costs more than the padding.
 _MIN_BLOCK_BUCKET: Final = 8
@@ -35,8 +37,13 @@ class AttentionPlan(Protocol):
     def arrays(self) -> list[IntArray]:
         """The arrays to upload."""
 
-    def on_device(self, uploaded: Iterator[torch.Tensor]) -> object:
-        """Make the backend's part of the layout from the uploaded ``arrays``."""
+    def on_device(self, uploaded: Iterator[torch.Tensor], shared: SharedTensors) -> object:
+        """Make the backend's part of the layout.
+
+        Args:
+            uploaded: The ``arrays``, on the device.
+            shared: What other sections of the step have made; what this one makes is added.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +78,17 @@ class StepPlan:
         further = [array for plan in self.further for array in plan.arrays()]
         return [self.positions, *self.write_rows.values(), *self.attention.arrays(), *states, *further]
 
-    def on_device(self, uploaded: Iterator[torch.Tensor]) -> StepLayout:
-        """Make the layout from the uploaded ``arrays``."""
+    def on_device(self, uploaded: Iterator[torch.Tensor], shared: SharedTensors | None = None) -> StepLayout:
+        """Make the layout from the uploaded ``arrays``; ``shared`` as in ``AttentionPlan``."""
+        shared = {} if shared is None else shared
         return StepLayout(
             num_tokens=len(self.positions),
             positions=next(uploaded),
             num_positions=self.num_positions,
             write_rows={count: next(uploaded) for count in self.write_rows},
-            attention=self.attention.on_device(uploaded),
-            states=None if self.states is None else self.states.on_device(uploaded),
-            further=tuple(plan.on_device(uploaded) for plan in self.further),
+            attention=self.attention.on_device(uploaded, shared),
+            states=None if self.states is None else self.states.on_device(uploaded, shared),
+            further=tuple(plan.on_device(uploaded, shared) for plan in self.further),
         )
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from helix_jobs.engine.attention.step_layout import TokenSlice
+    from helix_jobs.engine.attention.step_plan import SharedTensors
     from helix_jobs.engine.recurrence.state_cache import StateCache
 
     IntArray = NDArray[np.int64]
@@ -124,8 +125,8 @@ class StatePlan:
         drafted = (one for one in (self.drafted_rows, self.drafted_tokens) if one is not None)
         return [*grouped, self.output_rows, *drafted]
 
-    def on_device(self, uploaded: Iterator[torch.Tensor]) -> StateLayout:
-        """Make the layout from the uploaded ``arrays``."""
+    def on_device(self, uploaded: Iterator[torch.Tensor], _shared: SharedTensors) -> StateLayout:
+        """Make the layout from the uploaded ``arrays``; all recurrent layers have the one."""
         return StateLayout(
             tuple(group.on_device(uploaded) for group in self.groups),
             next(uploaded),

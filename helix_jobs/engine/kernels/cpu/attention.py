@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
     from helix_jobs.engine.attention.kv_cache import PagedKVCache
     from helix_jobs.engine.attention.step_layout import StepLayout, TokenSlice
-    from helix_jobs.engine.attention.step_plan import StepPlan
+    from helix_jobs.engine.attention.step_plan import SharedTensors, StepPlan
 
 # Queries of a slice attended for at once: the scores of a longer piece would not stay in the processor's caches.
 _QUERY_LENGTH: Final = 16
@@ -81,7 +81,7 @@ class DirectSlices:
         """None: the CPU needs no upload."""
         return []
 
-    def on_device(self, _uploaded: Iterator[torch.Tensor]) -> DirectSlices:
+    def on_device(self, _uploaded: Iterator[torch.Tensor], _shared: SharedTensors) -> DirectSlices:
         """Itself."""
         return self
 

@@ -19,8 +19,9 @@ from helix_jobs.engine.loading.cache_size import choose_cache
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model import step_memory
 from helix_jobs.engine.model.assembly import build_decoder
+from helix_jobs.engine.model.layer_sections import sections_of
 from helix_jobs.engine.model.runner import ModelRunner
-from helix_jobs.engine.model.step_memory import mask_elements, step_bytes
+from helix_jobs.engine.model.step_memory import StepWidths, mask_elements, step_bytes
 from tests.unit.engine.tiny_models import VOCAB_SIZE, copy_of, ragged_logits, reference_logits, tiny_model
 
 if TYPE_CHECKING:
@@ -166,6 +167,30 @@ def test_the_largest_steps_masks_are_reckoned(
     reckoned = mask_elements(config, max_keys, repeats=repeats)
     # Not in every case the same: a prompt's last piece is padded, and its first ones do not see every key.
     assert 0.5 * reckoned <= held <= 1.1 * reckoned
+
+
+def test_sections_of_one_window_share_their_masks() -> None:
+    """Three layers without a window and one with it: four sections hold the masks of two windows."""
+    max_keys, ceiling = 512, 2
+    kinds = ["full_attention", "full_attention", "sliding_attention", "full_attention"]
+    decoder = build_decoder(tiny_model("gemma3_text", sliding_window=64, num_hidden_layers=4, layer_types=kinds))
+    sections = sections_of(decoder, None, max_keys)
+    assert sections.windows == (None, None, None, 64)
+    speculation = SpeculationConfig(depth=ceiling, adaptive=False)
+    config = config_of(max_batch_size=8, token_budget=128, speculation=speculation)
+    blocks = range(max_keys // DEFAULT_BLOCK_SIZE)
+    prompt, *decodes = (
+        TokenSlice(count, max_keys - count, blocks, further=(blocks,) * 3) for count in (128, *[1 + ceiling] * 8)
+    )
+    cache = CacheConfig(num_blocks=len(blocks), block_size=DEFAULT_BLOCK_SIZE)
+    plan = ModelRunner(decoder, cache, sections=sections.of_target).plan([*decodes, prompt])
+    layout = plan.on_device(iter([torch.from_numpy(array) for array in plan.arrays()]))
+    parts: list[Any] = [one.attention for one in (layout, *layout.further)]
+    masks = {mask.data_ptr(): mask for part in parts for group in part.groups for mask in group.masks.values()}
+    assert len(masks) == len(parts[0].groups) + len(parts[3].groups)
+    reckoned = StepWidths.of(decoder).num_windows * mask_elements(config, max_keys, repeats=False)
+    # A window's masks are smaller than reckoned: what it hides is not gathered.
+    assert 0.5 * reckoned <= sum(mask.numel() for mask in masks.values()) <= reckoned
 
 
 @pytest.mark.parametrize(
