@@ -96,6 +96,10 @@ class BlockPool:
         """How many of these blocks a table holds already: sharing those does not lower ``num_free``."""
         return sum(self._references[block] > 0 for block in blocks)
 
+    def num_holders(self, block: int) -> int:
+        """How many tables hold a block."""
+        return self._references[block]
+
     def take(self, count: int) -> list[int]:
         """Hand out ``count`` fresh blocks, evicting idle ones if need be. The caller has checked ``num_free``."""
         assert count <= self.num_free, "the scheduler allocates only what it has counted free"

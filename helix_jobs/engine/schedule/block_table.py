@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from helix_jobs.engine.cache_sections import first_seen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from helix_jobs.engine.schedule.block_pool import BlockPool
     from helix_jobs.engine.schedule.prefix_cache import Prefix
@@ -90,37 +90,45 @@ class BlockTable:
             for section, blocks in enumerate(self.sections):
                 blocks.extend(taken[section :: len(self.sections)])
 
-    def longest_cached(self, token_ids: Sequence[int], num_tokens: int) -> int:
+    def longest_cached(self, token_ids: Sequence[int], num_tokens: int, *, for_draft: bool = True) -> int:
         """The most leading blocks that the sequence can begin behind, of at most ``num_tokens`` of ``token_ids``.
 
         Layers without a window need all of them; those with one need only what the token behind them sees.
+
+        Args:
+            token_ids: The sequence's tokens.
+            num_tokens: How many of them may be shared.
+            for_draft: Whether the draft model computes the sequence, too: see ``BlockPool``'s ``draft_keeps_up``.
         """
+        wants_filled = for_draft and self._pool.draft_keeps_up
         # Look up all full blocks at once: other sequences may want to wait while this one computes them.
         self._pool.prefix_cache.extend(self.prefixes, token_ids, len(token_ids) // self._pool.block_size)
         windows = self._pool.sections.windows
         count = num_tokens // self._pool.block_size
         for section, window in enumerate(windows):
             if window is None:
-                count = self._num_cached(section, count)
-        self._num_common = count
-        while self._pool.frees and count and (missing := self._missing_behind(count)) is not None:
+                count = self._num_cached(section, count, wants_filled=wants_filled)
+        common = count
+        while self._pool.frees and count and (missing := self._missing_behind(count, wants_filled)) is not None:
             count = missing
+        # Where every layer has a window, nothing else tells how far others have come.
+        self._num_common = common if None in windows else count
         return count
 
-    def _num_cached(self, section: int, most: int) -> int:
+    def _num_cached(self, section: int, most: int, *, wants_filled: bool) -> int:
         """How many of the first ``most`` blocks are cached, from the first on."""
-        if self._pool.draft_keeps_up:
-            return next((index for index in range(most) if not self._is_cached(index, section)), most)
+        if wants_filled:
+            return next((index for index in range(most) if not self._is_cached(index, section, wants_filled)), most)
         for index, prefix in enumerate(self.prefixes[:most]):
             if prefix.blocks[section] is None:
                 return index
         return most
 
-    def _is_cached(self, index: int, section: int) -> bool:
+    def _is_cached(self, index: int, section: int, wants_filled: bool) -> bool:  # noqa: FBT001  (private)
         block = self.prefixes[index].blocks[section]
-        return block is not None and (not self._pool.draft_keeps_up or self._pool.is_draft_filled(block))
+        return block is not None and (not wants_filled or self._pool.is_draft_filled(block))
 
-    def _missing_behind(self, count: int) -> int | None:
+    def _missing_behind(self, count: int, wants_filled: bool) -> int | None:  # noqa: FBT001  (private)
         """A block that a sequence would need to begin behind ``count`` blocks and that is not cached.
 
         None can begin behind it and before ``count`` either: it would see this block as well.
@@ -128,7 +136,7 @@ class BlockTable:
         for section, window in enumerate(self._pool.sections.windows):
             if window is not None:
                 for index in range(count - 1, self._first_seen(window, count) - 1, -1):
-                    if not self._is_cached(index, section):
+                    if not self._is_cached(index, section, wants_filled):
                         return index
         return None
 
@@ -169,17 +177,25 @@ class BlockTable:
         the next may part there as well.
         """
         is_any = False
-        for section, window in enumerate(self._pool.sections.windows):
-            blocks, first = self.sections[section], self._num_freed[section]
-            end = min(first_seen(window, position, self._pool.block_size), len(blocks))
-            if first >= end:
+        for section, (blocks, unseen) in enumerate(self._unseen(position)):
+            if not unseen:
                 continue
+            window = self._pool.sections.windows[section]
             parting = range(self._first_seen(window, self._num_common), self._num_common)
-            for index in range(first, end):
+            for index in unseen:
                 self._pool.give_back(blocks[index : index + 1], goes_first=index not in parting)
                 blocks[index] = FREED
-            self._num_freed[section], is_any = end, True
+            self._num_freed[section], is_any = unseen.stop, True
         return is_any
+
+    def unseen_blocks(self, position: int) -> list[int]:
+        """The blocks that ``free_unseen`` would give back."""
+        return [blocks[index] for blocks, unseen in self._unseen(position) for index in unseen]
+
+    def _unseen(self, position: int) -> Iterator[tuple[list[int], range]]:
+        """For each section, its blocks and where the held ones are that no token from ``position`` on sees."""
+        for window, blocks, first in zip(self._pool.sections.windows, self.sections, self._num_freed, strict=True):
+            yield blocks, range(first, min(first_seen(window, position, self._pool.block_size), len(blocks)))
 
     def sees_all(self, position: int) -> bool:
         """Whether every block is still held that the token at ``position`` sees."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -232,6 +232,8 @@ class Scheduler:
                 continue
             if len(self.running) > 1:
                 self.preempt(sequence)
+            elif sequence.give_up_unneeded(draft_too=True):
+                continue
             else:
                 self._fail_too_large(sequence, length)
             return False
@@ -242,7 +244,7 @@ class Scheduler:
         """Start waiting sequences while slots, budget and blocks last."""
         if not self.waiting or len(self.running) >= self.batch_limit or budget.tokens <= 0:
             return
-        if self.running and not self._can_free(1):
+        if self.running and self._givers(1) is None:
             return  # every sequence needs a block of its own, so none fits: skip the queue
         candidates = budget.affordable(self._candidates())
         computing = {prefix for sequence in self.running for prefix in sequence.table.unfrozen_prefixes}
@@ -254,30 +256,35 @@ class Scheduler:
                 return
             sequence = chosen.sequence
             num_cached = sequence.num_cached_blocks()  # again: admissions of this step may have evicted some
-            if self.running and not self._has_room(sequence, num_cached):
+            if self.running and not self._clear_room(sequence, num_cached):
                 return
             for candidate in candidates[: candidates.index(chosen)]:
                 candidate.sequence.num_overtaken += 1
             candidates.remove(chosen)
-            self.waiting.remove(sequence)
-            self.running.append(sequence)
-            sequence.share(num_cached)
-            planned = self._plan(sequence, budget)
-            assert planned is not None, "the budget is not used up"
-            length = _length_after(planned)
-            if sequence.table.missing_blocks(length) > self._pool.num_free:
-                self._fail_too_large(sequence, length)  # drop_finished returns it, as it does every ended sequence
-                sequence.reset_cache()
+            planned = self._begin(sequence, num_cached, budget)
+            if planned is None:
                 continue
-            _allocate(sequence, length)
             computing.update(sequence.table.unfrozen_prefixes)
-            self._note_admitted(sequence)
             if isinstance(planned, Prefill):
                 prefills.append(planned)
                 budget.spend(planned)
                 candidates = budget.affordable(candidates)
             else:  # it was preempted, and everything it had computed was still cached
                 decodes.append(planned)
+
+    def _begin(self, sequence: Sequence, num_cached: int, budget: _Budget) -> Decode | Prefill | None:
+        """Let a waiting sequence run behind its cached blocks; None if it failed, as it can never fit."""
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        sequence.share(num_cached)
+        planned = self._plan(sequence, budget)
+        assert planned is not None, "the budget is not used up"
+        if not self._make_room(sequence, planned):
+            if sequence.state is RequestState.FINISHED:
+                sequence.reset_cache()  # drop_finished returns it, as it does every ended sequence
+            return None
+        self._note_admitted(sequence)
+        return planned
 
     def _candidates(self) -> list[Candidate]:
         """The waiting sequences within the look-ahead, in order."""
@@ -289,27 +296,49 @@ class Scheduler:
                 candidates.append(Candidate.of(sequence))
         return candidates
 
-    def _has_room(self, sequence: Sequence, num_cached: int) -> bool:
-        """Whether all its known tokens and its first drafts fit; otherwise it would be preempted at once."""
-        depth = self._depth if sequence.may_draft else 0
-        shared = sum(self._pool.num_held(blocks) for blocks in sequence.table.cached_blocks(num_cached))
-        return self._can_free(self._pool.most_blocks(len(sequence) + 1 + depth) - shared)
+    def _clear_room(self, sequence: Sequence, num_cached: int) -> bool:
+        """Whether all its known tokens and its first drafts fit; otherwise it would be preempted at once.
 
-    def _can_free(self, count: int) -> bool:
-        """Whether ``count`` blocks are free beside those kept for running sequences, which may have to give up some."""
-        spare = _SPARE_BLOCKS * len(self.running) * len(self._pool.sections.windows)
-        while count + spare > self._pool.num_free:
-            if not self._reclaim():
-                return False
-        return True
+        Running sequences give up what they must for that, and nothing if it does not fit.
+        """
+        depth = self._depth if sequence.may_draft else 0
+        shared = [block for blocks in sequence.table.cached_blocks(num_cached) for block in blocks]
+        count = self._pool.most_blocks(len(sequence) + 1 + depth) - self._pool.num_held(shared)
+        givers = self._givers(count, frozenset(shared))
+        for giver in givers or ():
+            giver.give_up_unneeded()
+        return givers is not None
+
+    def _givers(self, count: int, shared: frozenset[int] = frozenset()) -> list[Sequence] | None:
+        """Which running sequences must give up blocks so that ``count`` are free beside the spare ones.
+
+        Args:
+            count: Blocks that must be free.
+            shared: Blocks that the newcomer shares: those that are given up are none for it.
+
+        Returns:
+            None if all of them together have too few.
+        """
+        missing = count + _SPARE_BLOCKS * len(self.running) * len(self._pool.sections.windows) - self._pool.num_free
+        givers: list[Sequence] = []
+        given: Counter[int] = Counter()
+        for sequence in reversed(self.running):
+            if missing <= 0:
+                break
+            if blocks := sequence.unneeded_blocks():
+                given.update(blocks)
+                freed = (block for block in blocks if given[block] == self._pool.num_holders(block))
+                missing -= sum(block not in shared for block in freed)
+                givers.append(sequence)
+        return givers if missing <= 0 else None
 
     def _reclaim(self) -> bool:
         """Let the youngest running sequence that can give up blocks which only others may want; False if none can.
 
-        Trade-off: a draft model that lags behind then drafts no more for the sequence, and the beginning of a prompt
+        Trade-off: a draft model that is far behind then drafts no more for the sequence, and the beginning of a prompt
         that is still computed is not shared. The sequence itself goes on, where a preemption would compute it again.
         """
-        return self._pool.frees and any(sequence.give_up_unseen() for sequence in reversed(self.running))
+        return self._pool.frees and any(sequence.give_up_unneeded() for sequence in reversed(self.running))
 
     def _note_admitted(self, sequence: Sequence) -> None:
         sequence.state = RequestState.RUNNING

@@ -149,6 +149,11 @@ class Sequence:
         """Whether tokens are to follow the prompt; otherwise only the prompt is scored."""
         return self.params.max_tokens > 0
 
+    @property
+    def wants_drafts(self) -> bool:
+        """Whether anything may be drafted for it."""
+        return self.may_draft and self.wants_output
+
     def unscored(self, end: int) -> range:
         """Positions before ``end`` whose logits its prompt's log probabilities need: each tells of the next token."""
         if self.prompt_logprobs is None:
@@ -247,12 +252,13 @@ class Sequence:
         """How many cached blocks this waiting sequence could begin behind, see ``num_shareable``."""
         if self.was_recomputed:
             return 0
-        count = self.table.longest_cached(self.token_ids, self.num_shareable)
+        count = self.table.longest_cached(self.token_ids, self.num_shareable, for_draft=self.wants_drafts)
         if self.states is None:
             return count
         # Recurrent layers can begin only where a state was kept, and layers with a window where what they see is.
         while (kept := self.states.longest(self.table.prefixes[:count])) < count:
-            count = self.table.longest_cached(self.token_ids, kept * self.table.block_size)
+            most = kept * self.table.block_size
+            count = self.table.longest_cached(self.token_ids, most, for_draft=self.wants_drafts)
         return count
 
     def share(self, num_blocks: int) -> None:
@@ -295,20 +301,38 @@ class Sequence:
     def _seen_from(self) -> int:
         """The earliest position from which tokens are yet to be computed, or whose blocks are not shared yet."""
         position = min(self.num_verified, self.num_computed)
-        awaits_draft = self.table.follows_draft and self.may_draft and self.wants_output and not self.is_draft_cut
-        return min(position, self.num_draft_computed) if awaits_draft else position
+        return min(position, self.num_draft_computed) if self._awaits_draft else position
+
+    @property
+    def _awaits_draft(self) -> bool:
+        """Whether blocks are kept for the draft model."""
+        return self.table.follows_draft and self.wants_drafts and not self.is_draft_cut
 
     @property
     def is_draft_cut(self) -> bool:
         """Whether the draft model would need freed blocks to catch up: then it drafts no more for this sequence."""
         return self.table.follows_draft and not self.table.sees_all(self.num_draft_computed)
 
-    def give_up_unseen(self) -> bool:
-        """Free all blocks that the target will never read again; whether there were any.
+    def unneeded_blocks(self) -> list[int]:
+        """The blocks that it keeps only for others, to share once they are verified, or for a draft far behind.
 
-        They were kept so that others can share them once they are verified, and for a draft model that lags behind.
+        A draft that is at most a block behind is not far: it is so after each step that accepts every draft token.
         """
-        return self.table.frees and self.table.free_unseen(self.num_computed)
+        return self.table.unseen_blocks(self._needed_from) if self.table.frees else []
+
+    def give_up_unneeded(self, *, draft_too: bool = False) -> bool:
+        """Free its unneeded blocks; whether there were any.
+
+        Args:
+            draft_too: Give up those as well that a draft needs which is not far behind.
+        """
+        return self.table.frees and self.table.free_unseen(self.num_computed if draft_too else self._needed_from)
+
+    @property
+    def _needed_from(self) -> int:
+        """The earliest position from which the target, or a draft that is not far behind, has yet to compute tokens."""
+        lag = self.num_computed - self.num_draft_computed
+        return self.num_draft_computed if self._awaits_draft and 0 < lag <= self.table.block_size else self.num_computed
 
     def reset_cache(self, *, discard: bool = False) -> None:
         """Give the blocks back and forget what was computed, on preemption or at the end.

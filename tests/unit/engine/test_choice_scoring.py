@@ -217,3 +217,14 @@ def test_the_same_scores_as_an_echo() -> None:
         assert echoed.prompt_logprobs is not None
         logprobs = [one.logprob or 0.0 for one in echoed.prompt_logprobs]
         assert sum(logprobs[len(prompt) :]) == pytest.approx(result.scores[option]["sum"], abs=1e-4)
+
+
+def test_options_share_their_prompt_where_a_draft_with_a_window_keeps_up():
+    """Nothing is drafted for options, so that what they share need not have been through the draft model."""
+    model = roughen(tiny_model("mistral", seed=3, sliding_window=24))
+    engine = tiny_engine(model, "same", depth=4, max_batch_size=8)
+    prompt = made_up(60)
+    engine.add_request(engine.encode(scored("s", prompt)))
+    (result,) = finish(engine)
+    check(result, prompt, model=model)
+    assert engine.counters().steps == 2, "the first option with the prompt, then the others side by side"

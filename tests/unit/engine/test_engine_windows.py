@@ -138,3 +138,22 @@ def test_a_lagging_draft_is_given_up_before_a_sequence_is_preempted():
     given = [prompt[:50] for prompt in prompts(count=2, shared=50)]
     check(family, engine, given, max_tokens=20)
     assert engine.counters().preemptions == 0
+
+
+@pytest.mark.parametrize(("family", "num_blocks"), [("mistral", 18), ("gemma3_text", 60), ("gemma3_text", 90)])
+def test_drafts_that_keep_up_go_on_in_a_tight_pool(family, num_blocks):
+    """After a step that accepts all, the draft is a token behind. That token's window is not given up for others."""
+    windowed = roughen(tiny_model(family, seed=3, **{**FAMILIES[family], "sliding_window": 24}))
+    outputs, steps = [], []
+    for blocks in (400, num_blocks):
+        engine = tiny_engine(windowed, "same", depth=4, max_batch_size=3, num_blocks=blocks, token_budget=8)
+        requests = [
+            request(f"r{i}", p, max_tokens=40, ignore_eos=True, temperature=1.0, seed=i)
+            for i, p in enumerate(prompts(count=6, shared=10))
+        ]
+        results = engine.generate(requests)
+        engine.check_integrity()
+        outputs.append([result.output_token_ids for result in results])
+        steps.append(sum(result.target_steps for result in results))
+    assert outputs[0] == outputs[1]
+    assert steps[0] == steps[1]

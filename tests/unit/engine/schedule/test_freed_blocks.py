@@ -65,9 +65,10 @@ def test_a_sequence_begins_behind_the_longest_run_whose_last_window_is_cached():
     assert BlockTable(pool).longest_cached(TOKENS, 35) == 0
 
 
-def test_a_run_can_end_where_sequences_were_found_to_part():
+@pytest.mark.parametrize("windows", [(None, WINDOW), (WINDOW,)])
+def test_a_run_can_end_where_sequences_were_found_to_part(windows):
     """Of two prompts that part at 16, the second keeps what the third needs there, whatever else is evicted."""
-    pool = pool_of(60)
+    pool = pool_of(60, windows=windows)
     first = filled(pool, 40)
     second = BlockTable(pool)
     second.share(second.longest_cached(TOKENS[:16] + [7] * 24, 39))
@@ -77,7 +78,7 @@ def test_a_run_can_end_where_sequences_were_found_to_part():
     second.free_unseen(40)
     for table in (first, second):
         table.release()
-    pool.take(pool.num_free - pool.prefix_cache.num_idle + 10)
+    pool.take(pool.num_free - pool.prefix_cache.num_idle + 5 * len(windows))
     assert BlockTable(pool).longest_cached(TOKENS[:16] + [8] * 24, 39) == 4
 
 
@@ -142,3 +143,59 @@ def test_blocks_are_kept_for_a_draft_that_lags_until_others_need_them(has_draft)
     assert first.table.sections[1][0] == FREED
     assert first.is_draft_cut == has_draft
     assert scheduler.preemptions == 0
+
+
+@pytest.mark.parametrize("num_free_beside", range(10))
+def test_a_newcomer_is_not_counted_twice_what_it_shares_with_one_that_gives_it_up(num_free_beside):
+    """The cached blocks that it begins behind are not freed for it: it takes them back."""
+    scheduler, pool = make(31 + num_free_beside, windows=(40,), token_budget=64, max_batch_size=4)
+    first = add(scheduler, pool, "a", 88, max_tokens=200, shared=80)
+    while first.num_computed < 119:
+        carry_out(scheduler.schedule())  # its draft never runs
+    second = add(scheduler, pool, "b", 150, max_tokens=4, shared=80)
+    while scheduler.has_unfinished():
+        carry_out(scheduler.schedule())
+        pool.check_integrity([first.table, second.table])
+        scheduler.drop_finished()
+    assert (first.error, second.error) == (None, None)
+    assert (first.num_output_tokens, second.num_output_tokens) == (200, 4)
+
+
+def drafted_steps(*, waiter: bool) -> int:
+    """The steps of a sequence whose drafts are all accepted, so that its draft lags by one token after each."""
+    scheduler, pool = make(24, depth=4, windows=(None, WINDOW), token_budget=8, max_batch_size=2)
+    first = add(scheduler, pool, "a", 8, max_tokens=60)
+    carry_out(scheduler.schedule())
+    if waiter:
+        add(scheduler, pool, "b", 60)
+    steps = 0
+    while first.num_output_tokens < 60:
+        first.num_draft_computed = first.num_computed if steps == 0 else first.num_computed - 1
+        schedule = scheduler.schedule()
+        assert not first.is_draft_cut
+        carry_out(schedule, accepted=5)
+        steps += 1
+    return steps
+
+
+def test_a_draft_that_keeps_up_is_not_cut_off_for_one_that_waits():
+    assert drafted_steps(waiter=True) == drafted_steps(waiter=False)
+
+
+def test_nothing_is_given_up_where_all_of_it_would_not_do():
+    scheduler, pool = make(44, windows=(None, WINDOW), token_budget=64, max_batch_size=2)
+    first = add(scheduler, pool, "a", 48, max_tokens=30)
+    carry_out(scheduler.schedule())
+    carry_out(scheduler.schedule())
+    add(scheduler, pool, "b", 72, max_tokens=4)
+    carry_out(scheduler.schedule())
+    assert FREED not in first.table.sections[1], "the draft can still catch up"
+
+
+def test_one_that_does_not_draft_needs_no_block_that_a_draft_has_filled():
+    pool = pool_of(draft_keeps_up=True)
+    owner = BlockTable(pool)
+    owner.grow(16)
+    owner.freeze(TOKENS, 16)
+    assert BlockTable(pool).longest_cached(TOKENS, 20) == 0
+    assert BlockTable(pool).longest_cached(TOKENS, 20, for_draft=False) == 4
