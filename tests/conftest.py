@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -183,14 +184,18 @@ def demo_home(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_kernels(demo_home: Path) -> Path:
-    """The demo model's compiled kernels in its home, kept as well; an empty folder where there is no compiler."""
+def kernels_folder(pytestconfig: pytest.Config) -> Path:
+    """Where compiled kernels are kept between runs, for heads of any size; whoever compiles holds ``tests.lock``."""
+    cache = pytestconfig.cache
+    assert cache is not None
+    return cache.mkdir("helix-native")
+
+
+@pytest.fixture(scope="session")
+def demo_kernels(kernels_folder: Path) -> Path:
+    """That folder with the demo model's kernels in it, where there is a compiler."""
     from helix_jobs.engine.kernels.cpu.build import build_libraries
 
-    folder = demo_home / "native"
-    try:
-        with FileLock(demo_home / "tests.lock"):
-            build_libraries(folder, 64)
-    except ConfigurationError:
-        folder.mkdir(mode=0o700, exist_ok=True)
-    return folder
+    with suppress(ConfigurationError), FileLock(kernels_folder / "tests.lock"):
+        build_libraries(kernels_folder, 64)
+    return kernels_folder

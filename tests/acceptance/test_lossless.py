@@ -35,11 +35,11 @@ COSTS = CostProfile.from_measurements(
 
 
 @pytest.fixture(scope="module")
-def kinds(demo_home):
+def kinds(demo_home, demo_kernels):
     """The models of all cases by kind, read once. An engine lays weights out anew, so both kinds are made before."""
     models = load_models("demo", "int8", device=torch.device("cpu"), dtype="float32", home=demo_home)
     try:
-        compiled = with_fast_draft(with_compiled_kernels(models, "on", demo_home / "native"))
+        compiled = with_fast_draft(with_compiled_kernels(models, "on", demo_kernels))
     except ConfigurationError as error:
         compiled = error
     return {"torch": with_fast_draft(models), "compiled": compiled}

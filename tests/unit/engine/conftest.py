@@ -24,14 +24,11 @@ def _same_numbers_in_any_order():
 
 
 @pytest.fixture(scope="session")
-def compiled_folder(pytestconfig: pytest.Config) -> Path:
+def compiled_folder(kernels_folder: Path) -> Path:
     """Where compiled kernels are kept between runs of the tests; those for heads of 16 are there."""
-    cache = pytestconfig.cache
-    assert cache is not None
-    made = cache.mkdir("helix-native")
     try:
-        with FileLock(made / "tests.lock"):  # the processes of a run need them at once; one of them compiles
-            build_libraries(made, 16)
+        with FileLock(kernels_folder / "tests.lock"):  # the processes of a run need them at once; one of them compiles
+            build_libraries(kernels_folder, 16)
     except ConfigurationError as error:
         pytest.skip(str(error))
-    return made
+    return kernels_folder

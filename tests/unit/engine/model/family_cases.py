@@ -60,6 +60,12 @@ class Case:
         return _expected(self)
 
 
+@functools.cache
+def plain_model(architecture: str) -> Any:
+    """A family's model without any case's settings, made once for all its cases."""
+    return Case(architecture).model()
+
+
 @functools.lru_cache(maxsize=4)
 def _model(case: Case) -> Any:
     return roughen(tiny_model(case.architecture, seed=3, **case.settings))

@@ -22,6 +22,7 @@ from tests.unit.engine.model.family_cases import (
     ROUNDED_CASES,
     Case,
     error,
+    plain_model,
     prompts,
 )
 from tests.unit.engine.model_files import load, save_checkpoint
@@ -96,7 +97,7 @@ def test_its_int8_copy_is_close(rounded_case: Case) -> None:
 
 
 def test_a_case_that_changes_nothing_would_test_nothing(case: Case) -> None:
-    model, plain = copy_of(case.model()), Case(case.architecture).model()
+    model, plain = copy_of(case.model()), plain_model(case.architecture)
     weights = dict(model.named_parameters())
     shared = {name: weight for name, weight in plain.named_parameters() if name in weights}
     if any(weights[name].shape != weight.shape for name, weight in shared.items()):
