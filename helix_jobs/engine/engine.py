@@ -279,6 +279,7 @@ class Engine:
             return
         failure: Exception | None = None
         try:
+            self._clean(schedule)
             outcome = self._step.run(schedule)
         except Exception as error:
             logger.warning("a step of %d requests failed", schedule.num_sequences, exc_info=error)
@@ -312,6 +313,18 @@ class Engine:
             emission.sequence.was_recomputed = False
             emission.sequence.lone_failures, emission.sequence.failed_alone_at = 0, None
         self._scheduler.step_passed()
+
+    def _clean(self, schedule: Schedule) -> None:
+        """Clear the blocks that the step begins for sequences which are computed again, see ``_quarantine``.
+
+        Since blocks were cleared, sequences may have given up others whose numbers nobody had seen. Trade-off: if all
+        sequences began cleared blocks, none would be computed twice for what another left, but every step would write
+        more.
+        """
+        sequences = [*(one.sequence for one in schedule.decodes), *(one.sequence for one in schedule.prefills)]
+        again = [one for one in sequences if one.was_recomputed]
+        if blocks := [block for one in again for block in one.table.blocks_behind(one.num_computed)]:
+            self._step.clear_blocks(blocks)
 
     def _quarantine(self, sequences: SequenceOf[Sequence]) -> None:
         """Keep NaN and infinity from spreading through reused blocks, after logits that were not finite.

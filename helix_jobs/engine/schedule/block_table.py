@@ -53,6 +53,11 @@ class BlockTable:
             return self.sections[0]
         return [block for blocks in zip(*self.sections, strict=True) for block in blocks if block != FREED]
 
+    def blocks_behind(self, position: int) -> list[int]:
+        """The blocks of all sections that hold no token before ``position``."""
+        first = self._pool.blocks_for(position)
+        return [block for blocks in self.sections for block in blocks[first:] if block != FREED]
+
     @property
     def block_size(self) -> int:
         """Tokens a block."""

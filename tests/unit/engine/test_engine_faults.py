@@ -174,6 +174,28 @@ def test_logits_that_are_not_finite_fail_their_request_alone(temperature):
     assert [r.output_token_ids for r in mixed[10:]] == answers
 
 
+def test_a_request_is_computed_again_in_clean_blocks_whatever_its_neighbours_leave():
+    """Blocks are given up before anybody has seen whether what they hold is finite: here each one that is free is not.
+
+    Plain products give the rows behind a sequence's last token a weight of zero, and zero times NaN is NaN.
+    """
+    model = tiny_model(seed=3)
+    prompt = [3, 5, 4, 7, 9, 11]
+    engine = tiny_engine(model, "none", eos=(), token_budget=4, num_blocks=30)
+    cache = engine._step._target.cache
+    engine.add_request(request("good", prompt, max_tokens=9))
+    results, again = [], 0
+    while not results:
+        for pool in (*cache.keys, *cache.values):
+            # [num_blocks, num_kv_heads * block_size * width]
+            pool.view(30, -1)[engine._pool._free] = float("nan")
+        results = engine.step()
+        again = max(again, engine.counters().preemptions)
+    assert again > 0, "its first blocks were not clean"
+    assert results[0].error is None
+    assert results[0].output_token_ids == reference_greedy(model, prompt, 9)
+
+
 def late(requests):
     """The same requests again, behind the others: they reuse the blocks that the first ones leave."""
     return [replace(r, request_id=f"late-{r.request_id}") for r in requests]
