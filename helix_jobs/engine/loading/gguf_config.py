@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.loading.gguf_file import GgufFile
 
 _THETA: Final = 10000.0
+ROTARY_FACTORS: Final = "rope_freqs.weight"
 LONG_FACTORS: Final = "rope_factors_long.weight"
 SHORT_FACTORS: Final = "rope_factors_short.weight"
 
@@ -46,7 +47,7 @@ def gguf_config(gguf: GgufFile) -> PretrainedConfig:
         **family.constants,
         **{theirs: settings[key] for key, theirs in family.settings.items()},
         **{theirs: settings[key] for key, theirs in family.optional.items() if settings.get(key)},
-        **({} if family.made is None else family.made(settings)),
+        **({} if family.made is None else family.made(gguf)),
     }
     for setting, parameter in family.present.items():
         made[setting] = f"{family.layers}.0.{parameter}" in gguf.tensors
@@ -86,7 +87,10 @@ def _rope(gguf: GgufFile) -> dict[str, Any]:
         found["partial_rotary_factor"] = rotated / gguf.head_dim
     found |= {theirs: settings[key] for key, theirs in family.rope_settings.items()}
     kind = settings.get("rope.scaling.type")
-    if SHORT_FACTORS in gguf.rotary:
+    if family.has_frequencies == "proportional" and ROTARY_FACTORS in gguf.rotary:
+        is_rotated = gguf.rotary[ROTARY_FACTORS] == 1
+        found |= {"rope_type": "proportional", "partial_rotary_factor": float(is_rotated.float().mean())}
+    elif SHORT_FACTORS in gguf.rotary:
         found |= {
             "rope_type": "longrope",
             "short_factor": gguf.rotary[SHORT_FACTORS].tolist(),

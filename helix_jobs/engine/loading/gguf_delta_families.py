@@ -17,17 +17,17 @@ from helix_jobs.engine.loading.gguf_family import ATTENTION, FEED_FORWARD, HEAD_
 from helix_jobs.engine.model.families.settings import FULL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from helix_jobs.engine.loading.gguf_file import GgufFile
 
 _INTERVAL: Final = "full_attention_interval"
 
 
-def _layers(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _layers(gguf: GgufFile) -> dict[str, Any]:
     """Every n-th layer has full attention. The width of a value head is that of all of them by their number."""
-    count = settings["block_count"] - settings.get("nextn_predict_layers", 0)
+    settings = gguf.settings
     interval = settings.get(_INTERVAL) or 4
     return {
-        "layer_types": ["linear_attention" if (index + 1) % interval else FULL for index in range(count)],
+        "layer_types": ["linear_attention" if (index + 1) % interval else FULL for index in range(gguf.num_layers)],
         "linear_value_head_dim": settings["ssm.inner_size"] // settings["ssm.time_step_rank"],
     }
 

@@ -20,22 +20,24 @@ from helix_jobs.engine.model.families.settings import FULL
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from helix_jobs.engine.loading.gguf_file import GgufFile
+
 # Sizes of which scores are divided by the root of a head's share of the hidden size, by their number of layers: Gemma 2
 # 27B and Gemma 3 27B. Files do not state it.
 _SHARES: Final = {"gemma2": 46, "gemma3": 62}
 
 
-def _gemma2_scores(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return _gemma_scores(settings, _SHARES["gemma2"])
+def _gemma2_scores(gguf: GgufFile) -> dict[str, Any]:
+    return _gemma_scores(gguf.settings, _SHARES["gemma2"])
 
 
-def _gemma3_scores(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return _gemma_scores(settings, _SHARES["gemma3"])
+def _gemma3_scores(gguf: GgufFile) -> dict[str, Any]:
+    return _gemma_scores(gguf.settings, _SHARES["gemma3"])
 
 
-def layers_with_attention(settings: Mapping[str, Any]) -> dict[str, Any]:
+def layers_with_attention(gguf: GgufFile) -> dict[str, Any]:
     """LFM2's layers: those without keys are convolutions."""
-    heads = settings.get("attention.head_count_kv")
+    heads = gguf.settings.get("attention.head_count_kv")
     if not isinstance(heads, list):
         return {}
     return {"layer_types": [FULL if count else "conv" for count in heads]}

@@ -12,14 +12,27 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from helix_jobs.engine.loading.gguf_file import GgufFile
+
 # How a parameter of transformers' module follows from tensors of the file:
 # as it is; with rows and columns exchanged; a vector as a matrix of one row; ``[channels, width]`` with a length of one
 # between them; queries or keys with the two numbers of a rotated pair side by side; rows of one tensor behind those of
 # another; matrices of experts, one's outputs behind another's; these with rows and columns exchanged; these with the
 # outputs of two tensors in turn; the negative exponential; queries, keys, values and gates of a delta rule, which
-# transformers has key head by key head.
+# transformers has key head by key head; a table that does not stay in blocks.
 Form = Literal[
-    "plain", "transposed", "row", "conv", "permuted", "rows", "stack", "flipped", "paired", "exponential", "delta"
+    "plain",
+    "transposed",
+    "row",
+    "conv",
+    "permuted",
+    "rows",
+    "stack",
+    "flipped",
+    "paired",
+    "exponential",
+    "delta",
+    "decoded",
 ]
 # Whether the value heads of a delta rule stand in the file's order, in which the ones of a key head are not neighbours:
 # nowhere, in the last rows (or numbers), or in the columns.
@@ -60,6 +73,7 @@ class GgufFamily:
         layers: Transformers' name for the list of layers.
         permuted: Modules whose rows are those of queries or keys with pairs side by side.
         transposed: Modules whose weights transformers stores transposed.
+        decoded: Modules whose weights are tables that do not stay in blocks.
         settings: Settings without which the configuration would be another model's, and their names there.
         optional: Settings that count if they are there and not zero.
         constants: Settings of the configuration that every file of the architecture has.
@@ -74,9 +88,13 @@ class GgufFamily:
         local_theta: Base of the frequencies of layers with a window, where each kind of layers has its own: files may
             state another one; ``shared`` is that of all layers, unscaled.
         rotates_part: Whether a part of each head may be rotated.
-        has_frequencies: Whether a file may divide frequencies by numbers of its own.
+        has_frequencies: Whether a file may divide frequencies by numbers of its own; ``proportional`` are those that
+            are one, or so large that a pair is not rotated.
+        local: What stands behind the names of widths of heads in layers with a window, where the others have widths of
+            their own.
         is_sparse: Whether it has experts.
-        by_layer: Settings that are a list with one number for each layer.
+        by_layer: Settings that are a list with one number for each layer, the same one or zero.
+        by_kind: Settings that may be a list with any number for each layer.
         present: Settings of the configuration that say whether layers have a parameter, and that parameter.
         has_draft_layers: Whether files may hold layers behind the last one that only draft further tokens.
     """
@@ -88,10 +106,11 @@ class GgufFamily:
     layers: str = "layers"
     permuted: frozenset[str] = frozenset()
     transposed: frozenset[str] = frozenset()
+    decoded: frozenset[str] = frozenset()
     settings: Mapping[str, str] = field(default_factory=dict)
     optional: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
-    made: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    made: Callable[[GgufFile], dict[str, Any]] | None = None
     read_by_made: frozenset[str] = frozenset()
     neutral: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     epsilon: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
@@ -101,9 +120,11 @@ class GgufFamily:
     rope_settings: Mapping[str, str] = field(default_factory=dict)
     local_theta: float | Literal["shared"] | None = None
     rotates_part: bool = False
-    has_frequencies: bool = False
+    has_frequencies: bool | Literal["proportional"] = False
+    local: str = ""
     is_sparse: bool = False
     by_layer: frozenset[str] = frozenset()
+    by_kind: frozenset[str] = frozenset()
     present: Mapping[str, str] = field(default_factory=dict)
     has_draft_layers: bool = False
 

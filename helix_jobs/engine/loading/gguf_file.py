@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from helix_jobs.engine.loading.gguf_config import LONG_FACTORS, SHORT_FACTORS
+from helix_jobs.engine.loading.gguf_config import LONG_FACTORS, ROTARY_FACTORS, SHORT_FACTORS
 from helix_jobs.engine.loading.gguf_parts import gguf_tensors, read_gguf_parts
 from helix_jobs.engine.loading.gguf_registry import GGUF_ARCHITECTURES, SERVED_OTHERWISE, family_of
 from helix_jobs.engine.loading.gguf_settings import DRAFT_LAYERS, KEY_HEADS, check_heads, check_settings, unread
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from helix_jobs.engine.loading.stored_tensor import StoredTensor
 
 _ORIGINAL: Final = "rope.scaling.original_context_length"
-ROTARY_FACTORS: Final = "rope_freqs.weight"
+# Of a pair that is not rotated.
+_ENDLESS: Final = 1e30
 # Types stored as plain numbers; every other type consists of blocks that the gguf package must know how to decode.
 _PLAIN: Final = ("F32", "F16", "BF16")
 
@@ -80,7 +81,7 @@ def read_gguf(name: str, path: Path) -> GgufFile:
     family = family_of(architecture, settings)
     check_settings(name, architecture, family, settings)
     heads = settings["attention.head_count"]
-    head_dim = settings.get("attention.key_length") or settings["embedding_length"] // heads
+    head_dim = settings.get(f"attention.key_length{family.local}") or settings["embedding_length"] // heads
     check_heads(name, architecture, family, settings, head_dim)
     tensors = gguf_tensors(name, headers)
     rotary = _rotary(name, family, tensors, settings.get("rope.dimension_count") or head_dim)
@@ -137,10 +138,18 @@ def _rotary(name: str, family: GgufFamily, tensors: Mapping[str, GgufTensor], ro
         factors = torch.from_numpy(found_there.floats())
         if not (torch.isfinite(factors) & (factors > 0)).all():
             raise ModelError(f"model {name}: {tensor} has impossible numbers; fetch the GGUF file again")
+        if family.has_frequencies == "proportional" and not _is_proportional(factors):
+            raise unread(name, f"the numbers of {tensor}, neither one nor {_ENDLESS}, cannot be read from a GGUF file")
         found[tensor] = factors
     if (SHORT_FACTORS in found) != (LONG_FACTORS in found):
         raise ModelError(f"model {name} has one of {LONG_FACTORS} and {SHORT_FACTORS} alone; fetch the GGUF file again")
     return found
+
+
+def _is_proportional(factors: torch.Tensor) -> bool:
+    """Whether the first pairs are rotated as usual, and the others not at all."""
+    rotated = int((factors == 1).sum())
+    return bool((factors[:rotated] == 1).all()) and bool((factors[rotated:] >= _ENDLESS).all())
 
 
 def _check_kind(name: str, header: GgufHeader) -> None:

@@ -7,17 +7,24 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.engine.loading.gguf_delta_families import DELTA_FAMILIES
 from helix_jobs.engine.loading.gguf_dense_families import DENSE_FAMILIES, MINISTRAL3, OLMO3
 from helix_jobs.engine.loading.gguf_expert_families import EXPERT_FAMILIES, GRANITE_WITH_SHARED, MIXTRAL
+from helix_jobs.engine.loading.gguf_gemma4 import GEMMA4, GEMMA4_WITH_EXPERTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from helix_jobs.engine.loading.gguf_family import GgufFamily
 
-_FIRST: Final[dict[str, GgufFamily]] = {**DENSE_FAMILIES, **EXPERT_FAMILIES, **DELTA_FAMILIES}
+_FIRST: Final[dict[str, GgufFamily]] = {
+    **DENSE_FAMILIES,
+    **EXPERT_FAMILIES,
+    **DELTA_FAMILIES,
+    "gemma4": GEMMA4,
+}
 GGUF_ARCHITECTURES: Final = tuple(_FIRST)
 # Architectures that are another family's where a file has a setting, and not zero.
 _OTHERS: Final[dict[tuple[str, str | None], GgufFamily]] = {
     ("llama", "expert_count"): MIXTRAL,
+    ("gemma4", "expert_count"): GEMMA4_WITH_EXPERTS,
     ("mistral3", "attention.temperature_scale"): MINISTRAL3,
     ("olmo2", "attention.sliding_window"): OLMO3,
     ("granitemoe", "expert_shared_feed_forward_length"): GRANITE_WITH_SHARED,
@@ -30,7 +37,7 @@ FAMILIES: Final[dict[tuple[str, str | None], GgufFamily]] = {
 # Architectures, as files name them, of families that are served from safetensors.
 SERVED_OTHERWISE: Final = frozenset(
     {
-        *("apertus", "chatglm", "deepseek2", "falcon", "falcon-h1", "gemma4", "gptj", "gptneox", "granitehybrid"),
+        *("apertus", "chatglm", "deepseek2", "falcon", "falcon-h1", "gptj", "gptneox", "granitehybrid"),
         *("jais2", "minicpm3", "minimax-m2", "nemotron_h", "nemotron_h_moe", "phi2", "qwen2vl", "qwen3vl"),
         *("starcoder", "starcoder2"),
     }

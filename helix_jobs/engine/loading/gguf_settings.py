@@ -30,14 +30,20 @@ _COUNTS: Final = (
     *_EXPERT_COUNTS,
 )
 _MAY_BE_ZERO: Final = frozenset(
-    {"expert_shared_count", "leading_dense_block_count", "expert_group_count", "expert_group_used_count"}
+    {
+        *("expert_shared_count", "leading_dense_block_count", "expert_group_count", "expert_group_used_count"),
+        *("attention.shared_kv_layers", "embedding_length_per_layer_input"),
+    }
 )
 DELTA_SIZES: Final = ("ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size")
 _READ_COUNTS: Final = (
     _MAY_BE_ZERO
     | {*DELTA_SIZES, "ssm.conv_kernel"}
     | {"interleave_moe_layer_step", "shortconv.l_cache", "full_attention_interval"}
+    | {"attention.key_length_swa"}
 )
+# Of layers with a window, where the others have widths of their own.
+_LOCAL_WIDTHS: Final = ("attention.value_length_swa", "rope.dimension_count_swa")
 _READ_FLAGS: Final = frozenset({"expert_weights_norm", "use_parallel_residual"})
 DRAFT_LAYERS: Final = "nextn_predict_layers"
 _FLOATS: Final = ("rope.freq_base", "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
@@ -113,10 +119,14 @@ def check_heads(name: str, architecture: str, family: GgufFamily, settings: Mapp
     Raises:
         UnsupportedArchitectureError: They would not be read.
     """
-    rotated = settings.get("rope.dimension_count") or head_dim
+    rotated = settings.get(f"rope.dimension_count{family.local}") or head_dim
     if rotated != head_dim and family.model_type != "gpt2" and not (family.rotates_part and rotated < head_dim):
         raise unread(name, "that heads are rotated in part cannot be read from a GGUF file")
-    if (settings.get("attention.value_length") or head_dim) != head_dim:
+    widths = {(settings.get(f"attention.value_length{family.local}") or head_dim, head_dim)}
+    if family.local:
+        width = settings["attention.key_length"]
+        widths |= {(settings.get(key) or width, width) for key in ("attention.value_length", "rope.dimension_count")}
+    if any(one != other for one, other in widths):
         raise unread(name, "heads whose values are not as wide as their keys are not supported")
     window = settings.get("attention.sliding_window") or None
     if window is not None and window < settings["context_length"] and family.window == "none":
@@ -148,6 +158,8 @@ def _read(family: GgufFamily, neutral: Mapping[str, object]) -> set[str]:
     read |= {*_needed_by(family), *family.optional, *family.by_layer}
     if isinstance(family.window, int):
         read.add(PATTERN)
+    if family.local:
+        read |= {*_LOCAL_WIDTHS}
     if family.has_draft_layers:
         read.add(DRAFT_LAYERS)
     if family.local_theta is not None:
@@ -165,12 +177,12 @@ def _says(name: str, key: str, value: object) -> ModelError:
 
 def _check_numbers(name: str, family: GgufFamily, settings: Mapping[str, Any]) -> None:
     own = {*_needed_by(family), *family.optional}
-    for key in (*_COUNTS, DRAFT_LAYERS, *sorted(own & _READ_COUNTS)):
-        if key in family.by_layer:
-            _check_list(name, key, settings.get(key, 1), settings)
+    for key in (*_COUNTS, *_LOCAL_WIDTHS, DRAFT_LAYERS, *sorted(own & _READ_COUNTS)):
+        if key in family.by_layer | family.by_kind:
+            _check_list(name, key, settings, is_uniform=key in family.by_layer)
         else:
             _check_count(name, key, settings.get(key, 1))
-    floats = own - {*_COUNTS} - _READ_COUNTS - _READ_FLAGS
+    floats = own - {*_COUNTS, PATTERN} - _READ_COUNTS - _READ_FLAGS
     for key in (*_FLOATS, _LOCAL_BASE, *_SCALING_FLOATS, *sorted(floats)):
         value = settings.get(key, 1.0)
         if not isinstance(value, float) or not 0 <= value < float("inf"):
@@ -179,7 +191,8 @@ def _check_numbers(name: str, family: GgufFamily, settings: Mapping[str, Any]) -
         if not isinstance(settings.get(key, False), bool):
             raise _says(name, key, settings[key])
     pattern = settings.get(PATTERN, []) if isinstance(family.window, int) else []
-    if not isinstance(pattern, list) or not all(isinstance(one, bool) for one in pattern):
+    is_whole = isinstance(pattern, list) and len(pattern) in (0, settings["block_count"])
+    if not is_whole or not all(isinstance(one, bool) for one in pattern):
         raise _says(name, PATTERN, pattern)
 
 
@@ -197,13 +210,14 @@ def _check_delta_heads(name: str, settings: Mapping[str, Any]) -> None:
         raise _says(name, ", ".join(DELTA_SIZES), [settings[key] for key in DELTA_SIZES])
 
 
-def _check_list(name: str, key: str, value: object, settings: Mapping[str, Any]) -> None:
-    """Refuse a list that is not one number for each layer: the same one everywhere, or zero."""
+def _check_list(name: str, key: str, settings: Mapping[str, Any], *, is_uniform: bool) -> None:
+    """Refuse a list that is not one number for each layer: the same one everywhere, or zero, if it ``is_uniform``."""
+    value = settings.get(key, 1)
     numbers = value if isinstance(value, list) else [value]
     counted = {number for number in numbers if number != 0}
     if (
         any(type(number) is not int or not 0 <= number < 2**31 for number in numbers)
-        or len(counted) != 1
+        or (len(counted) != 1 if is_uniform else 0 in numbers)
         or (isinstance(value, list) and len(numbers) != settings["block_count"])
     ):
         raise _says(name, key, value)

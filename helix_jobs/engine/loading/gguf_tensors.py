@@ -67,10 +67,12 @@ class GgufWeight:
     def stored(self) -> StoredTensor:
         """Its type and its shape in transformers' model.
 
-        Trade-off: parts of different types count as plain numbers, which reckons with too much memory.
+        Trade-off: parts of different types, and tables, count as plain numbers of 32 bits, which reckons with too much
+        memory.
         """
         kinds = {part.stored.kind for part in self.parts}
-        return StoredTensor(kinds.pop() if len(kinds) == 1 else "F32", self._shape())
+        has_blocks = len(kinds) == 1 and self.form != "decoded"
+        return StoredTensor(kinds.pop() if has_blocks else "F32", self._shape())
 
     def _shape(self) -> tuple[int, ...]:
         shapes = [part.stored.shape for part in self.parts]
@@ -135,4 +137,6 @@ def without_draft_layers(tensors: Mapping[str, GgufTensor], num_layers: int) -> 
 def _form(family: GgufFamily, module: str, kind: str) -> Form:
     if module in family.permuted:
         return "permuted"
+    if module in family.decoded:
+        return "decoded"
     return "transposed" if module in family.transposed and kind == "weight" else "plain"

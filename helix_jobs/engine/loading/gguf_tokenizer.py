@@ -69,7 +69,7 @@ def build_gguf_tokenizer(name: str, architecture: str, vocabulary: Mapping[str, 
     kind = settings["model"]
     if kind == "gpt2":
         backend, adds_bos = _byte_level(name, settings)
-    elif kind == "llama":
+    elif kind in ("llama", "gemma4"):  # the second has merges in place of scores that mean something
         backend, adds_bos = _sentence_pieces(name, settings), True
     else:
         raise _unknown(name, f"a vocabulary of the kind {kind!r:.40}")

@@ -14,11 +14,12 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from helix_jobs.engine.loading.bare_model import compute_frequencies, put
-from helix_jobs.engine.loading.gguf_file import ROTARY_FACTORS
+from helix_jobs.engine.loading.gguf_config import ROTARY_FACTORS
 from helix_jobs.engine.loading.gguf_row_order import delta_rows, halves_order, value_order
 from helix_jobs.engine.loading.gguf_tensors import STACKED_FORMS
 from helix_jobs.engine.loading.model_sizes import skeleton
 from helix_jobs.engine.loading.tensor_names import HEAD
+from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
 from helix_jobs.engine.weights.block_stack import BlockStack
@@ -43,7 +44,7 @@ def read_gguf_weights(name: str, config: PretrainedConfig, gguf: GgufFile, dtype
         name: The model's name as the user gave it.
         config: The model's configuration.
         gguf: The file.
-        dtype: Of experts that do not stay in blocks.
+        dtype: Of experts and tables that do not stay in blocks.
 
     Returns:
         The model that the configuration describes. The ``weight`` of a linear layer or of the token embedding is a
@@ -58,17 +59,20 @@ def read_gguf_weights(name: str, config: PretrainedConfig, gguf: GgufFile, dtype
     model = skeleton(name, config)
     base, head, embedding = model.base_model, model.get_output_embeddings(), model.get_input_embeddings()
     compute_frequencies(base, config)
-    if ROTARY_FACTORS in gguf.rotary:
+    if gguf.family.has_frequencies is True and ROTARY_FACTORS in gguf.rotary:
         base.rotary_emb.inv_freq.div_(gguf.rotary[ROTARY_FACTORS])
+    is_unread = FAMILIES[config.model_type].is_unread
     with _Tensors(name) as tensors:
         for parameter, weight in sorted(gguf.weights.items(), key=lambda one: _order(one[1])):
+            if is_unread is not None and is_unread(config, parameter):
+                continue
             module_name, _, kind = parameter.rpartition(".")
             module = head if parameter == HEAD else base.get_submodule(module_name)
             if weight.form in STACKED_FORMS:
                 put(module, kind, _stack(tensors, weight, dtype))
                 continue
             is_kept = kind == "weight" and (module is embedding or isinstance(module, (nn.Linear, Conv1D)))
-            put(module, kind, _weight(tensors, weight, gguf, is_kept=is_kept))
+            put(module, kind, _weight(tensors, weight, gguf, dtype, is_kept=is_kept))
     if HEAD not in gguf.tensors:
         put(head, "weight", embedding.weight)
     tied: PreTrainedModel = model
@@ -136,7 +140,9 @@ def _array(data: torch.Tensor) -> Any:  # noqa: ANN401  (numpy's annotations nam
     return data.numpy()
 
 
-def _weight(tensors: _Tensors, weight: GgufWeight, gguf: GgufFile, *, is_kept: bool) -> torch.Tensor | BlockMatrix:
+def _weight(
+    tensors: _Tensors, weight: GgufWeight, gguf: GgufFile, dtype: torch.dtype, *, is_kept: bool
+) -> torch.Tensor | BlockMatrix:
     """A parameter; ``is_kept`` says whether it may stay in blocks.
 
     A row's bytes stay together, so rows in blocks can be put into another order, too.
@@ -156,6 +162,8 @@ def _weight(tensors: _Tensors, weight: GgufWeight, gguf: GgufFile, *, is_kept: b
     columns = None
     if weight.tiling == "columns":  # which of the file's columns stands where
         columns = value_order(shape[-1], gguf.settings)
+    if weight.form == "decoded" and kind in BLOCK_LAYOUTS:
+        return BlockMatrix(BLOCK_LAYOUTS[kind], data).dense(dtype)
     if kind in BLOCK_LAYOUTS and is_kept:
         return BlockMatrix(BLOCK_LAYOUTS[kind], data, None if columns is None else columns.argsort())
     values = data if is_vector else _numbers(data, kind)

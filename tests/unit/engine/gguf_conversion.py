@@ -9,6 +9,7 @@ import torch
 
 from tests.unit.engine.gguf_converters import (
     ernie_moe,
+    gemma4,
     gpt_oss,
     granitemoe,
     lfm2,
@@ -62,6 +63,34 @@ _GEMMA3 = {
     "sliding_window": 9,
     "query_pre_attn_scalar": 16,
 }
+_GEMMA4 = {
+    "attention.sliding_window": 9,
+    "attention.sliding_window_pattern": [True, False, True, False],
+    "attention.key_length": 32,
+    "attention.value_length": 32,
+    "attention.key_length_swa": 16,
+    "attention.value_length_swa": 16,
+    "rope.dimension_count": 32,
+    "rope.dimension_count_swa": 16,
+    "rope.freq_base": 1000000.0,
+    "rope.freq_base_swa": 500.0,
+    "final_logit_softcapping": 7.0,
+}
+_GEMMA4_OVERRIDES = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_hidden_layers": 4,
+    "initializer_range": 0.2,
+    "sliding_window": 9,
+    "global_head_dim": 32,
+    "vocab_size_per_layer_input": 260,
+    "tie_word_embeddings": True,
+    "final_logit_softcapping": 7.0,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
+    },
+}
+_GEMMA4_FREQUENCIES = {"rope_freqs.weight": torch.tensor([1.0] * 4 + [1e30] * 12)}
 _GEMMA3_ROPE = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
 
 # Widths of which Q8_0 has whole blocks.
@@ -445,6 +474,52 @@ CONVERSIONS = {
         overrides={**_DELTA_OVERRIDES, **_GATED_OVERRIDES},
         convert=qwen3next,
     ),
+    "gemma4": Conversion(
+        model_type="gemma4_text",
+        settings={
+            **_GEMMA4,
+            "attention.shared_kv_layers": 2,
+            "embedding_length_per_layer_input": 32,
+            "feed_forward_length": [96, 96, 192, 192],
+        },
+        overrides={
+            **_GEMMA4_OVERRIDES,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 32,
+            "use_double_wide_mlp": True,
+        },
+        convert=gemma4,
+        # The last layers read the keys of others, and checkpoints have some of their own all the same.
+        more={
+            **_GEMMA4_FREQUENCIES,
+            "blk.2.attn_k.weight": torch.ones(32, 64),
+            "blk.3.attn_k_norm.weight": torch.ones(32),
+        },
+    ),
+    "gemma4:experts": Conversion(
+        model_type="gemma4_text",
+        settings={
+            **_GEMMA4,
+            **_COUNTS,
+            "attention.shared_kv_layers": 0,
+            "embedding_length_per_layer_input": 0,
+            "expert_feed_forward_length": 32,
+            "attention.head_count_kv": [2, 1, 2, 1],
+        },
+        overrides={
+            **_GEMMA4_OVERRIDES,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+        },
+        convert=gemma4,
+        more=_GEMMA4_FREQUENCIES,
+    ),
 }
 
 
@@ -466,6 +541,6 @@ def write_converted(path: Path, architecture: str, **more: Any) -> Any:
         model_type=own.model_type,
         convert=own.convert,
         leave_out=leave_out,
-        more=own.more,
+        more=more.pop("more", own.more),
         **{**_SIZES, **own.overrides, **more},
     )

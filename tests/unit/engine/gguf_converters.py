@@ -135,3 +135,13 @@ def _delta_rule(name: str, weight: torch.Tensor, config: Any) -> Tensors:
         yield name, weight + 1
     else:
         yield from with_experts_apart(name, weight, config)
+
+
+def gemma4(name: str, weight: torch.Tensor, _config: Any) -> Tensors:
+    layer = f"blk.{name.split('.')[2]}" if ".layers." in name else ""
+    if name.endswith("router.scale"):
+        yield f"{layer}.ffn_gate_inp.scale", weight
+    elif name.endswith("per_expert_scale"):
+        yield f"{layer}.ffn_down_exps.scale", weight
+    else:
+        yield f"{name}.weight" if name.endswith(("layer_scalar", "_proj")) else name, weight

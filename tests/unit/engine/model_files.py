@@ -15,6 +15,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from helix_jobs.engine.loading.model_loader import load_models
 from helix_jobs.engine.model.architecture import rope_type
+from helix_jobs.engine.model.families.settings import stated
 from tests.unit.engine.block_files import scaled_blocks
 from tests.unit.engine.tiny_models import CPU, roughen, tiny_model, tokenizer
 
@@ -157,8 +158,8 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
     if is_gpt2:
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
     else:
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        writer.add_head_count_kv(config.num_key_value_heads)
+        head_dim = stated(config, "head_dim") or config.hidden_size // config.num_attention_heads
+        writer.add_head_count_kv(stated(config, "num_key_value_heads"))
         writer.add_key_length(head_dim)
         writer.add_layer_norm_rms_eps(getattr(config, "rms_norm_eps", None) or getattr(config, "norm_eps", 1e-5))
         writer.add_rope_freq_base(10000.0)

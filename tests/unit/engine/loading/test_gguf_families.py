@@ -138,6 +138,10 @@ def test_settings_of_a_family_are_needed(tmp_path: Path, architecture: str, leav
         ("qwen35", {"nextn_predict_layers": 9}, ModelError, "its configuration says -4 layers"),
         ("lfm2", {"attention.head_count_kv": [0, 2, 1]}, ModelError, r"says attention.head_count_kv \[0, 2, 1\]"),
         ("lfm2", {"attention.head_count_kv": [0, 2]}, ModelError, r"says attention.head_count_kv \[0, 2\]"),
+        ("gemma4", {"attention.value_length": 16}, UnsupportedArchitectureError, "values are not as wide"),
+        ("gemma4", {"attention.sliding_window_pattern": [True]}, ModelError, r"sliding_window_pattern \[True\]"),
+        ("gemma4", {"attention.head_count_kv": [2, 0, 2, 2]}, ModelError, r"head_count_kv \[2, 0, 2, 2\]"),
+        ("gemma4", {"feed_forward_length": [192, 96, 96, 96]}, ModelError, "has the shape"),
         ("gpt-oss", {"rope.scaling.original_context_length": 0}, ModelError, "original_context_length 0"),
         ("olmo2:olmo3", {"attention.sliding_window_pattern": [1, 0]}, ModelError, "sliding_window_pattern"),
         ("dots1", {"expert_gating_func": 1}, UnsupportedArchitectureError, "expert_gating_func"),
@@ -151,6 +155,14 @@ def test_settings_that_no_model_has_are_refused(
     path = tmp_path / "tiny.gguf"
     write_converted(path, architecture, settings=settings)
     with pytest.raises(error, match=message):
+        load(path)
+
+
+def test_frequencies_that_are_not_proportional_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    more = {**CONVERSIONS["gemma4"].more, "rope_freqs.weight": torch.tensor([1.0] * 4 + [8.0] * 12)}
+    write_converted(path, "gemma4", more=more)
+    with pytest.raises(UnsupportedArchitectureError, match=r"rope_freqs.weight, neither one nor 1e\+30, cannot"):
         load(path)
 
 

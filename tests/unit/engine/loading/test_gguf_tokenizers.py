@@ -219,6 +219,15 @@ def test_words_of_other_splits(pre: str, text: str, words: list[str]) -> None:
     assert [text[start:end] for _, (start, end) in pieces] == words
 
 
+def test_pieces_with_merges_of_their_own() -> None:
+    """As Gemma 4 has them, whose scores say nothing."""
+    made = sentence_pieces(spaced=False)
+    merges = [" ".join(pair) for pair in _merges(made)]
+    scores = [-1000.0] * made.get_vocab_size()
+    settings = vocabulary(made, "llama", model="gemma4", merges=merges, scores=scores, add_space_prefix=False)
+    assert_same(build_gguf_tokenizer("m", "gemma4", settings), made, [1])
+
+
 @pytest.mark.parametrize("spaced", [True, False])
 def test_a_sentencepiece_vocabulary(*, spaced: bool) -> None:
     made = sentence_pieces(spaced=spaced)
