@@ -24,8 +24,6 @@ NAME: Final = "fp8"
 _SCALE: Final = "weight_scale_inv"
 # AutoFP8's name of the factor of a whole matrix.
 _WHOLE_SCALE: Final = "weight_scale"
-# What only serves to quantise activations.
-_OF_ACTIVATIONS: Final = ("activation_scale", "input_scale")
 
 
 class BlockFp8:
@@ -43,6 +41,8 @@ class BlockFp8:
 
     name = NAME
     rounds_activations = True
+    # What only serves to quantise activations.
+    passed_over: tuple[str, ...] = ("activation_scale", "input_scale")
 
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
         if (kind := settings.get("fmt", "e4m3")) != "e4m3":
@@ -65,7 +65,7 @@ class BlockFp8:
         for tensor, stored in tensors.items():
             module, _, part = tensor.rpartition(".")
             if part == "weight" and stored.kind == "F8_E4M3":
-                wanted = ("weight", _SCALE, _WHOLE_SCALE, *_OF_ACTIVATIONS)
+                wanted = ("weight", _SCALE, _WHOLE_SCALE, *self.passed_over)
                 found[module] = self._matrix(name, module, parts_of(tensors, module, wanted))
         return found
 
@@ -84,7 +84,7 @@ class BlockFp8:
         said = _SCALE if by_block is not None else _WHOLE_SCALE
         raise refusal(
             name,
-            NAME,
+            self.name,
             f"{module} of {list(stored.shape)} ({said} {scale.kind}) has scales {list(scale.shape)}, "
             "unlike config.json says",
         )

@@ -9,10 +9,13 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.engine.loading.auto_round_format import NAMES as AUTO_ROUND
+from helix_jobs.engine.loading.auto_round_format import auto_round
 from helix_jobs.engine.loading.awq_format import Awq
 from helix_jobs.engine.loading.block_fp8_format import BlockFp8
 from helix_jobs.engine.loading.compressed_tensors_format import CompressedTensors
 from helix_jobs.engine.loading.gptq_format import Gptq
+from helix_jobs.engine.loading.model_opt_format import ModelOptFp8
 from helix_jobs.engine.loading.quantized_format import ORIGINAL
 from helix_jobs.errors import UnsupportedArchitectureError
 
@@ -51,6 +54,8 @@ _READ: Final[Mapping[str, Callable[[str, Mapping[str, Any]], QuantizedFormat]]] 
     BlockFp8.name: BlockFp8,
     Gptq.name: Gptq,
     Awq.name: Awq,
+    ModelOptFp8.name: ModelOptFp8,
+    **dict.fromkeys(AUTO_ROUND, auto_round),
 }
 _READ_KEYS: Final = ("quantization_config", "compression_config")
 

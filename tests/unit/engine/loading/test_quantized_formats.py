@@ -74,6 +74,17 @@ def auto_fp8(weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
     return {"weight": parts["weight"], "weight_scale": parts["weight_scale_inv"], "input_scale": torch.ones(1)}, dense
 
 
+def model_opt(weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
+    parts, dense = auto_fp8(weight)
+    return {**parts, "k_scale": torch.ones(())}, dense
+
+
+def auto_round(weight: torch.Tensor, *, is_first: bool) -> tuple[Parts, torch.Tensor]:
+    """AutoRound writes no groups of columns."""
+    parts, dense = gptq(4, 32, weight, is_first=is_first, is_symmetric=False)
+    return {part: tensor for part, tensor in parts.items() if part != "g_idx"}, dense
+
+
 @dataclass(frozen=True)
 class Form:
     """How a matrix is stored, what config.json says of it, and what results call it."""
@@ -85,6 +96,16 @@ class Form:
 
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True, "sym": True}
+MODEL_OPT = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "ignore": ["lm_head"]}
+AUTO_ROUND = {
+    "quant_method": "auto-round",
+    "packing_format": "auto_round:auto_gptq",
+    "bits": 4,
+    "group_size": 32,
+    "data_type": "int",
+    "sym": False,
+    "extra_config": {"lm_head": {"bits": 16, "data_type": "float"}},
+}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
 FORMS = {
     "fp8 by block": Form(
@@ -101,6 +122,12 @@ FORMS = {
     ),
     "awq": Form(awq, AWQ),
     "fp8 of AutoFP8": Form(auto_fp8, FP8, "fp8_weights"),
+    "fp8 of ModelOpt": Form(model_opt, MODEL_OPT, "fp8_weights"),
+    "gptq of AutoRound": Form(partial(auto_round, is_first=True), AUTO_ROUND),
+    "gptq of AutoRound, second version": Form(
+        partial(auto_round, is_first=False), {**AUTO_ROUND, "packing_format": "auto_round:gptqmodel"}
+    ),
+    "awq of AutoRound": Form(awq, {**AUTO_ROUND, "packing_format": "auto_round:auto_awq"}),
 }
 
 
@@ -131,7 +158,7 @@ def test_answers_are_those_of_the_dequantised_model(tmp_path: Path, compiled_fol
         held_bytes(decoder),
     )
     # Parts of one order share it, and an order that is none takes nothing.
-    shared = 8 * 2 * 7 * SIZES["intermediate_size"] if form.startswith("gptq") else 0
+    shared = 8 * 2 * 7 * SIZES["intermediate_size"] if "order" in form or "8 bits" in form else 0
     assert held <= reckoned <= held + shared
     assert models.draft is not None
     kernels = load_kernels(compiled_folder, torch.float32, CPU, 16)
@@ -149,6 +176,7 @@ def test_answers_are_those_of_the_dequantised_model(tmp_path: Path, compiled_fol
         ("awq", "quant_config.json", "{}"),
         ("awq", "quantize_config.json", '{"quant_method": "awq"}'),
         ("gptq, first version, order", "quantize_config.json", "{}"),
+        ("fp8 of ModelOpt", "hf_quant_config.json", '{"quantization": {"quant_algo": "FP8"}}'),
     ],
 )
 def test_the_file_that_a_tool_writes_beside_it_is_no_refusal(
@@ -193,6 +221,10 @@ def test_gptq_s_second_version_may_stand_under_another_key(tmp_path: Path) -> No
         ("gptq, first version, order", {"format": "marlin"}, "checkpoint_format 'marlin'"),
         ("awq", {"version": "gemv"}, "version 'gemv'"),
         ("gptq, first version, order", {"bits": [4]}, "bits"),
+        ("fp8 of ModelOpt", {"quant_algo": "NVFP4"}, "quant_algo 'NVFP4'"),
+        ("gptq of AutoRound", {"packing_format": "auto_round:exllamav2"}, "packing_format 'auto_round:exllamav2'"),
+        ("gptq of AutoRound", {"data_type": "mx_fp"}, "data_type 'mx_fp'"),
+        ("gptq of AutoRound", {"extra_config": {"a": {"bits": 8}}}, "extra_config in config.json, which gives modules"),
         ("gptq, first version, order", {"checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
     ],
 )
@@ -201,7 +233,9 @@ def test_what_is_announced_and_not_computed_is_refused(
 ) -> None:
     write(tmp_path, form)
     edit_config(tmp_path, quantization_config={**FORMS[form].config, **changes})
-    with pytest.raises(UnsupportedArchitectureError, match=rf"quantised with \w+ \(.*{reason}.*\); use the original"):
+    with pytest.raises(
+        UnsupportedArchitectureError, match=rf"quantised with [\w-]+ \(.*{reason}.*\); use the original"
+    ):
         load(tmp_path)
 
 
