@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Pieces tried for one value. Names are tried in the order in which the schema first lists them, which mostly succeeds
 # at once; all orders of a value of no spelling would be too many.
 _MAX_TRIES: Final = 300
+# Drafts in which 2.0 is no integer, as it has a fraction.
+_FRACTIONS_COUNT: Final = ("draft-03", "draft-04", "draft-05")
 
 
 class Spelling(Enum):
@@ -35,7 +37,7 @@ def spell(constraint: Constraint, value: Any) -> tuple[Spelling, str | None]:  #
     """Find a spelling of a value that a constraint takes, and its text.
 
     All spellings found stand for the same JSON value: the properties of an object may come in any order, and 2.0 may be
-    written as 2.
+    written as 2, unless the draft that the schema declares tells these apart.
     """
     search = _Search(constraint)
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -50,7 +52,9 @@ class _Search:
 
     def __init__(self, constraint: Constraint) -> None:
         self._origin = LLMatcher(_bytes(), grammar_text(constraint), log_level=0, limits=grammar_limits())
-        self._order = _listed_names(constraint.value)
+        schema = json.loads(constraint.value)
+        self._order = _listed_names(schema)
+        self._keeps_fractions = _tells_fractions(schema)
         self._tries = 0
         self._written: list[str] = []
         self._matcher = self._origin
@@ -75,7 +79,7 @@ class _Search:
         elif isinstance(value, list) and value:
             yield from self._pieces("[", lambda: self._items(value, 0))
         else:
-            for text in _scalars(value):
+            for text in _scalars(value, keeps_fractions=self._keeps_fractions):
                 yield from self._pieces(text, None)
 
     def _members(self, rest: dict[str, Any], *, first: bool) -> Iterator[None]:
@@ -121,21 +125,28 @@ class _Search:
         return True
 
 
-def _scalars(value: Any) -> Iterator[str]:  # noqa: ANN401  (parsed JSON)
+def _scalars(value: Any, *, keeps_fractions: bool) -> Iterator[str]:  # noqa: ANN401  (parsed JSON)
     yield json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if isinstance(value, float) and math.isfinite(value):
         plain = f"{Decimal(repr(value)):f}"
         yield plain
         if "." in plain and plain.rstrip("0").endswith("."):
-            yield plain.rstrip("0").rstrip(".")
+            if not keeps_fractions:
+                yield plain.rstrip("0").rstrip(".")
         elif "." not in plain:
             yield f"{plain}.0"
 
 
-def _listed_names(schema: str) -> dict[str, int]:
+def _tells_fractions(schema: Any) -> bool:  # noqa: ANN401  (parsed JSON)
+    """Whether the draft that the schema declares tells 2.0 from 2: the former is a number there, and no integer."""
+    declared = schema.get("$schema") if isinstance(schema, dict) else None
+    return isinstance(declared, str) and any(draft in declared for draft in _FRACTIONS_COUNT)
+
+
+def _listed_names(schema: Any) -> dict[str, int]:  # noqa: ANN401  (parsed JSON)
     """The names in all ``properties`` and ``required`` of a schema, and the place at which each first stands."""
     names: dict[str, int] = {}
-    waiting: list[Any] = [json.loads(schema)]
+    waiting: list[Any] = [schema]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):

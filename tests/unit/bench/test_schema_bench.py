@@ -55,6 +55,19 @@ def test_a_value_is_spelt_as_the_grammar_takes_it(value, spelling, text):
         assert json.loads(text) == value
 
 
+@pytest.mark.parametrize(
+    ("value", "spelling", "text"),
+    [
+        ({"name": "a", "age": 3.0}, Spelling.NONE, None),
+        ({"name": "a", "size": 3.0}, Spelling.AS_WRITTEN, '{"name":"a","size":3.0}'),
+        ({"size": 1e-7, "name": "a"}, Spelling.OTHER, '{"name":"a","size":0.0000001}'),
+    ],
+)
+def test_a_number_with_a_fraction_is_no_integer_in_draft_4(value, spelling, text):
+    schema = {"$schema": "http://json-schema.org/draft-04/schema#", **PERSON}
+    assert spell(Constraint("json_schema", json.dumps(schema)), value) == (spelling, text)
+
+
 def test_schemas_are_counted_by_what_came_of_them(model, tmp_path):
     cases = {
         "kept": (PERSON, [({"age": 1, "name": "a"}, True), ({"name": "a"}, True), ({"age": 1}, False)]),
