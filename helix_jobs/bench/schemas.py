@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
 _PROGRESS_FILES: Final = 500
+# Bytes of a token that is looked for; few are longer.
+_LONGEST_TOKEN: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,13 +181,33 @@ class SchemaBench:
             return False
 
     def _walk(self, matcher: Any, text: str) -> bool:  # noqa: ANN401  (as above)
-        for token_id in self._tokenizer.tokenize_str(text):
-            start = time.perf_counter()
-            matcher.fill_mask(self._mask)
-            self._found.masks.append(time.perf_counter() - start)
-            if not self._mask[token_id >> 3] >> (token_id & 7) & 1 or matcher.advance([token_id]) != 1:
-                return False
+        rest = text.encode(errors="surrogatepass")
+        while rest:
+            for token_id in self._tokenizer.tokenize_bytes(rest):
+                start = time.perf_counter()
+                matcher.fill_mask(self._mask)
+                self._found.masks.append(time.perf_counter() - start)
+                allowed = token_id if self._allows(token_id) else self._other_token(rest)
+                if allowed is None or matcher.advance([allowed]) != 1:
+                    return False
+                rest = rest[len(self._tokenizer.decode_bytes([allowed])) :]
+                if allowed != token_id:
+                    break
         return bool(matcher.is_accepting)
+
+    def _other_token(self, rest: bytes) -> int | None:
+        """The longest token that the mask allows and that a text goes on with; None if there is none.
+
+        Of a text that is forced the mask allows one token at a time, which may not be the tokenizer's own choice.
+        """
+        for length in range(min(len(rest), _LONGEST_TOKEN), 0, -1):
+            token_ids = self._tokenizer.tokenize_bytes(rest[:length])
+            if len(token_ids) == 1 and self._allows(token_ids[0]):
+                return int(token_ids[0])
+        return None
+
+    def _allows(self, token_id: int) -> bool:
+        return bool(self._mask[token_id >> 3] >> (token_id & 7) & 1)
 
 
 def vocabulary_of(folder: Path) -> LLTokenizer:

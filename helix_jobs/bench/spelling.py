@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
 from functools import cache
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.constraint import Constraint
 
-# Pieces tried for one value. Names are tried in the order in which the schema first lists them, which mostly succeeds
-# at once; all orders of a value of no spelling would be too many.
-_MAX_TRIES: Final = 300
+# Pieces of one value that may be refused or taken back. Names are tried in the order of the properties that the value
+# seems to have, which mostly succeeds at once; all orders of a value of no spelling would be too many.
+_MAX_MISSES: Final = 300
 # Drafts in which 2.0 is no integer, as it has a fraction.
 _FRACTIONS_COUNT: Final = ("draft-03", "draft-04", "draft-05")
 
@@ -47,16 +48,34 @@ def spell(constraint: Constraint, value: Any) -> tuple[Spelling, str | None]:  #
     return (Spelling.NONE, None) if found is None else (Spelling.OTHER, found)
 
 
+@dataclass(frozen=True, slots=True)
+class _Members:
+    """The members of an object that are still to be written."""
+
+    values: dict[str, Any]
+    is_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Items:
+    """The items of a list that are still to be written, from an index on."""
+
+    values: list[Any]
+    index: int
+
+
+# What is still to be written: a JSON value, or the rest of one, and then the tasks behind it.
+_Tasks = tuple[Any, "_Tasks | None"]
+
+
 class _Search:
     """Depth-first search along a matcher over bytes, which goes back where nothing fits."""
 
     def __init__(self, constraint: Constraint) -> None:
         self._origin = LLMatcher(_bytes(), grammar_text(constraint), log_level=0, limits=grammar_limits())
         schema = json.loads(constraint.value)
-        self._order = _listed_names(schema)
+        self._orders = _orders(schema)
         self._keeps_fractions = _tells_fractions(schema)
-        self._tries = 0
-        self._written: list[str] = []
         self._matcher = self._origin
 
     def takes(self, text: str) -> bool:
@@ -66,55 +85,57 @@ class _Search:
 
     def find(self, value: Any) -> str | None:  # noqa: ANN401  (parsed JSON)
         """The first spelling that fits."""
-        self._matcher, self._written = self._origin.deep_copy(), []
-        for _ in self._value(value):
-            if self._matcher.is_accepting():
-                return "".join(self._written)
+        self._matcher = self._origin.deep_copy()
+        written: list[str] = []
+        # For each place the pieces that are still to be tried there.
+        places = [self._pieces((value, None))]
+        misses = 0
+        while places and misses <= _MAX_MISSES:
+            text, rest = next(places[-1], (None, None))
+            if text is not None and self._write(text):
+                written.append(text)
+                if rest is not None:
+                    places.append(self._pieces(rest))
+                    continue
+                if self._matcher.is_accepting():
+                    return "".join(written)
+            elif text is None:
+                places.pop()
+            else:
+                misses += 1
+                continue
+            if written:
+                misses += 1
+                self._matcher.rollback(len(written.pop().encode(errors="surrogatepass")))
         return None
 
-    def _value(self, value: Any) -> Iterator[None]:  # noqa: ANN401  (parsed JSON)
-        """Yield after each way to write the value; go back when asked for the next."""
-        if isinstance(value, dict) and value:
-            yield from self._pieces("{", lambda: self._members(value, first=True))
-        elif isinstance(value, list) and value:
-            yield from self._pieces("[", lambda: self._items(value, 0))
-        else:
-            for text in _scalars(value, keeps_fractions=self._keeps_fractions):
-                yield from self._pieces(text, None)
-
-    def _members(self, rest: dict[str, Any], *, first: bool) -> Iterator[None]:
-        if not rest:
-            yield from self._pieces("}", None)
-            return
-        for name, value in sorted(rest.items(), key=lambda item: self._order.get(item[0], len(self._order))):
-            others = {other: item for other, item in rest.items() if other != name}
-            key = ("" if first else ",") + json.dumps(name, ensure_ascii=False) + ":"
-
-            def after(value: Any = value, others: dict[str, Any] = others) -> Iterator[None]:  # noqa: ANN401  (JSON)
-                for _ in self._value(value):
-                    yield from self._members(others, first=False)
-
-            yield from self._pieces(key, after)
-
-    def _items(self, items: list[Any], index: int) -> Iterator[None]:
-        for _ in self._value(items[index]):
-            if index + 1 == len(items):
-                yield from self._pieces("]", None)
+    def _pieces(self, tasks: _Tasks) -> Iterator[tuple[str, _Tasks | None]]:
+        """Each text that the first task may begin with, and the tasks that are left behind it."""
+        task, rest = tasks
+        if isinstance(task, _Members):
+            if not task.values:
+                yield "}", rest
+            for name, value in task.values.items():
+                others = {other: item for other, item in task.values.items() if other != name}
+                key = ("" if task.is_first else ",") + json.dumps(name, ensure_ascii=False) + ":"
+                yield key, (value, (_Members(others), rest))
+        elif isinstance(task, _Items):
+            if task.index == len(task.values):
+                yield "]", rest
             else:
-                yield from self._pieces(",", lambda: self._items(items, index + 1))
-
-    def _pieces(self, text: str, after: Any) -> Iterator[None]:  # noqa: ANN401  (a function without arguments, or None)
-        """Write a text, then what follows it; take the text back in the end."""
-        self._tries += 1
-        if self._tries > _MAX_TRIES or not self._write(text):
-            return
-        self._written.append(text)
-        if after is None:
-            yield
+                yield ",", (task.values[task.index], (_Items(task.values, task.index + 1), rest))
+        elif isinstance(task, dict) and task:
+            yield "{", (_Members({name: task[name] for name in self._order(task)}, is_first=True), rest)
+        elif isinstance(task, list) and task:
+            yield "[", (task[0], (_Items(task, 1), rest))
         else:
-            yield from after()
-        self._written.pop()
-        self._matcher.rollback(len(text.encode()))
+            for text in _scalars(task, keeps_fractions=self._keeps_fractions):
+                yield text, rest
+
+    def _order(self, value: dict[str, Any]) -> list[str]:
+        """A value's names in the order of the schema's properties that hold most of them, the others behind."""
+        order = max(self._orders, key=lambda one: len(one.keys() & value.keys()), default={})
+        return sorted(value, key=lambda name: order.get(name, len(order)))
 
     def _write(self, text: str) -> bool:
         data = list(text.encode(errors="surrogatepass"))
@@ -143,21 +164,25 @@ def _tells_fractions(schema: Any) -> bool:  # noqa: ANN401  (parsed JSON)
     return isinstance(declared, str) and any(draft in declared for draft in _FRACTIONS_COUNT)
 
 
-def _listed_names(schema: Any) -> dict[str, int]:  # noqa: ANN401  (parsed JSON)
-    """The names in all ``properties`` and ``required`` of a schema, and the place at which each first stands."""
-    names: dict[str, int] = {}
+def _orders(schema: Any) -> list[dict[str, int]]:  # noqa: ANN401  (parsed JSON)
+    """For each object of a schema the places of its names; then the places at which the whole first lists each name."""
+    orders: list[dict[str, int]] = []
+    everywhere: dict[str, int] = {}
     waiting: list[Any] = [schema]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
+            here: dict[str, int] = {}
             for word in ("properties", "required"):
                 listed = value.get(word)
                 for name in listed if isinstance(listed, dict | list) else ():
-                    names.setdefault(str(name), len(names))
+                    here.setdefault(str(name), len(here))
+                    everywhere.setdefault(str(name), len(everywhere))
+            orders.append(here)
             waiting += reversed(value.values())
         elif isinstance(value, list):
             waiting += reversed(value)
-    return names
+    return [*orders, everywhere]
 
 
 @cache

@@ -23,14 +23,22 @@ MAX_BLANKS: Final = 128
 _ESCAPES: Final = 'nrbtf\\"'
 # What building and extending a grammar may cost, in the library's own units: about 0.1 s each million.
 _LEXER_FUEL: Final = 3_000_000
+_STEP_FUEL: Final = 2_000_000
 
 
 def grammar_limits() -> LLParserLimits:
     """The limits under which grammars are checked and compiled. Error messages leave out the grammar's text.
 
     Trade-off: the library's own limit on lexer fuel is a third of this one and ends schemas that ask for both a pattern
-    of some words and a length; ten times as much would let one mask take a second.
+    of some words and a length; ten times as much would let one mask take a second. Its limit on a step's fuel is a
+    tenth of this one and ends answers where a name or a text may have any of many lengths, as in ``{1,255}``; with this
+    one a mask takes some 30 ms at the most.
     """
+    return LLParserLimits(initial_lexer_fuel=_LEXER_FUEL, step_lexer_fuel=_STEP_FUEL, verbose_errors=False)
+
+
+def trial_limits() -> LLParserLimits:
+    """The limits of a trial at submission: lower ones, so that what is kept has some to spare with a vocabulary."""
     return LLParserLimits(initial_lexer_fuel=_LEXER_FUEL, verbose_errors=False)
 
 

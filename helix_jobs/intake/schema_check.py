@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llguidance import LLMatcher, LLTokenizer
 
 from helix_jobs.engine.constraint import Constraint
-from helix_jobs.engine.grammar_text import complaint, grammar_limits, grammar_text
+from helix_jobs.engine.grammar_text import complaint, grammar_text, trial_limits
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.line_faults import cut
 from helix_jobs.intake.schema_keywords import DEFINITIONS
@@ -98,7 +98,7 @@ def trial(constraint: Constraint) -> tuple[str, str] | None:
 
     Trade-off: one text is no proof. What it does not find fails its own job, after the library's limits, in time.
     """
-    matcher = LLMatcher(_byte_tokenizer(), grammar_text(constraint), log_level=0, limits=grammar_limits())
+    matcher = LLMatcher(_byte_tokenizer(), grammar_text(constraint), log_level=0, limits=trial_limits())
     for step in range(_TRIAL_STEPS):
         # What is forced needs no mask, which is what costs.
         taken = list(matcher.compute_ff_bytes()[:_TRIAL_FORCED]) or [_choice(matcher.compute_bitmask(), step)]

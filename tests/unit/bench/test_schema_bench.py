@@ -6,11 +6,15 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from helix_jobs.bench.extraction import ENDLESS_RECORDS, ONE_RECORD, RECORD, extraction_messages
+from helix_jobs.bench.schemas import SchemaBench
 from helix_jobs.bench.spelling import Spelling, spell
 from helix_jobs.cli.group import cli
 from helix_jobs.engine.constraint import Constraint
+from helix_jobs.engine.grammar.vocabulary import TokenTable
 from helix_jobs.intake.constraint_fields import read_constraint
 from tests.unit.engine.grammar_models import json_tokenizer, vocab_size
 from tests.unit.engine.model_files import save_checkpoint
@@ -55,6 +59,31 @@ def test_a_value_is_spelt_as_the_grammar_takes_it(value, spelling, text):
         assert json.loads(text) == value
 
 
+def test_names_are_tried_in_the_order_of_the_object_that_has_them():
+    """The schema lists the same names in another order elsewhere, and each object has too many for all orders."""
+    names = [f"n{number}" for number in range(9)]
+    orders = {"a": [*names, "only a"], "b": ["only b", *reversed(names)]}
+    objects = {
+        side: {"type": "object", "properties": {name: {"type": "integer"} for name in order}}
+        for side, order in orders.items()
+    }
+    constraint = Constraint("json_schema", json.dumps({"type": "object", "properties": objects}))
+    value = {side: dict.fromkeys(reversed(orders[side]), 1) for side in ("b", "a")}
+    spelling, text = spell(constraint, value)
+    assert spelling is Spelling.OTHER
+    assert text is not None
+    assert json.loads(text) == value
+    assert {side: list(json.loads(text)[side]) for side in ("a", "b")} == orders
+
+
+def test_a_long_value_takes_no_tries_but_those_that_fail():
+    items = [{"age": number, "name": "a"} for number in range(500)]
+    spelling, text = spell(Constraint("json_schema", json.dumps({"type": "array", "items": PERSON})), items)
+    assert spelling is Spelling.OTHER
+    assert text is not None
+    assert json.loads(text) == items
+
+
 @pytest.mark.parametrize(
     ("value", "spelling", "text"),
     [
@@ -89,6 +118,30 @@ def test_schemas_are_counted_by_what_came_of_them(model, tmp_path):
     assert report["mask_seconds"]["p50"] > 0
     shown = run("schemas", tmp_path, "--tokenizer", model)
     assert "invalid, but accepted: wrong 1" in shown.stdout
+
+
+def test_what_is_forced_may_be_written_in_other_tokens(tmp_path):
+    """Of the forced ``"}}`` the mask allows ``"`` alone; the tokenizer writes ``"}`` where ``},{`` follows."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("}", ","), ("},", "{"), ("}", "}"), ('"', "}")]
+    vocabulary = {text: number for number, text in enumerate(["<eos>", *alphabet, *map("".join, merges)])}
+    rules = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    rules.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=rules, eos_token="<eos>")
+    inner = {"type": "object", "properties": {"a": {"enum": ["flat"]}}, "additionalProperties": False}
+    outer = {"type": "object", "properties": {"b": inner}, "additionalProperties": False}
+    test = {"data": [{"b": {"a": "flat"}}] * 3, "valid": True}
+    case = {
+        "schema": {"type": "array", "items": outer},
+        "tests": [test, {"data": [{"b": {"a": "fla"}}], "valid": False}],
+    }
+    file = tmp_path / "forced.json"
+    file.write_text(json.dumps(case), encoding="utf-8")
+    bench = SchemaBench([file], TokenTable.of(fast, len(fast), (0,)).build(), lambda _line: None)
+    bench.run()
+    report = bench.report()
+    assert (report.as_written, report.valid_refused, report.invalid_refused) == (1, (), 1)
 
 
 def test_a_folder_without_schemas_is_refused(model, tmp_path):

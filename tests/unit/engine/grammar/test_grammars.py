@@ -6,11 +6,13 @@ import json
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from helix_jobs.engine.constraint import Constraint, InvalidConstraintError
 from helix_jobs.engine.grammar import grammars as module
 from helix_jobs.engine.grammar.grammars import Grammars
+from helix_jobs.engine.grammar.llguidance_grammar import compile_grammar
 from helix_jobs.engine.grammar.trial import DEFAULT_TRIAL_LIMITS, GrammarTrial
 from helix_jobs.engine.grammar.vocabulary import TokenTable
 from helix_jobs.engine.matcher import GrammarError
@@ -170,3 +172,16 @@ def test_a_tokenizer_that_the_library_cannot_read_is_tried_once():
         with pytest.raises(GrammarError, match="cannot read this model's tokenizer"):
             grammars.compile(Constraint("regex", regex))
     assert len(asked) == 1
+
+
+def test_a_name_of_any_of_many_lengths_is_followed_to_its_end():
+    """Its first characters need more than a step may take by the library's own limit."""
+    schema = {"patternProperties": {"[A-Za-z0-9-_.:]{1,255}": {"type": "string", "format": "uri"}}}
+    tokenizer = describe().build()
+    grammar = compile_grammar(Constraint("json_schema", json.dumps(schema)), tokenizer)
+    matcher, mask = grammar.matcher(), np.zeros(grammar.mask_bytes, dtype=np.uint8)
+    for token_id in tokenizer.tokenize_str('{"child-3":"https://example.com/child-3"}'):
+        matcher.fill_mask(mask)
+        assert mask[token_id >> 3] >> (token_id & 7) & 1
+        assert matcher.advance([token_id]) == 1
+    assert matcher.is_accepting
