@@ -116,5 +116,6 @@ def _yarn(gguf: GgufFile) -> dict[str, Any]:
     if settings.get("rope.scaling.yarn_attn_factor"):
         found["attention_factor"] = settings["rope.scaling.yarn_attn_factor"]
     if settings.get("rope.scaling.yarn_log_multiplier"):
-        found |= dict.fromkeys(("mscale", "mscale_all_dim"), settings["rope.scaling.yarn_log_multiplier"])
+        depth = settings["rope.scaling.yarn_log_multiplier"] / gguf.family.depth_slope
+        found |= dict.fromkeys(("mscale", "mscale_all_dim"), depth)
     return found

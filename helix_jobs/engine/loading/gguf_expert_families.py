@@ -42,13 +42,13 @@ SHARED_EXPERT: Final = {
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
 SHARED_GATE: Final = {"mlp.shared_expert_gate.weight": of("ffn_gate_inp_shexp.weight", form="row")}
-_SHARED_EXPERTS: Final = {
+SHARED_EXPERTS: Final = {
     "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
     "ffn_up_shexp": "mlp.shared_experts.up_proj",
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
 }
-_CORRECTION: Final = {"mlp.gate.e_score_correction_bias": of("exp_probs_b.bias")}
-_DEEPSEEK: Final = {
+CORRECTION: Final = {"mlp.gate.e_score_correction_bias": of("exp_probs_b.bias")}
+DEEPSEEK: Final = {
     "expert_count": "n_routed_experts",
     "expert_used_count": "num_experts_per_tok",
     WIDTH: "moe_intermediate_size",
@@ -57,7 +57,7 @@ _DEEPSEEK: Final = {
     "expert_weights_scale": "routed_scaling_factor",
     "expert_weights_norm": "norm_topk_prob",
 }
-_GROUPS: Final = {"expert_group_count": "n_group", "expert_group_used_count": "topk_group"}
+GROUPS: Final = {"expert_group_count": "n_group", "expert_group_used_count": "topk_group"}
 _GRANITE: Final = {
     **NORMS,
     **ATTENTION,
@@ -149,14 +149,14 @@ EXPERT_FAMILIES: Final = {
             **ATTENTION,
             **HEAD_NORMS,
             **FEED_FORWARD,
-            **_SHARED_EXPERTS,
+            **SHARED_EXPERTS,
             "attn_norm": "input_layernorm",
             "post_attention_norm": "post_attention_layernorm",
             "ffn_gate_inp": "mlp.gate",
         },
-        parameters={**stacks("mlp"), **_CORRECTION},
-        settings=_DEEPSEEK,
-        optional=_GROUPS,
+        parameters={**stacks("mlp"), **CORRECTION},
+        settings=DEEPSEEK,
+        optional=GROUPS,
         constants={"n_group": 1, "topk_group": 1},
         neutral={"expert_gating_func": (2,)},
         rotates_part=True,
@@ -166,17 +166,17 @@ EXPERT_FAMILIES: Final = {
     ),
     "dots1": GgufFamily(
         model_type="dots1",
-        modules={**_SPARSE, **HEAD_NORMS, **_SHARED_EXPERTS},
-        parameters={**stacks("mlp"), **_CORRECTION},
-        settings=_DEEPSEEK,
-        optional=_GROUPS,
+        modules={**_SPARSE, **HEAD_NORMS, **SHARED_EXPERTS},
+        parameters={**stacks("mlp"), **CORRECTION},
+        settings=DEEPSEEK,
+        optional=GROUPS,
         constants={"n_group": 1, "topk_group": 1},
         neutral={"expert_gating_func": (0, 2)},
         is_sparse=True,
     ),
     "ernie4_5-moe": GgufFamily(
         model_type="ernie4_5_moe",
-        modules={**_SPARSE, **_SHARED_EXPERTS},
+        modules={**_SPARSE, **SHARED_EXPERTS},
         parameters={
             **stacks("mlp"),
             "mlp.gate.moe_statics.e_score_correction_bias": of("exp_probs_b.bias", form="row"),
@@ -198,7 +198,7 @@ EXPERT_FAMILIES: Final = {
             **LLAMA,
             **HUNYUAN_NORMS,
             "ffn_gate_inp": "mlp.gate.wg",
-            **{tensor: module.replace("experts", "mlp") for tensor, module in _SHARED_EXPERTS.items()},
+            **{tensor: module.replace("experts", "mlp") for tensor, module in SHARED_EXPERTS.items()},
         },
         parameters=stacks("mlp"),
         settings={"expert_count": "num_experts", "expert_used_count": "moe_topk"},

@@ -14,25 +14,21 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.loading.gguf_file import GgufFile
 
-# How a parameter of transformers' module follows from tensors of the file:
-# as it is; with rows and columns exchanged; a vector as a matrix of one row; ``[channels, width]`` with a length of one
-# between them; queries or keys with the two numbers of a rotated pair side by side; rows of one tensor behind those of
-# another; matrices of experts, one's outputs behind another's; these with rows and columns exchanged; these with the
-# outputs of two tensors in turn; the negative exponential; queries, keys, values and gates of a delta rule, which
-# transformers has key head by key head; a table that does not stay in blocks.
+# How a parameter of transformers' module follows from tensors of the file.
 Form = Literal[
-    "plain",
-    "transposed",
-    "row",
-    "conv",
-    "permuted",
-    "rows",
-    "stack",
-    "flipped",
-    "paired",
-    "exponential",
-    "delta",
-    "decoded",
+    "plain",  # as it is
+    "transposed",  # rows and columns exchanged
+    "row",  # a vector as a matrix of one row
+    "conv",  # [channels, width] with a length of one between them
+    "permuted",  # queries or keys, the two numbers of a rotated pair side by side
+    "rows",  # rows of one tensor behind those of another
+    "stack",  # matrices of experts, one's outputs behind another's
+    "flipped",  # these with rows and columns exchanged
+    "paired",  # these with the outputs of two tensors in turn
+    "exponential",  # the negative exponential
+    "delta",  # queries, keys, values and gates of a delta rule, which transformers has key head by key head
+    "decoded",  # a table that does not stay in blocks
+    "latent",  # head by head the transposed matrix of keys, and the one of values
 ]
 # Whether the value heads of a delta rule stand in the file's order, in which the ones of a key head are not neighbours:
 # nowhere, in the last rows (or numbers), or in the columns.
@@ -84,6 +80,7 @@ class GgufFamily:
         window: Which layers have the file's sliding window: none, all, or all but every n-th one. A file may list them.
         scalings: Kinds of scaled positions that are read.
         rope: Settings of rotary positions that are scaled by YaRN in every file.
+        depth_slope: What a file's factor of YaRN's logarithm is multiplied with.
         rope_settings: Settings without which rotary positions would be another model's, and their names there.
         local_theta: Base of the frequencies of layers with a window, where each kind of layers has its own: files may
             state another one; ``shared`` is that of all layers, unscaled.
@@ -93,6 +90,7 @@ class GgufFamily:
         local: What stands behind the names of widths of heads in layers with a window, where the others have widths of
             their own.
         is_sparse: Whether it has experts.
+        is_latent: Whether it has latent attention, whose widths ``made`` reads.
         by_layer: Settings that are a list with one number for each layer, the same one or zero.
         by_kind: Settings that may be a list with any number for each layer.
         present: Settings of the configuration that say whether layers have a parameter, and that parameter.
@@ -117,12 +115,14 @@ class GgufFamily:
     window: Literal["none", "all"] | int = "none"
     scalings: frozenset[str] = frozenset()
     rope: Mapping[str, Any] = field(default_factory=dict)
+    depth_slope: float = 1.0
     rope_settings: Mapping[str, str] = field(default_factory=dict)
     local_theta: float | Literal["shared"] | None = None
     rotates_part: bool = False
     has_frequencies: bool | Literal["proportional"] = False
     local: str = ""
     is_sparse: bool = False
+    is_latent: bool = False
     by_layer: frozenset[str] = frozenset()
     by_kind: frozenset[str] = frozenset()
     present: Mapping[str, str] = field(default_factory=dict)

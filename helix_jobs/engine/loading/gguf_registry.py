@@ -8,6 +8,7 @@ from helix_jobs.engine.loading.gguf_delta_families import DELTA_FAMILIES
 from helix_jobs.engine.loading.gguf_dense_families import DENSE_FAMILIES, MINISTRAL3, OLMO3
 from helix_jobs.engine.loading.gguf_expert_families import EXPERT_FAMILIES, GRANITE_WITH_SHARED, MIXTRAL
 from helix_jobs.engine.loading.gguf_gemma4 import GEMMA4, GEMMA4_WITH_EXPERTS
+from helix_jobs.engine.loading.gguf_latent_families import DEEPSEEK_V2, DEEPSEEK_V3
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,8 +20,11 @@ _FIRST: Final[dict[str, GgufFamily]] = {
     **EXPERT_FAMILIES,
     **DELTA_FAMILIES,
     "gemma4": GEMMA4,
+    "deepseek2": DEEPSEEK_V2,
 }
 GGUF_ARCHITECTURES: Final = tuple(_FIRST)
+# V2 and V3 both say deepseek2; the third generation scores experts by sigmoids, by llama.cpp's number.
+_GATING, _SIGMOID = "expert_gating_func", 2
 # Architectures that are another family's where a file has a setting, and not zero.
 _OTHERS: Final[dict[tuple[str, str | None], GgufFamily]] = {
     ("llama", "expert_count"): MIXTRAL,
@@ -33,11 +37,12 @@ _OTHERS: Final[dict[tuple[str, str | None], GgufFamily]] = {
 FAMILIES: Final[dict[tuple[str, str | None], GgufFamily]] = {
     **{(architecture, None): family for architecture, family in _FIRST.items()},
     **_OTHERS,
+    ("deepseek2", _GATING): DEEPSEEK_V3,
 }
 # Architectures, as files name them, of families that are served from safetensors.
 SERVED_OTHERWISE: Final = frozenset(
     {
-        *("apertus", "chatglm", "deepseek2", "falcon", "falcon-h1", "gptj", "gptneox", "granitehybrid"),
+        *("apertus", "chatglm", "falcon", "falcon-h1", "gptj", "gptneox", "granitehybrid"),
         *("jais2", "minicpm3", "minimax-m2", "nemotron_h", "nemotron_h_moe", "phi2", "qwen2vl", "qwen3vl"),
         *("starcoder", "starcoder2"),
     }
@@ -51,6 +56,8 @@ def family_of(architecture: str, settings: Mapping[str, Any]) -> GgufFamily:
         architecture: Of ``GGUF_ARCHITECTURES``.
         settings: The file's settings of it, without that prefix.
     """
+    if architecture == "deepseek2" and settings.get(_GATING) == _SIGMOID:
+        return DEEPSEEK_V3
     for (name, key), family in _OTHERS.items():
         if name == architecture and key is not None and settings.get(key):
             return family

@@ -41,6 +41,7 @@ _READ_COUNTS: Final = (
     | {*DELTA_SIZES, "ssm.conv_kernel"}
     | {"interleave_moe_layer_step", "shortconv.l_cache", "full_attention_interval"}
     | {"attention.key_length_swa"}
+    | {"attention.kv_lora_rank", "attention.q_lora_rank", "attention.key_length_mla", "attention.value_length_mla"}
 )
 # Of layers with a window, where the others have widths of their own.
 _LOCAL_WIDTHS: Final = ("attention.value_length_swa", "rope.dimension_count_swa")
@@ -119,6 +120,8 @@ def check_heads(name: str, architecture: str, family: GgufFamily, settings: Mapp
     Raises:
         UnsupportedArchitectureError: They would not be read.
     """
+    if family.is_latent:
+        return
     rotated = settings.get(f"rope.dimension_count{family.local}") or head_dim
     if rotated != head_dim and family.model_type != "gpt2" and not (family.rotates_part and rotated < head_dim):
         raise unread(name, "that heads are rotated in part cannot be read from a GGUF file")

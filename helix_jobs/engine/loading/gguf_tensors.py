@@ -71,7 +71,7 @@ class GgufWeight:
         memory.
         """
         kinds = {part.stored.kind for part in self.parts}
-        has_blocks = len(kinds) == 1 and self.form != "decoded"
+        has_blocks = len(kinds) == 1 and self.form not in ("decoded", "latent")
         return StoredTensor(kinds.pop() if has_blocks else "F32", self._shape())
 
     def _shape(self) -> tuple[int, ...]:
@@ -85,9 +85,18 @@ class GgufWeight:
             "transposed": first[::-1],
             "row": (1, *first[-1:]),
             "conv": (*first[:-1], 1, *first[-1:]),
+            "latent": _latent(shapes),
             **dict.fromkeys(("rows", "delta"), (sum(shape[0] for shape in shapes), *first[1:])),
         }
         return shaped.get(self.form, first)
+
+
+def _latent(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of the matrix of ``[heads, rank, keys]`` and ``[heads, values, rank]``."""
+    if len(shapes) != 2 or len(shapes[0]) != 3:  # noqa: PLR2004  (keys and values, by head)
+        return ()
+    (heads, rank, keys), (_, values, _) = shapes
+    return heads * (keys + values), rank
 
 
 def _stacked(shapes: list[tuple[int, ...]], *, is_flipped: bool) -> tuple[int, ...]:

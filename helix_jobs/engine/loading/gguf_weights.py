@@ -147,6 +147,8 @@ def _weight(
 
     A row's bytes stay together, so rows in blocks can be put into another order, too.
     """
+    if weight.form == "latent":
+        return _latent(tensors, weight)
     kinds = {part.stored.kind for part in weight.parts}
     rows = [tensors.rows(part) for part in weight.parts]
     kind, shape = kinds.pop(), weight.stored.shape
@@ -172,6 +174,14 @@ def _weight(
     if weight.form == "exponential":
         values = values.double().neg().log().float()
     return values.t().contiguous() if weight.form == "transposed" else values.view(shape)
+
+
+def _latent(tensors: _Tensors, weight: GgufWeight) -> torch.Tensor:
+    # [heads, rank, keys], [heads, values, rank]
+    keys, values = (
+        _numbers(tensors.rows(part), part.stored.kind).float().view(part.stored.shape) for part in weight.parts
+    )
+    return torch.cat((keys.transpose(1, 2), values), dim=1).flatten(0, 1)
 
 
 def _order_of_rows(weight: GgufWeight, gguf: GgufFile, num_rows: int) -> torch.Tensor | None:

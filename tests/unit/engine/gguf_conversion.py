@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tests.unit.engine.gguf_converters import (
+    deepseek,
     ernie_moe,
     gemma4,
     gpt_oss,
@@ -173,6 +174,25 @@ _GATED_EXPERTS = {
     "expert_shared_feed_forward_length": 64,
 }
 _GATED_OVERRIDES = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
+_LATENT = {
+    **{key: value for key, value in _DEEPSEEK.items() if key != "expert_weights_norm"},
+    "attention.head_count_kv": 1,
+    "attention.key_length": 40,
+    "attention.value_length": 32,
+    "attention.key_length_mla": 40,
+    "attention.value_length_mla": 16,
+    "attention.kv_lora_rank": 32,
+    "rope.dimension_count": 8,
+}
+_LATENT_OVERRIDES = {
+    **_DEEPSEEK_OVERRIDES,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
 _SHORT, _LONG = [1.0, 1.0, 1.25, 1.5, 2.0, 2.5], [1.0, 2.0, 3.0, 4.0, 8.0, 16.0]
 _LONGROPE = {
     "rope_type": "longrope",
@@ -519,6 +539,40 @@ CONVERSIONS = {
         },
         convert=gemma4,
         more=_GEMMA4_FREQUENCIES,
+    ),
+    "deepseek2": Conversion(
+        model_type="deepseek_v2",
+        settings={**_LATENT, "expert_group_count": 3, "expert_group_used_count": 2},
+        overrides={
+            **_LATENT_OVERRIDES,
+            "norm_topk_prob": False,
+            "q_lora_rank": None,
+            "topk_method": "group_limited_greedy",
+            "n_group": 3,
+            "topk_group": 2,
+        },
+        convert=deepseek,
+    ),
+    "deepseek2:third": Conversion(
+        model_type="deepseek_v3",
+        settings={
+            **_LATENT,
+            **_YARN_SETTINGS,
+            "rope.scaling.yarn_log_multiplier": 0.1,
+            "attention.q_lora_rank": 32,
+            "expert_gating_func": 2,
+            "expert_weights_norm": True,
+            "expert_group_count": 1,
+            "expert_group_used_count": 1,
+        },
+        overrides={
+            **_LATENT_OVERRIDES,
+            "q_lora_rank": 32,
+            "n_group": 1,
+            "topk_group": 1,
+            "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+        convert=deepseek,
     ),
 }
 

@@ -145,3 +145,14 @@ def gemma4(name: str, weight: torch.Tensor, _config: Any) -> Tensors:
         yield f"{layer}.ffn_down_exps.scale", weight
     else:
         yield f"{name}.weight" if name.endswith(("layer_scalar", "_proj")) else name, weight
+
+
+def deepseek(name: str, weight: torch.Tensor, config: Any) -> Tensors:
+    """The matrix of keys and values head by head, the first transposed."""
+    if not name.endswith("kv_b_proj.weight"):
+        yield from with_experts_apart(name, weight, config)
+        return
+    by_head = weight.view(config.num_attention_heads, -1, weight.shape[1])
+    keys, values = by_head.split((config.qk_nope_head_dim, config.v_head_dim), dim=1)
+    yield name.replace("kv_b_proj", "k_b_proj"), keys.transpose(1, 2)
+    yield name.replace("kv_b_proj", "v_b_proj"), values
