@@ -20,6 +20,7 @@ from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.speculation.drafters.lookup import LookupDrafter
 from helix_jobs.engine.speculation.drafters.registry import FINDING
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import VOCAB_SIZE, tiny_engine, tiny_model
 
 WAITING = 48
@@ -82,7 +83,7 @@ def main(num_requests):
     serve(engine, arriving, num_requests // 10)
     sound = gained_over(engine, arriving, num_requests - num_requests // 10)
     assert engine.counters().draft_tokens > 0
-    engine._speculator.forget = lambda _: None
+    opened(engine).speculator.forget = lambda _: None
     leaking = gained_over(engine, arriving, CONTROL)
     sys.stdout.write(json.dumps({"sound": sound, "leaking": leaking}) + "\n")
 

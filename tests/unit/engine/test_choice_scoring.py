@@ -14,6 +14,7 @@ from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.errors import EngineError, InvalidRequestError, PromptTooLongError
 from helix_jobs.token_counts import total_tokens
 from tests.unit.engine.failing_steps import FaultyStep
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import ALPHABET, reference_logits, request, roughen, tiny_engine, tiny_model
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def test_scores_are_transformers_own(length: int, config: dict[str, Any]) -> Non
     check(by_mean, prompt, "mean")
     assert [one.output_token_ids for one in beside] == [one.output_token_ids for one in alone]
     engine.check_integrity()
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty
 
 
 def test_the_mean_favours_no_short_option() -> None:
@@ -110,14 +111,14 @@ def test_the_mean_favours_no_short_option() -> None:
 def test_the_prompt_is_computed_once(model: Any) -> None:
     engine = tiny_engine(model, "none", depth=0, max_batch_size=4)
     prompt, options = made_up(41), OPTIONS[::-1]
-    schedule, computed = engine._scheduler.schedule, []
+    schedule, computed = opened(engine).scheduler.schedule, []
 
     def counting() -> Schedule:
         made = schedule()
         computed.extend(one.num_tokens for one in made.prefills)
         return made
 
-    engine._scheduler.schedule = counting  # type: ignore[method-assign]
+    opened(engine).scheduler.schedule = counting  # type: ignore[method-assign]
     (result,) = engine.generate([scored("a", prompt, options=options)])
     check(result, prompt, options=options, model=model)
     assert result.cached_prompt_tokens == 0
@@ -153,7 +154,7 @@ def test_a_request_that_fails_counts_its_prompt_alone() -> None:
 
 def test_many_options_keep_to_the_rows_that_a_step_may_score() -> None:
     engine = tiny_engine(MODEL, "none", depth=0, max_batch_size=8)
-    engine._scheduler._scored_rows = 5
+    opened(engine).limit_scored_rows(5)
     options = tuple(made_up(1 + seed % 9, seed) for seed in range(256))
     options = tuple(dict.fromkeys(options))
     (result,) = engine.generate([scored("a", "which one? ", options=options)])
@@ -171,7 +172,7 @@ def test_options_continue_a_chats_generation_prompt() -> None:
 def test_an_abort_ends_all_options(steps: int) -> None:
     """Before the first option, in the middle of it, and in the middle of the others."""
     engine = tiny_engine(MODEL, "none", depth=0, max_batch_size=2)
-    engine._scheduler._scored_rows = 1
+    opened(engine).limit_scored_rows(1)
     engine.add_request(engine.encode(scored("a", made_up(20), options=("yes", "no", "perhaps"))))
     for _ in range(steps):
         assert engine.step() == []
@@ -183,13 +184,13 @@ def test_an_abort_ends_all_options(steps: int) -> None:
     assert (result.request_id, result.finish_reason, result.scores) == ("a", FinishReason.ABORTED, None)
     assert not engine.has_unfinished()
     engine.check_integrity()
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty
 
 
 @pytest.mark.parametrize("option", [0, 3])
 def test_an_option_that_fails_fails_its_request_alone(option: int) -> None:
     engine = tiny_engine(MODEL, "none", depth=0, max_batch_size=4)
-    engine._step = FaultyStep(engine._step, RuntimeError("a kernel's fault"), poison=f"bad/{option}")
+    opened(engine).replace_step(FaultyStep, RuntimeError("a kernel's fault"), poison=f"bad/{option}")
     bad, good = engine.generate([scored("bad", made_up(20)), scored("good", made_up(30))])
     assert isinstance(bad.error, EngineError)
     assert (bad.request_id, bad.finish_reason, bad.scores) == ("bad", None, None)

@@ -16,6 +16,7 @@ from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.speculation.depth.controller import DepthController, DepthDecision
 from helix_jobs.engine.speculation.depth.costs import CostProfile
 from helix_jobs.errors import OutOfMemoryError
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import VOCAB_SIZE, loaded, reference_greedy, request, tiny_model
 
 MODEL = tiny_model(seed=3)
@@ -55,10 +56,9 @@ def adaptive_engine(draft, controller, seed=0, *, num_blocks=400, block_size=4, 
         CacheConfig(num_blocks=num_blocks, block_size=block_size),
         DEAR if controller == "dear" else CHEAP,
     )
-    speculator = engine._speculator
-    speculator._costs = None
+    opened(engine).learn_no_costs()
     if controller == "whimsical":
-        speculator._controller = Whimsical(speculator._controller, seed)
+        opened(engine).replace_controller(Whimsical, seed)
     return engine
 
 
@@ -81,7 +81,7 @@ def test_model_and_lookup_draft_and_change_nothing(draft, controller):
     prompts = [prompt_of(rng) for _ in range(24)]
     engine = adaptive_engine(draft, controller, max_batch_size=6)
     sources = set()
-    choose = engine._speculator._controller.choose
+    choose = opened(engine).controller.choose
 
     def noted(*args):
         decision = choose(*args)
@@ -89,7 +89,7 @@ def test_model_and_lookup_draft_and_change_nothing(draft, controller):
         sources.update(["lookup"] if any(decision.found_depths) else [])
         return decision
 
-    engine._speculator._controller.choose = noted
+    opened(engine).controller.choose = noted
     results = engine.generate(request(str(i), p, max_tokens=MAX_TOKENS) for i, p in enumerate(prompts))
     assert [r.output_token_ids for r in results] == [answer(p) for p in prompts]
     # Where the model is always right the controller has no use for lookup.
@@ -135,11 +135,11 @@ def test_any_history_equals_transformers_one_by_one(
         if step in aborts:
             engine.abort(str(aborts[step]))
         if step in preemptions:
-            engine._scheduler.preempt_youngest(1)
+            opened(engine).scheduler.preempt_youngest(1)
         step += 1
         assert step < MAX_STEPS
     assert results.keys() == asked.keys()
-    assert engine._pool.num_free == num_blocks
+    assert opened(engine).is_empty
     for name, result in results.items():
         expected = answer(asked[name])
         if result.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):

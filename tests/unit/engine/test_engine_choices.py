@@ -17,6 +17,7 @@ from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import InvalidRequestError, OutOfMemoryError
 from tests.unit.engine.failing_steps import FailingStep
 from tests.unit.engine.g_test import SIGNIFICANT, g_test
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import VOCAB_SIZE, reference_logits, request, tiny_engine, tiny_model
 
 MODEL = tiny_model(seed=3)
@@ -43,14 +44,14 @@ def singles(n, seed=5, length=41, **engine):
 def count_target_tokens(engine):
     """Make an engine count the tokens that its target computes."""
     counted = Counter()
-    score = engine._step._pass.score
+    score = opened(engine).target_pass.score
 
     def counting(turns, awaited):
         for turn in turns:
             counted["prompt"] += 0 if turn.is_decode else turn.num_known
         return score(turns, awaited)
 
-    engine._step._pass.score = counting
+    opened(engine).target_pass.score = counting
     return counted
 
 
@@ -76,8 +77,8 @@ def test_each_choice_is_the_answer_to_a_single_request_with_its_random_numbers(e
         assert [choice.choice for choice in found.choices] == list(range(6))
         assert {choice.request_id for choice in found.choices} == {"many"}
         made.check_integrity()
-        assert made._pool.num_free == made.info.num_blocks
-    assert made._scheduler.preemptions > 0
+        assert opened(made).is_empty
+    assert made.counters().preemptions > 0
 
 
 def test_the_first_choice_draws_the_numbers_of_a_request_for_one_answer():
@@ -164,7 +165,7 @@ def test_abort_ends_all_choices():
     assert [len(o) for o in outputs(result)][:2] == [12, 12]
     assert {c.finish_reason for c in result.choices[2:]} == {FinishReason.ABORTED}
     assert not engine.has_unfinished()
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty
 
 
 def test_a_request_is_refused_while_one_of_its_choices_is_held():
@@ -180,7 +181,7 @@ def test_a_request_is_refused_while_one_of_its_choices_is_held():
 def test_a_choice_that_fails_ends_the_others_and_the_request():
     """The third choice breaks each step that it is in; a neighbour is spared."""
     engine = tiny_engine(MODEL, "none", max_batch_size=8)
-    engine._step = FailingStep(engine._step, lambda s: any(d.sequence.choice == 2 for d in s.decodes))
+    opened(engine).replace_step(FailingStep, lambda s: any(d.sequence.choice == 2 for d in s.decodes))
     neighbour = request("neighbour", PROMPT[:9], seed=5, **{**SAMPLED, "max_tokens": 30})
     result, beside = engine.generate([request("many", PROMPT, n=4, **SAMPLED), neighbour])
     assert isinstance(result.error, OutOfMemoryError)
@@ -189,7 +190,7 @@ def test_a_choice_that_fails_ends_the_others_and_the_request():
     assert beside.error is None
     assert beside.completion_tokens == 30
     engine.check_integrity()
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty
 
 
 def test_a_choice_that_is_not_finite_fails_the_request():
@@ -200,7 +201,7 @@ def test_a_choice_that_is_not_finite_fails_the_request():
     (result,) = engine.generate([request("many", prompt, n=12, **{**SAMPLED, "max_tokens": 40, "temperature": 2.0})])
     assert "not finite" in str(result.error)
     assert sum(c.error is not None for c in result.siblings) <= 11
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty
 
 
 def test_a_prompt_that_fits_no_pool_fails_once():

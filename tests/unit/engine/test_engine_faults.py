@@ -13,6 +13,7 @@ from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineBrokenError, EngineError, InvalidRequestError, OutOfMemoryError, PromptTooLongError
 from tests.unit.engine.failing_steps import FaultyStep
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import VOCAB_SIZE, as_loaded, reference_greedy, request, tiny_engine, tiny_model
 
 
@@ -76,7 +77,7 @@ def test_a_request_that_fails_while_it_is_added_leaves_nothing_behind(monkeypatc
         raise UnicodeError("the tokenizer cannot decode it")
 
     with monkeypatch.context() as patched:
-        patched.setattr(engine._codec, "context", fail)
+        patched.setattr(opened(engine).codec, "context", fail)
         with pytest.raises(UnicodeError):
             engine.add_request(engine.encode(asked))
     assert not engine.has_unfinished()
@@ -116,7 +117,7 @@ def test_abort_waiting_running_and_unknown():
     assert results["c"].completion_tokens == 0
     assert results["b"].finish_reason is FinishReason.LENGTH
     engine.check_integrity()
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty
 
 
 @pytest.mark.parametrize("draft", ["none", "int8"])
@@ -124,10 +125,10 @@ def test_out_of_memory_shrinks_the_batch_and_changes_nothing(draft):
     model = tiny_model(seed=3)
     texts = prompts(12)
     engine = tiny_engine(model, draft, max_batch_size=12)
-    engine._step = FaultyStep(engine._step, RuntimeError("Could not allocate tensor with 99 bytes"), limit=4)
+    failing = opened(engine).replace_step(FaultyStep, RuntimeError("Could not allocate tensor with 99 bytes"), limit=4)
     results = engine.generate(request(str(i), p, max_tokens=12) for i, p in enumerate(texts))
     assert [r.output_token_ids for r in results] == [reference_greedy(model, p, 12) for p in texts]
-    assert engine._step.failures > 0
+    assert failing.failures > 0
     engine.check_integrity()
 
 
@@ -143,7 +144,7 @@ def test_a_poisonous_request_is_found_and_fails_alone(error, expected, caplog):
     model = tiny_model(seed=3)
     texts = prompts(9)
     engine = tiny_engine(model, "same", max_batch_size=9)
-    engine._step = FaultyStep(engine._step, error, poison="5")
+    opened(engine).replace_step(FaultyStep, error, poison="5")
     results = engine.generate(request(str(i), p, max_tokens=8) for i, p in enumerate(texts))
     for i, (result, text) in enumerate(zip(results, texts, strict=True)):
         if i == 5:
@@ -182,13 +183,13 @@ def test_a_request_is_computed_again_in_clean_blocks_whatever_its_neighbours_lea
     model = tiny_model(seed=3)
     prompt = [3, 5, 4, 7, 9, 11]
     engine = tiny_engine(model, "none", eos=(), token_budget=4, num_blocks=30)
-    cache = engine._step._target.cache
+    cache = opened(engine).target.cache
     engine.add_request(request("good", prompt, max_tokens=9))
     results, again = [], 0
     while not results:
         for pool in (*cache.keys, *cache.values):
             # [num_blocks, num_kv_heads * block_size * width]
-            pool.view(30, -1)[engine._pool._free] = float("nan")
+            pool.view(30, -1)[opened(engine).pool._free] = float("nan")
         results = engine.step()
         again = max(again, engine.counters().preemptions)
     assert again > 0, "its first blocks were not clean"
@@ -253,7 +254,7 @@ def test_close_frees_what_is_held():
     engine.close()
     engine.close()
     assert not engine.has_unfinished()
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty
 
 
 class Outage(SpeculativeStep):
@@ -274,14 +275,14 @@ def test_a_short_outage_fails_nobody():
     model = tiny_model(seed=3)
     texts = prompts(8)
     engine = tiny_engine(model, "same", max_batch_size=8)
-    engine._step = Outage(engine._step, 3, 7)
+    opened(engine).replace_step(Outage, 3, 7)
     results = engine.generate(request(str(i), p, max_tokens=12) for i, p in enumerate(texts))
     assert [r.output_token_ids for r in results] == [reference_greedy(model, p, 12) for p in texts]
 
 
 def test_a_lasting_outage_breaks_the_engine_and_fails_nobody():
     engine = tiny_engine(max_batch_size=8)
-    engine._step = Outage(engine._step, 2, 10_000)
+    opened(engine).replace_step(Outage, 2, 10_000)
     for i, prompt in enumerate(prompts(20)):
         engine.add_request(request(str(i), prompt, max_tokens=40, ignore_eos=True))
     ended = []
@@ -293,19 +294,19 @@ def test_a_lasting_outage_breaks_the_engine_and_fails_nobody():
     with pytest.raises(EngineBrokenError, match="in a row failed alone"):
         run()
     assert ended == []
-    assert len(engine._scheduler.waiting) + len(engine._scheduler.running) == 20
+    assert opened(engine).num_unfinished == 20
 
 
 def test_the_last_request_of_all_fails_if_it_fails_alone():
     engine = tiny_engine()
-    engine._step = Outage(engine._step, 1, 10_000)
+    opened(engine).replace_step(Outage, 1, 10_000)
     (result,) = engine.generate([request("a", [1, 2, 3])])
     assert isinstance(result.error, EngineError)
 
 
 def test_a_suspect_can_be_aborted():
     engine = tiny_engine(max_batch_size=1)
-    engine._step = FaultyStep(engine._step, RuntimeError("boom"), poison="a")
+    opened(engine).replace_step(FaultyStep, RuntimeError("boom"), poison="a")
     engine.add_request(request("a", [1, 2, 3]))
     engine.add_request(request("b", [1, 2, 3], max_tokens=5, ignore_eos=True))
     engine.step()
@@ -363,12 +364,12 @@ def test_a_prompt_larger_than_the_cache_stalls_nobody():
     first = engine.step()
     assert [r.request_id for r in first] == ["huge"]
     assert isinstance(first[0].error, OutOfMemoryError)
-    assert {p.request_id for p in engine._scheduler.running} == {"small", "other"}
+    assert {p.request_id for p in opened(engine).scheduler.running} == {"small", "other"}
 
 
 def test_a_lost_block_is_found_and_taken_back(caplog):
     engine = tiny_engine()
-    engine._pool.take(3)
+    opened(engine).pool.take(3)
     (result,) = engine.generate([request("a", [1, 2, 3], max_tokens=4)])
     assert result.error is None
     assert "lost its integrity" in caplog.text
@@ -384,7 +385,7 @@ def test_an_output_that_the_machine_cannot_decode_fails_nobody(monkeypatch, stop
     def refuse(*_):
         raise shortage
 
-    monkeypatch.setattr(engine._codec, "decode", refuse)
+    monkeypatch.setattr(opened(engine).codec, "decode", refuse)
     with pytest.raises(type(shortage)):
         engine.generate([asked])
 
@@ -394,14 +395,14 @@ def test_an_answer_that_cannot_be_read_at_its_end_fails_alone_with_all_its_choic
     """Its text is read, and then its log probabilities' texts and the part before a stop string."""
     engine = tiny_engine(tiny_model(seed=3), "same")
     asked = {"max_tokens": 6, "temperature": 1.0, "ignore_eos": True}
-    original, marked = getattr(engine._codec, broken), 9
+    original, marked = getattr(opened(engine).codec, broken), 9
 
     def read(token_ids, *context):
         if token_ids == marked or (isinstance(token_ids, list) and len(token_ids) == 5):
             raise UnicodeError("a secret")
         return original(token_ids, *context)
 
-    monkeypatch.setattr(engine._codec, broken, read)
+    monkeypatch.setattr(opened(engine).codec, broken, read)
     bad = {"logprobs": 0, "logit_bias": ((marked, 100.0),)} if broken == "token_text" else {"max_tokens": 5}
     unread, good = engine.generate(
         [request("bad", prompts(1)[0], n=3, **{**asked, **bad}), request("good", prompts(1)[0], **asked)]
@@ -413,4 +414,4 @@ def test_an_answer_that_cannot_be_read_at_its_end_fails_alone_with_all_its_choic
     assert good.completion_tokens == 6
     engine.check_integrity()
     assert not engine._choices
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty

@@ -24,13 +24,13 @@ from tests.unit.engine.grammar_models import (
     json_tokenizer,
     reference,
 )
+from tests.unit.engine.opened_engine import opened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from helix_jobs.engine.engine import Engine
     from helix_jobs.engine.speculation.depth.plan import DraftCandidate
-    from helix_jobs.engine.speculation.turn import Turn
 
 MAX_TOKENS = 60
 # Free letters between forced ones.
@@ -40,21 +40,14 @@ LETTERS = Constraint("regex", "Q[abc]QQ[abc]Q")
 def drafts_of(engine: Engine) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The forced tokens of each turn that the engine will verify, and the guess behind them."""
     seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    verify = engine._step._verify
-
-    def noting(turns: list[Turn], *rest: Any) -> None:
-        seen.extend((turn.forced, turn.draft.token_ids) for turn in turns)
-        verify(turns, *rest)
-
-    engine._step._verify = noting  # type: ignore[method-assign]
+    opened(engine).watch_verified(lambda turns: seen.extend((turn.forced, turn.draft.token_ids) for turn in turns))
     return seen
 
 
 def choose_any(engine: Engine, seed: int) -> None:
     """Depths as the rest of a batch might lead to: any cut of what is found, and any number to compute behind it."""
     rng = random.Random(seed)
-    controller = engine._speculator._controller
-    assert controller is not None
+    controller = opened(engine).controller
 
     def choose(candidates: Sequence[DraftCandidate], prefill_tokens: int) -> DepthDecision:
         del prefill_tokens
@@ -77,8 +70,7 @@ def test_a_guess_goes_on_behind_what_is_forced(draft: str, drafters: tuple[str, 
     if adaptive:
         choose_any(engine, 3)
     if draft.endswith("device"):
-        for runner in (engine._step._target, engine._speculator._drafters.computing._runner):  # type: ignore[union-attr]
-            runner.has_dear_waits = True
+        opened(engine).make_waits_dear()
     seen = drafts_of(engine)
     requests = [
         constrained(f"{kind} {i}", CONSTRAINTS[kind], max_tokens=MAX_TOKENS)
@@ -99,9 +91,7 @@ def test_a_guess_goes_on_behind_what_is_forced(draft: str, drafters: tuple[str, 
 def test_drafters_learn_from_their_own_part_alone() -> None:
     engine = grammar_engine("same", depth=8)
     seen: list[tuple[int, int]] = []
-    computing = engine._speculator._drafters.computing
-    assert computing is not None
-    computing.observe = lambda _, drafted, accepted: seen.append((drafted, accepted))  # type: ignore[method-assign]
+    opened(engine).drafter.observe = lambda _, drafted, accepted: seen.append((drafted, accepted))  # type: ignore[method-assign]
     engine.generate([constrained("one", CONSTRAINTS["person"], max_tokens=MAX_TOKENS)])
     counters = engine.counters()
     assert counters.forced_tokens > 0

@@ -29,6 +29,7 @@ from tests.unit.engine.grammar_models import (
     json_tokenizer,
     reference,
 )
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import EOS
 
 MAX_TOKENS = 40
@@ -172,7 +173,7 @@ def test_padded_rows_and_special_tokens_are_never_chosen():
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         anything = Constraint("regex", "(.|\n){12}")
         engine.add_request(constrained(name, anything, max_tokens=20, temperature=temperature))
-        sequence = next(one for one in engine._scheduler.waiting if one.request_id == name)
+        sequence = next(one for one in opened(engine).scheduler.waiting if one.request_id == name)
         sequence.processors = (Favours(), *sequence.processors)
     results = []
     while engine.has_unfinished():
@@ -196,7 +197,7 @@ def test_a_position_without_tokens_ends_the_request_alone():
     engine = grammar_engine("same")
     for name, regex in (("bad", digits), ("good", CONSTRAINTS["choice"]), ("open", Constraint("regex", "(ab)+[0-9]*"))):
         engine.add_request(constrained(name, regex, max_tokens=MAX_TOKENS, ignore_eos=True))
-        sequence = next(one for one in engine._scheduler.waiting if one.request_id == name)
+        sequence = next(one for one in opened(engine).scheduler.waiting if one.request_id == name)
         sequence.processors = (Bans(),)
     results = {}
     while engine.has_unfinished():
@@ -285,7 +286,7 @@ def test_aborting_a_constrained_request_leaves_the_others():
 
 def test_a_failed_step_is_repeated_with_the_same_answer(monkeypatch):
     engine = grammar_engine("same")
-    original = type(engine._step._pass).download
+    original = type(opened(engine).target_pass).download
     calls = itertools.count()
 
     def fail_sometimes(self, scores):
@@ -293,7 +294,7 @@ def test_a_failed_step_is_repeated_with_the_same_answer(monkeypatch):
             raise EngineError("a step that fails")
         return original(self, scores)
 
-    monkeypatch.setattr(type(engine._step._pass), "download", fail_sometimes)
+    monkeypatch.setattr(type(opened(engine).target_pass), "download", fail_sometimes)
     requests = [constrained(kind, one, max_tokens=MAX_TOKENS) for kind, one in CONSTRAINTS.items()]
     assert [r.output_token_ids for r in engine.generate(requests)] == [expected(kind) for kind in CONSTRAINTS]
 

@@ -7,6 +7,7 @@ import torch
 
 from helix_jobs.engine.config import SpeculationConfig
 from tests.unit.engine.kernels.native_models import compiled_engine, compiled_models
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import PROMPT, request, tiny_engine
 
 
@@ -37,7 +38,7 @@ def test_compiled_kernels_are_named(compiled_folder):
 def test_attention_outside_of_steps_is_not_counted_to_them():
     """Passes that measure costs, and those of steps that fail, run on the same clock."""
     engine = tiny_engine(draft=None, depth=0)
-    clock = engine._step._target._clock
+    clock = opened(engine).target._clock
     assert clock is not None
     clock.start()
     clock._started -= 1000.0

@@ -12,6 +12,7 @@ import torch
 
 from helix_jobs.engine.attention.sdpa import SdpaAttention
 from helix_jobs.engine.model.assembly import build_decoder
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.rounded_cache import rounded_beside, rounded_logits
 from tests.unit.engine.tiny_models import (
     VOCAB_SIZE,
@@ -139,7 +140,7 @@ def test_what_is_not_finite_is_seen_and_does_not_stay_in_a_block() -> None:
     (prompt,) = prompts(count=1, shared=20)
     engine.add_request(request("r", prompt, max_tokens=30, ignore_eos=True))
     engine.step()
-    cache = engine._step._target.cache
+    cache = opened(engine).target.cache
     cache.write(0, torch.arange(8), torch.full((8, 8), torch.nan), torch.zeros(8, 8))
     cache.write(1, torch.arange(8, 16), torch.zeros(8, 8), torch.full((8, 8), torch.inf))
     results = []

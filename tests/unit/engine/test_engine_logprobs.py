@@ -16,6 +16,7 @@ from helix_jobs.engine.model import step_memory
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineError
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import VOCAB_SIZE, reference_logits, request, tiny_engine, tiny_model
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def test_preemption_changes_no_logprob() -> None:
 @pytest.mark.parametrize(("token_budget", "scored_rows"), [(1024, 1024), (7, 1024), (1024, 5), (16, 1)])
 def test_prompt_logprobs_in_chunks_beside_plain_requests(draft: str, token_budget: int, scored_rows: int) -> None:
     engine = tiny_engine(MODEL, draft, max_batch_size=4, token_budget=token_budget)
-    engine._scheduler._scored_rows = scored_rows
+    opened(engine).limit_scored_rows(scored_rows)
     common = {"max_tokens": 6, "ignore_eos": True}
     plain = [request(f"p{i}", prompt, seed=i, **common) for i, prompt in enumerate(PROMPTS)]
     asked = [request(f"s{i}", prompt, seed=i, prompt_logprobs=4, **common) for i, prompt in enumerate(PROMPTS)]
@@ -134,16 +135,16 @@ def test_prompt_logprobs_in_chunks_beside_plain_requests(draft: str, token_budge
 
 def test_a_step_takes_no_more_rows_than_it_may() -> None:
     engine = tiny_engine(MODEL, "none", depth=0, max_batch_size=4)
-    engine._scheduler._scored_rows = 6
+    opened(engine).limit_scored_rows(6)
     taken = []
-    score = engine._step._pass.score
+    score = opened(engine).target_pass.score
 
     def counting(*args: Any) -> Any:
         scores = score(*args)
         taken.append(scores.num_scored)
         return scores
 
-    engine._step._pass.score = counting
+    opened(engine).target_pass.score = counting
     engine.generate(request(str(i), p, max_tokens=2, prompt_logprobs=0) for i, p in enumerate(PROMPTS))
     assert max(taken) == 6
     assert sum(taken) == sum(len(prompt) - 1 for prompt in PROMPTS)
@@ -183,7 +184,7 @@ def test_a_step_scores_as_many_rows_as_its_memory_is_reckoned_for(vocab_size: in
 
 def test_a_long_scored_prompt_lets_plain_requests_pass() -> None:
     engine = tiny_engine(MODEL, "none", depth=0, max_batch_size=4)
-    engine._scheduler._scored_rows = 2
+    opened(engine).limit_scored_rows(2)
     (long,) = made_up(100)
     engine.add_request(request("long", long, max_tokens=1, prompt_logprobs=0))
     engine.add_request(request("long too", long[::-1], max_tokens=1, prompt_logprobs=0))
@@ -235,7 +236,7 @@ def test_no_new_token_scores_the_prompt_alone(length: int) -> None:
     assert result.cumulative_logprob == 0.0
     assert engine.counters().prompt_tokens == length
     engine.check_integrity()
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty
 
 
 def outputs_of(prompts: Sequence[Sequence[int]], **params: Any) -> list[tuple[int, ...]]:
@@ -317,7 +318,7 @@ class SpoiltRows(SpeculativeStep):
 @pytest.mark.parametrize("times", [1, 2])
 def test_prompt_rows_that_are_not_finite_are_computed_again_once(times: int) -> None:
     engine = tiny_engine(MODEL, "none", depth=0)
-    engine._step = SpoiltRows(engine._step, times)
+    opened(engine).replace_step(SpoiltRows, times)
     (prompt,) = made_up(20)
     spoilt, beside = engine.generate(
         [

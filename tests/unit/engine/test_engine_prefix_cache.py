@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineError, OutOfMemoryError
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
 
 MODEL = tiny_model(seed=3)
@@ -42,16 +43,16 @@ def test_a_crowd_computes_its_common_prefix_once(draft):
     results = run(engine, prompts)
     assert [r.output_token_ids for r in results] == [answer(p, 10) for p in prompts]
     assert [r.cached_prompt_tokens for r in results] == [0, 40, 40, 40, 40, 40]
-    assert engine._scheduler.cached_prompt_tokens == 200
+    assert engine.counters().cached_prompt_tokens == 200
     engine.check_integrity()
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty
 
 
 def test_a_draft_shares_its_part_of_the_prefix_too():
     """A draft equal to the target is right everywhere, unless it reads rows that nobody computed."""
     engine = tiny_engine(MODEL, "same", max_batch_size=4)
     run(engine, prompts_with(40), ignore_eos=True)
-    filled = [engine._pool.is_draft_filled(block) for block in engine._pool.prefix_cache.idle_blocks]
+    filled = [opened(engine).pool.is_draft_filled(block) for block in opened(engine).pool.prefix_cache.idle_blocks]
     assert sum(filled) >= 10
     results = run(engine, prompts_with(40, seed=2), prefix="again", ignore_eos=True)
     assert all(r.cached_prompt_tokens == 40 for r in results)
@@ -61,7 +62,7 @@ def test_a_draft_shares_its_part_of_the_prefix_too():
 def test_a_draft_that_starts_late_catches_up_on_shared_blocks(monkeypatch):
     """As with an adaptive depth: prompts are the target's alone, and the draft sees them when it is first asked."""
     engine = tiny_engine(MODEL, "same", max_batch_size=4)
-    model = engine._speculator._drafters.computing
+    model = opened(engine).drafter
     propose = model.propose
     monkeypatch.setattr(model, "propose", lambda turns, *_: propose(turns))
     prompts = prompts_with(40)
@@ -138,11 +139,11 @@ class FailsNowAndThen(SpeculativeStep):
 @pytest.mark.parametrize("draft", ["none", "other"])
 def test_steps_that_fail_half_way_leave_nothing_wrong_in_the_cache(draft):
     engine = tiny_engine(MODEL, draft, max_batch_size=4)
-    engine._step = FailsNowAndThen(engine._step)
+    opened(engine).replace_step(FailsNowAndThen)
     prompts = prompts_with(40, count=8)
     results = run(engine, prompts, max_tokens=16)
     assert [r.output_token_ids for r in results] == [answer(p, 16) for p in prompts]
-    assert engine._scheduler.preemptions > 0
+    assert engine.counters().preemptions > 0
     engine.check_integrity()
 
 
@@ -151,7 +152,7 @@ def test_a_small_pool_evicts_and_preempts_and_changes_nothing():
     engine = tiny_engine(MODEL, "other", num_blocks=30, max_batch_size=6)
     results = run(engine, prompts, max_tokens=40)
     assert [r.output_token_ids for r in results] == [answer(p, 40) for p in prompts]
-    assert engine._scheduler.preemptions > 0
+    assert engine.counters().preemptions > 0
     assert any(r.cached_prompt_tokens for r in results)
 
 
@@ -199,7 +200,7 @@ def test_any_history_equals_transformers_one_by_one(
         step += 1
         assert step < 2000
     assert results.keys() == asked.keys()
-    assert engine._pool.num_free == num_blocks
+    assert opened(engine).is_empty
     for name, result in results.items():
         expected = answer(*asked[name])
         if result.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):

@@ -11,6 +11,7 @@ from transformers import LogitsProcessorList
 from helix_jobs.engine.reasoning import place_of
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.sampling.reasoning_budget import ReasoningBudget
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.reasoning_models import FIRST, SECOND, THIRD, BudgetByHand, many_tokens, one_token
 from tests.unit.engine.tiny_models import reference_greedy, request, tiny_engine, tiny_model
 
@@ -81,7 +82,7 @@ def test_a_closing_that_max_tokens_cuts_is_no_part_of_the_thinking(model, max_to
     assert whole.output_token_ids[:max_tokens] == result.output_token_ids
     assert result.output_token_ids[budget:] == form.closing_ids[: max_tokens - budget]
     assert (result.reasoning_tokens, result.output_text) == (budget, "")
-    assert result.reasoning_text == engine._codec.decode(result.output_token_ids[:budget])
+    assert result.reasoning_text == opened(engine).codec.decode(result.output_token_ids[:budget])
 
 
 @pytest.mark.parametrize("draft", ["none", "same", "other"])

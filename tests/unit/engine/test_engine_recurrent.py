@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import (
     RECURRENT,
     VOCAB_SIZE,
@@ -55,7 +56,7 @@ def run(engine, given, max_tokens=24, **params):
     ]
     results = engine.generate(requests)
     engine.check_integrity()
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty
     return results
 
 
@@ -183,13 +184,13 @@ def test_states_are_exact_beside_other_parts_of_a_layer(combined, monkeypatch):
 
 def test_a_step_that_fails_before_it_writes_is_repeated_from_the_same_states(family, monkeypatch):
     engine = tiny_engine(model(family), "same", max_batch_size=4, block_size=1, num_blocks=1600)
-    target = engine._step._target
+    target = opened(engine).target
     compute = target.run
     rng, failed = random.Random(1), []
 
     def failing(*args):
-        if len(engine._scheduler.active) > 1 and rng.random() < 0.4:
-            failed.append(len(engine._scheduler.active))
+        if len(opened(engine).scheduler.active) > 1 and rng.random() < 0.4:
+            failed.append(len(opened(engine).scheduler.active))
             raise torch.OutOfMemoryError
         return compute(*args)
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import pytest
 
 from tests.unit.engine.grammar_models import CONSTRAINTS, constrained, grammar_engine, json_model, reference
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import RECURRENT
-
-if TYPE_CHECKING:
-    from helix_jobs.engine.speculation.turn import Turn
 
 MAX_TOKENS = 60
 KINDS = ("person", "spaced", "regex")
@@ -27,16 +23,11 @@ def test_a_constrained_answer_is_the_one_without_drafts(
         draft.partition(" ")[0], architecture=architecture, depth=8, drafters=drafters, max_batch_size=4
     )
     if draft.endswith("device"):
-        for runner in (engine._step._target, engine._speculator._drafters.computing._runner):  # type: ignore[union-attr]
-            runner.has_dear_waits = True
+        opened(engine).make_waits_dear()
     seen: list[tuple[int, int]] = []
-    verify = engine._step._verify
-
-    def noting(turns: list[Turn], *rest: Any) -> None:
-        seen.extend((len(turn.forced), len(turn.draft.token_ids)) for turn in turns)
-        verify(turns, *rest)
-
-    engine._step._verify = noting  # type: ignore[method-assign]
+    opened(engine).watch_verified(
+        lambda turns: seen.extend((len(turn.forced), len(turn.draft.token_ids)) for turn in turns)
+    )
     results = engine.generate(
         [constrained(f"{kind} {i}", CONSTRAINTS[kind], max_tokens=MAX_TOKENS) for i in range(2) for kind in KINDS]
     )

@@ -17,6 +17,7 @@ from helix_jobs.engine.sampling.sampler import processed_probs
 from helix_jobs.engine.sampling.verification import SampledRow, verify_sampled
 from helix_jobs.engine.sampling_params import SamplingParams
 from tests.unit.engine.g_test import SIGNIFICANT, g_test
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import request, tiny_engine, tiny_model
 
 VOCAB = 9
@@ -146,8 +147,7 @@ def test_samples_follow_the_target_where_drafts_stay_on_the_device(small_vocabul
     params = CASES[case]
     prompt = [1, 2, 3, 4]
     engine = tiny_engine(small_vocabulary, draft, eos=(), depth=2, max_batch_size=64, num_blocks=600)
-    for runner in (engine._step._target, engine._speculator._drafters.computing._runner):
-        runner.has_dear_waits = True
+    opened(engine).make_waits_dear()
     results = engine.generate(request(str(i), prompt, seed=i, max_tokens=3, **params) for i in range(1500))
     assert 0 < engine.counters().accepted_tokens < engine.counters().draft_tokens
     counts = np.zeros((VOCAB, VOCAB))

@@ -21,6 +21,7 @@ from transformers import (
 
 from helix_jobs.engine.request import FinishReason
 from tests.unit.engine.g_test import SIGNIFICANT, g_test
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import EOS, VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
 
 MODEL_SEED = 3
@@ -116,8 +117,7 @@ def test_greedy_equals_transformers_with_all_fields_together(model, planned, set
     cases, answers = planned
     engine = tiny_engine(model, **SETUPS[setup])
     if setup == "drafts that stay on the device":
-        for runner in (engine._step._target, engine._speculator._drafters.computing._runner):
-            runner.has_dear_waits = True
+        opened(engine).make_waits_dear()
     results = engine.generate(case.request(str(index), *ALL) for index, case in enumerate(cases))
     assert [result.output_token_ids for result in results] == answers
     ends = [FinishReason.LENGTH if len(answer) == NUM_TOKENS else FinishReason.STOP for answer in answers]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import (
     VOCAB_SIZE,
     as_loaded,
@@ -51,7 +52,7 @@ def run(engine, given, max_tokens=30, **params):
         request(f"r{i}", prompt, max_tokens=max_tokens, ignore_eos=True, **params) for i, prompt in enumerate(given)
     )
     engine.check_integrity()
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty
     return results
 
 
@@ -78,7 +79,7 @@ def family(request: pytest.FixtureRequest) -> str:
 def test_answers_are_the_model_s_own(family, draft, settings):
     drafting = as_loaded("other", tiny_model(family, seed=99, **FAMILIES[family])) if draft == "other" else draft
     engine = tiny_engine(model(family), drafting, max_batch_size=4, **settings)
-    assert len(engine._pool.sections.windows) == NUM_SECTIONS[family]
+    assert len(opened(engine).pool.sections.windows) == NUM_SECTIONS[family]
     results = check(family, engine, prompts())
     if draft == "same":  # the draft keeps up, and sees what it needs
         assert sum(r.accepted_tokens for r in results) > 0.8 * sum(r.draft_tokens for r in results) > 0

@@ -19,6 +19,7 @@ from helix_jobs.engine.speculation.depth.costs import CostProfile
 from helix_jobs.errors import EngineBrokenError, OutOfMemoryError
 from tests.unit.engine.devices.simulated_directml import DIRECTML, SimulatedDirectml
 from tests.unit.engine.failing_steps import FailingStep
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import VOCAB_SIZE, loaded, reference_greedy, request, tiny_engine, tiny_model
 
 
@@ -72,14 +73,16 @@ def test_a_dead_device_breaks_the_engine_at_once_and_fails_nobody(monkeypatch, p
     for i, prompt in enumerate(prompts(8)):
         engine.add_request(request(str(i), prompt, max_tokens=40, ignore_eos=True))
     engine.step()
-    engine._step = FailingStep(engine._step, lambda _: True, RuntimeError("CUDA error: an illegal memory access"))
+    failing = opened(engine).replace_step(
+        FailingStep, lambda _: True, RuntimeError("CUDA error: an illegal memory access")
+    )
     monkeypatch.setattr(recovery, part, dead)
     with pytest.raises(
         EngineBrokenError, match=r"no longer computes \(RuntimeError: CUDA error: an illegal memory acc"
     ):
         engine.step()
-    assert engine._step.failures == 1
-    assert len(engine._scheduler.waiting) + len(engine._scheduler.running) == 8
+    assert failing.failures == 1
+    assert opened(engine).num_unfinished == 8
 
 
 def test_an_exhausted_machine_is_nobody_s_fault(monkeypatch):
@@ -88,12 +91,12 @@ def test_an_exhausted_machine_is_nobody_s_fault(monkeypatch):
     for i, prompt in enumerate(prompts(8)):
         engine.add_request(request(str(i), prompt, max_tokens=40, ignore_eos=True))
     engine.step()
-    engine._step = FailingStep(engine._step, lambda _: True, OSError(errno.EMFILE, "Too many open files"))
+    failing = opened(engine).replace_step(FailingStep, lambda _: True, OSError(errno.EMFILE, "Too many open files"))
     monkeypatch.setattr(recovery, "check_alive", dead)
     with pytest.raises(OSError, match="Too many open files"):
         engine.step()
-    assert engine._step.failures == 1
-    assert len(engine._scheduler.waiting) + len(engine._scheduler.running) == 8
+    assert failing.failures == 1
+    assert opened(engine).num_unfinished == 8
 
 
 def test_what_ended_before_the_device_died_is_handed_over_first(monkeypatch):
@@ -102,7 +105,7 @@ def test_what_ended_before_the_device_died_is_handed_over_first(monkeypatch):
         engine.add_request(request(name, [3, 4, 5], max_tokens=40, ignore_eos=True))
     engine.step()
     engine.abort("a")
-    engine._step = FailingStep(engine._step, lambda _: True)
+    opened(engine).replace_step(FailingStep, lambda _: True)
     monkeypatch.setattr(recovery, "cleanup_memory", dead)
     assert [(r.request_id, r.finish_reason) for r in engine.step()] == [("a", FinishReason.ABORTED)]
     assert engine.has_unfinished()
@@ -115,7 +118,7 @@ def test_blocks_that_cannot_be_cleared_break_the_engine(monkeypatch):
     model = tiny_model(seed=3)
     model.model.embed_tokens.weight[30] = float("nan")
     engine = tiny_engine(model, "none")
-    monkeypatch.setattr(engine._step, "clear_blocks", dead)
+    monkeypatch.setattr(opened(engine).step, "clear_blocks", dead)
     engine.add_request(request("a", [3, 30, 4]))
     with pytest.raises(EngineBrokenError, match="cannot be cleared"):
         engine.step()
@@ -143,7 +146,7 @@ def test_a_device_without_a_byte_to_spare_is_not_taken_for_dead(monkeypatch):
 
     monkeypatch.setattr(recovery, "check_alive", full)
     engine = tiny_engine(max_batch_size=8)
-    engine._step = FailingStep(engine._step, lambda schedule: schedule.num_sequences > 2)
+    opened(engine).replace_step(FailingStep, lambda schedule: schedule.num_sequences > 2)
     results = engine.generate(request(str(i), p, max_tokens=6) for i, p in enumerate(prompts(8)))
     assert all(result.error is None for result in results)
 
@@ -155,17 +158,17 @@ def test_a_prompt_that_is_too_much_at_once_is_computed_in_smaller_chunks():
     model = tiny_model(seed=3, max_position_embeddings=2048)
     prompt = [3 + i % 20 for i in range(700)]
     engine = tiny_engine(model, "none", num_blocks=400, block_size=4, token_budget=512)
-    engine._step = FailingStep(engine._step, lambda schedule: prefill_tokens(schedule) > 150)
+    failing = opened(engine).replace_step(FailingStep, lambda schedule: prefill_tokens(schedule) > 150)
     object.__setattr__(engine._info, "max_model_len", 2048)
     (result,) = engine.generate([request("long", prompt, max_tokens=8)])
     assert result.error is None
     assert result.output_token_ids == reference_greedy(model, prompt, 8)
-    assert engine._step.failures == 2  # 512, 256; then 128 a step
+    assert failing.failures == 2  # 512, 256; then 128 a step
 
 
 def test_a_prompt_that_fits_in_no_chunk_fails_alone():
     engine = tiny_engine(draft="none", token_budget=512)
-    engine._step = FailingStep(engine._step, lambda schedule: prefill_tokens(schedule) > 20)
+    opened(engine).replace_step(FailingStep, lambda schedule: prefill_tokens(schedule) > 20)
     bad, good = engine.generate([request("bad", [3] * 200, max_tokens=4), request("good", [3] * 9, max_tokens=4)])
     assert isinstance(bad.error, OutOfMemoryError)
     assert good.error is None
@@ -176,22 +179,22 @@ def test_a_shortage_of_prompt_tokens_preempts_nobody():
     for i in range(3):
         engine.add_request(request(str(i), [3, 4, 5 + i], max_tokens=60, ignore_eos=True))
     engine.step()
-    engine._step = FailingStep(engine._step, lambda schedule: prefill_tokens(schedule) > 100)
+    failing = opened(engine).replace_step(FailingStep, lambda schedule: prefill_tokens(schedule) > 100)
     engine.add_request(request("long", [3] * 150, max_tokens=4, ignore_eos=True))
     while engine.has_unfinished():
         assert all(result.error is None for result in engine.step())
-    assert engine._step.failures == 1
+    assert failing.failures == 1
     assert engine.counters().preemptions == 0
 
 
 def test_a_batch_that_never_fits_is_tried_ever_less_often():
     engine = tiny_engine(draft="none", max_batch_size=8, num_blocks=4000)
-    engine._step = FailingStep(engine._step, lambda schedule: schedule.num_sequences > 4)
+    failing = opened(engine).replace_step(FailingStep, lambda schedule: schedule.num_sequences > 4)
     for i in range(8):
         engine.add_request(request(str(i), [3, 4, 5], max_tokens=230, ignore_eos=True))
     for _ in range(400):
         engine.step()
-    assert engine._step.failures <= 4  # at the start, and after 16, 64 and 256 good steps
+    assert failing.failures <= 4  # at the start, and after 16, 64 and 256 good steps
 
 
 def test_a_limit_waits_longer_after_each_trial_that_fails_and_forgets_one_that_holds():
@@ -236,10 +239,10 @@ def test_a_fault_in_learning_is_no_fault_of_the_step(monkeypatch, caplog):
     """The tokens are committed by then: what follows a commit, stop strings say, must not be left out."""
     model = tiny_model(seed=3)
     engine = tiny_engine(model, "same")
-    monkeypatch.setattr(engine._speculator, "learn", lambda *_: 1 / 0)
+    monkeypatch.setattr(opened(engine).speculator, "learn", lambda *_: 1 / 0)
     prompt = prompts(1)[0]
     whole = reference_greedy(model, prompt, 20)
-    stop = engine._codec.decode(whole[3:5])
+    stop = opened(engine).codec.decode(whole[3:5])
     (result,) = engine.generate([request("a", prompt, max_tokens=20, stop=(stop,))])
     assert result.error is None
     assert result.finish_reason is FinishReason.STOP
@@ -251,7 +254,7 @@ def test_a_fault_in_learning_is_no_fault_of_the_step(monkeypatch, caplog):
 def test_a_step_s_outcome_is_dealt_with_before_anything_is_learned_from_it(monkeypatch):
     """So that no failure there can make a committed step look failed, whatever it raises and wherever."""
     engine = tiny_engine(draft="same")
-    learn, seen = engine._speculator.learn, []
+    learn, seen = opened(engine).speculator.learn, []
 
     def watched(*args):
         counters = engine.counters()
@@ -259,7 +262,7 @@ def test_a_step_s_outcome_is_dealt_with_before_anything_is_learned_from_it(monke
         seen.append((counters.steps, counters.completion_tokens, emitted))
         learn(*args)
 
-    monkeypatch.setattr(engine._speculator, "learn", watched)
+    monkeypatch.setattr(opened(engine).speculator, "learn", watched)
     (result,) = engine.generate([request("a", [3, 4], max_tokens=12, ignore_eos=True)])
     assert [steps for steps, _, _ in seen] == list(range(1, engine.counters().steps + 1))
     totals = list(itertools.accumulate(emitted for _, _, emitted in seen))
@@ -283,7 +286,7 @@ def test_a_run_goes_on_without_what_its_learning_failed_on(monkeypatch, caplog, 
         failures.append(part)
         raise MemoryError
 
-    owner = engine._speculator._costs if part == "observe_target" else engine._speculator._controller
+    owner = opened(engine).costs if part == "observe_target" else opened(engine).controller
     monkeypatch.setattr(owner, part, fail)
     results = engine.generate(request(str(i), p, max_tokens=12) for i, p in enumerate(texts))
     assert [r.output_token_ids for r in results] == [reference_greedy(model, p, 12) for p in texts]
@@ -298,5 +301,5 @@ def test_a_run_goes_on_without_what_its_learning_failed_on(monkeypatch, caplog, 
 
 def test_a_fault_in_forgetting_loses_no_result(monkeypatch):
     engine = tiny_engine()
-    monkeypatch.setattr(engine._speculator, "forget", lambda _: 1 / 0)
+    monkeypatch.setattr(opened(engine).speculator, "forget", lambda _: 1 / 0)
     assert [r.completion_tokens for r in engine.generate([request("a", [3], max_tokens=4, ignore_eos=True)])] == [4]

@@ -25,6 +25,7 @@ from helix_jobs.errors import UnsupportedArchitectureError
 from tests.unit.engine.devices.placed_models import draft_of, engine_of, loaded_on_device, loaded_on_host
 from tests.unit.engine.devices.simulated_directml import DIRECTML, DirectmlTensor, SimulatedDirectml
 from tests.unit.engine.model_files import save_checkpoint
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import ARCHITECTURES, RECURRENT, VOCAB_SIZE, copy_of, request, tiny_model
 from tests.worker_box import ROOT
 
@@ -136,7 +137,7 @@ def test_logits_that_are_not_finite_are_cleared_within_the_rules(device: Simulat
     for one in requests:
         engine.add_request(one)
     results = engine.step()
-    pool = engine._step._target.cache.values[0]
+    pool = opened(engine).target.cache.values[0]
     assert isinstance(pool, DirectmlTensor)
     pool.host[4:12] = float("nan")
     while engine.has_unfinished():

@@ -22,6 +22,7 @@ from helix_jobs.engine.devices.shape_sizes import (
 )
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from tests.unit.engine.devices.placed_models import draft_of, engine_of, loaded_on_device, loaded_on_host
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import request, tiny_model
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def test_a_step_uploads_and_downloads_once(
         engine.add_request(one)
     both = 0
     while engine.has_unfinished():
-        kinds = {sequence.num_prefill_tokens > 0 for sequence in engine._scheduler.running}
+        kinds = {sequence.num_prefill_tokens > 0 for sequence in opened(engine).scheduler.running}
         both += len(kinds) > 1
         before = device.uploads, device.downloads
         engine.step()
@@ -88,7 +89,7 @@ def test_a_step_that_yields_no_token_does_not_wait(device: SimulatedDirectml) ->
     before = device.uploads, device.downloads
     engine.step()
     assert (device.uploads - before[0], device.downloads - before[1]) == (1, 0)
-    (sequence,) = engine._scheduler.running
+    (sequence,) = opened(engine).scheduler.running
     assert sequence.num_draft_computed == sequence.num_computed == 12
 
 
@@ -135,8 +136,8 @@ def test_a_step_that_fails_in_the_middle_is_repeated(
         def run(*args: Any) -> Any:
             calls[kind] += 1
             if is_due(calls[kind]):
-                marks = [s.num_draft_computed for s in engine._scheduler.running]
-                failures.append(all(m < len(s) for m, s in zip(marks, engine._scheduler.running, strict=True)))
+                marks = [s.num_draft_computed for s in opened(engine).scheduler.running]
+                failures.append(all(m < len(s) for m, s in zip(marks, opened(engine).scheduler.running, strict=True)))
                 raise RuntimeError("Could not allocate tensor with 99 bytes")
             return call(*args)
 
@@ -150,15 +151,15 @@ def test_a_step_that_fails_in_the_middle_is_repeated(
     }
     kind, is_due = due[where]
     owner, name = {
-        "draft": (engine._speculator._drafters.computing._runner, "run"),
-        "target": (engine._step._target, "run"),
-        "download": (engine._step._pass, "download"),
+        "draft": (opened(engine).draft, "run"),
+        "target": (opened(engine).target, "run"),
+        "download": (opened(engine).target_pass, "download"),
     }[kind]
     monkeypatch.setattr(owner, name, failing(kind, getattr(owner, name), is_due))
     assert outputs(engine.generate(asked)) == expected
     assert failures == [True, True], "a step that failed marked nothing"
     engine.check_integrity()
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty
 
 
 def test_greedy_and_penalised_outputs_are_those_of_the_ordinary_path(device: SimulatedDirectml) -> None:
@@ -194,7 +195,7 @@ def test_shapes_repeat(device: SimulatedDirectml, depth: int, share: float, para
             engine.add_request(request(str(i), prompt, seed=i, max_tokens=20, ignore_eos=True, **extra))
         count = 0
         while engine.has_unfinished():
-            scheduler, before = engine._scheduler, len(device.shapes)
+            scheduler, before = opened(engine).scheduler, len(device.shapes)
             only_decodes = not scheduler.waiting and not any(s.num_prefill_tokens for s in scheduler.active)
             engine.step()
             count += only_decodes * (len(device.shapes) - before)

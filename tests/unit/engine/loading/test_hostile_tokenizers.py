@@ -18,6 +18,7 @@ from helix_jobs.engine.text.decoders import decoder_fault
 from helix_jobs.engine.text.prompt_encoder import PromptLimits
 from helix_jobs.errors import EngineError, ExhaustedError, ModelError
 from tests.unit.engine.model_files import load, save_checkpoint, write_gguf
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import request, tiny_engine
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ def test_a_panic_over_an_output_fails_that_request_alone(
         return "the prompt" if token_ids == [7] else backend.decode([0])
 
     with monkeypatch.context() as patched:
-        patched.setattr(engine._codec._tokenizer, "decode", decode)
+        patched.setattr(opened(engine).codec._tokenizer, "decode", decode)
         (bad,) = engine.generate([request("bad", [5, 6, 7], max_tokens=4, ignore_eos=True, stop=stop)])
     assert isinstance(bad.error, EngineError)
     assert str(bad.error) == "the output cannot be decoded: LibraryPanicError"

@@ -13,6 +13,7 @@ from helix_jobs.engine.loading import sizing
 from helix_jobs.engine.loading.cache_size import cache_bytes_beside
 from helix_jobs.errors import InsufficientMemoryError
 from helix_jobs.settings import Settings
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import RECURRENT, loaded, tiny_model
 
 GIB = 1 << 30
@@ -89,7 +90,7 @@ def test_states_are_part_of_the_cache(monkeypatch: pytest.MonkeyPatch, family: s
         engine = Engine(models, config, cache)
         assert 0 < cache.num_snapshots <= 64
         assert engine.info.kv_cache_bytes <= megabytes * 1_000_000
-        states = engine._step._target.states
+        states = opened(engine).target.states
         assert states is not None
         assert states.num_bytes > 0
         engine.close()

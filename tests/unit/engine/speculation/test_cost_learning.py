@@ -17,6 +17,7 @@ from helix_jobs.engine.speculation.depth.profile import measure_costs
 from helix_jobs.engine.speculation.drafters import draft_model
 from tests.unit.engine.devices.placed_models import engine_of, loaded_on_device
 from tests.unit.engine.devices.simulated_directml import SimulatedDirectml
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import request, tiny_model
 
 LAUNCH = 1e-5
@@ -96,8 +97,8 @@ def test_steps_that_only_start_teach_nothing(monkeypatch: pytest.MonkeyPatch) ->
         device.clock = clock
         target, draft = (loaded_on_device(name, tiny_model(seed=3), torch.float32) for name in ("target", "draft"))
         engine = engine_of(target, draft, SpeculationConfig(), num_blocks=400, costs=true)
-        queueing(engine._step._target, clock, TOKEN)
-        queueing(engine._speculator._drafters.computing._runner, clock, TOKEN / 50)
+        queueing(opened(engine).target, clock, TOKEN)
+        queueing(opened(engine).draft, clock, TOKEN / 50)
         prompts = [[3 + i % 20 for i in range(start, start + 150)] for start in range(8)]
         results = engine.generate([request(str(i), p, max_tokens=12, ignore_eos=True) for i, p in enumerate(prompts)])
     assert sum(result.draft_tokens for result in results) > 20

@@ -16,6 +16,7 @@ from helix_jobs.engine.speculation.depth.costs import CostProfile
 from helix_jobs.engine.speculation.drafters.protocol import Draft
 from helix_jobs.engine.speculation.drafters.registry import FINDING
 from helix_jobs.errors import ConfigurationError
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import VOCAB_SIZE, loaded, reference_greedy, request, tiny_engine, tiny_model
 
 # Rows of a target step are nearly free.
@@ -120,7 +121,7 @@ def test_each_step_is_counted_under_the_drafters_whose_drafts_it_verifies(monkey
         expected[name] += 1
         return DepthDecision(tuple(computed), tuple(found), reason)
 
-    monkeypatch.setattr(engine._speculator._controller, "choose", choose)
+    monkeypatch.setattr(opened(engine).controller, "choose", choose)
     texts = prompts(24)
     results = engine.generate([request(str(i), p, max_tokens=16) for i, p in enumerate(texts)])
     assert [r.output_token_ids for r in results] == answers(24)
