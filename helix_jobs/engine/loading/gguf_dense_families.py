@@ -115,6 +115,9 @@ DENSE_FAMILIES: Final = {
         settings={"feed_forward_length": "n_inner"},
         epsilon=("attention.layer_norm_epsilon", "layer_norm_epsilon"),
     ),
+    # The language models of those that also read images; what these add to hidden states does not count for text.
+    "qwen2vl": GgufFamily(model_type="qwen2", modules=LLAMA),
+    "qwen3vl": GgufFamily(model_type="qwen3", modules={**LLAMA, **HEAD_NORMS}),
     "gemma": GgufFamily(model_type="gemma", modules=LLAMA, constants={"hidden_act": "gelu_pytorch_tanh"}),
     "gemma2": GgufFamily(
         model_type="gemma2",

@@ -174,6 +174,15 @@ EXPERT_FAMILIES: Final = {
         neutral={"expert_gating_func": (0, 2)},
         is_sparse=True,
     ),
+    "minimax-m2": GgufFamily(
+        model_type="minimax_m2",
+        modules={**_SPARSE, **HEAD_NORMS},
+        parameters={**stacks("mlp"), "mlp.e_score_correction_bias": of("exp_probs_b.bias")},
+        settings={**_LOCAL_COUNTS, WIDTH: "intermediate_size"},
+        neutral={"expert_gating_func": (2,), "expert_weights_norm": (True,)},
+        rotates_part=True,
+        is_sparse=True,
+    ),
     "ernie4_5-moe": GgufFamily(
         model_type="ernie4_5_moe",
         modules={**_SPARSE, **SHARED_EXPERTS},

@@ -43,7 +43,7 @@ FAMILIES: Final[dict[tuple[str, str | None], GgufFamily]] = {
 SERVED_OTHERWISE: Final = frozenset(
     {
         *("apertus", "chatglm", "falcon", "falcon-h1", "gptj", "gptneox", "granitehybrid"),
-        *("jais2", "minicpm3", "minimax-m2", "nemotron_h", "nemotron_h_moe", "phi2", "qwen2vl", "qwen3vl"),
+        *("jais2", "minicpm3", "nemotron_h", "nemotron_h_moe", "phi2"),
         *("starcoder", "starcoder2"),
     }
 )

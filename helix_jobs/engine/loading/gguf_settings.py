@@ -77,7 +77,13 @@ _NEUTRAL_OF_EXPERTS: Final[dict[str, tuple[object, ...]]] = {
     "leading_dense_block_count": (0,),
     "interleave_moe_layer_step": (0, 1),
 }
-_REMARKS: Final = ("tensor_data_layout", _ORIGINAL_CONTEXT, f"{_SCALING}.finetuned", "rope.dimension_sections")
+_REMARKS: Final = (
+    "tensor_data_layout",
+    _ORIGINAL_CONTEXT,
+    f"{_SCALING}.finetuned",
+    "rope.dimension_sections",
+    "n_deepstack_layers",
+)
 
 
 def unread(name: str, what: str) -> UnsupportedArchitectureError:

@@ -110,7 +110,7 @@ WORD_SPLITS: Final = {
         ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan"), WordSplit((_QWEN2,))
     ),
     "qwen35": WordSplit((_QWEN35,)),
-    **dict.fromkeys(("gpt-4o", "kanana2"), WordSplit((_O200K,))),
+    **dict.fromkeys(("gpt-4o", "kanana2", "minimax-m2"), WordSplit((_O200K,))),
     "tekken": WordSplit((_TEKKEN,), whole_words=True, adds_bos=True),
     "seed-coder": WordSplit((_SEED_CODER,)),
     "deepseek-llm": WordSplit(_DEEPSEEK),

@@ -14,6 +14,7 @@ from tests.unit.engine.gguf_converters import (
     gpt_oss,
     granitemoe,
     lfm2,
+    minimax,
     nemotron,
     qwen3next,
     qwen35,
@@ -573,6 +574,16 @@ CONVERSIONS = {
             "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
         },
         convert=deepseek,
+    ),
+    "qwen2vl": Conversion(model_type="qwen2", settings={"rope.dimension_sections": [4, 2, 2, 0]}),
+    "qwen3vl": Conversion(
+        model_type="qwen3", settings={"rope.dimension_sections": [4, 2, 2, 0], "n_deepstack_layers": 3}
+    ),
+    "minimax-m2": Conversion(
+        model_type="minimax_m2",
+        settings={**_COUNTS, "expert_feed_forward_length": 96, "expert_gating_func": 2, "rope.dimension_count": 8},
+        overrides={"rope_parameters": _HALF},
+        convert=minimax,
     ),
 }
 

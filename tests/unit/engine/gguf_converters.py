@@ -156,3 +156,10 @@ def deepseek(name: str, weight: torch.Tensor, config: Any) -> Tensors:
     keys, values = by_head.split((config.qk_nope_head_dim, config.v_head_dim), dim=1)
     yield name.replace("kv_b_proj", "k_b_proj"), keys.transpose(1, 2)
     yield name.replace("kv_b_proj", "v_b_proj"), values
+
+
+def minimax(name: str, weight: torch.Tensor, config: Any) -> Tensors:
+    if name.endswith("e_score_correction_bias"):
+        yield f"blk.{name.split('.')[2]}.exp_probs_b.bias", weight
+    else:
+        yield from with_experts_apart(name, weight, config)
