@@ -6,6 +6,7 @@ help, and the test of the documentation's table all follow from it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, Field, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _KEY: Final = "setting"
+_DIRECTORY_NAME: Final = re.compile(r"[^\s,=]{1,128}")
 
 
 class Kind(Protocol):
@@ -97,6 +99,35 @@ class Directory:
             raise ConfigurationError(
                 f"{variable} is {text!r}, and no such home directory is known; give a full path"
             ) from error
+
+
+class NamedDirectories(tuple[tuple[str, Path], ...]):
+    """Directories by name, in their order; as a text ``NAME=DIRECTORY``, with commas between several."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={folder}" for name, folder in self)
+
+
+@dataclass(frozen=True, slots=True)
+class Directories:
+    """``NAME=DIRECTORY``, or several with commas between them; an option may be given several times instead."""
+
+    def read(self, variable: str, text: str) -> NamedDirectories:
+        """The directories by name."""
+        found: dict[str, Path] = {}
+        for part in text.split(","):
+            name, separator, folder = part.strip().partition("=")
+            if not (separator and folder and _DIRECTORY_NAME.fullmatch(name)):
+                raise ConfigurationError(
+                    f"{variable} has {part.strip()!r:.200}; give NAME=DIRECTORY, with commas between several; a name "
+                    "has no space, comma or =, and a directory no comma"
+                )
+            if name in found:
+                raise ConfigurationError(f"{variable} has two of the name {name!r:.200}; give each a name of its own")
+            found[name] = Directory().read(variable, folder)
+        return NamedDirectories(found.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,16 @@ from helix_jobs.bounds import MAX_BATCH_SIZE, MAX_NEW_TOKENS, MAX_SPECULATION_DE
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.files import PRIVATE_DIRECTORY, is_open_to_others, require_own_directory
 from helix_jobs.redis_url import checked_redis_url
-from helix_jobs.setting import Choice, Directory, Text, WholeNumber, declared, settings_of
+from helix_jobs.setting import (
+    Choice,
+    Directories,
+    Directory,
+    NamedDirectories,
+    Text,
+    WholeNumber,
+    declared,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,6 +91,15 @@ class Settings:
             "What drafts: a model, int8 (a copy of the target), lookup, lookup+int8, lookup+MODEL, or none.",
             "--draft",
             "DRAFT",
+        ),
+    )
+    adapters: NamedDirectories = field(
+        default_factory=NamedDirectories,
+        metadata=declared(
+            Directories(),
+            "LoRA adapter of the target that lines choose by this name: a directory of peft. May be repeated.",
+            "--adapter",
+            "NAME=DIRECTORY",
         ),
     )
     device: str | None = field(

@@ -29,7 +29,7 @@ _FITS: Final = {True: ("yes", "green"), False: ("no", "red"), None: ("unknown", 
     "models", cls=HelixCommand, context_settings=CONTEXT_SETTINGS, short_help="Say what models need on this machine."
 )
 @click.argument("names", nargs=-1, metavar="[MODEL]...")
-@setting_options("draft_model", "device", "dtype", "max_batch_size", "speculation_depth", "kv_cache_mb")
+@setting_options("draft_model", "adapters", "device", "dtype", "max_batch_size", "speculation_depth", "kv_cache_mb")
 @click.option(
     "--context",
     type=click.IntRange(min=1),
@@ -105,6 +105,7 @@ def _fit_json(fit: Fit) -> dict[str, Any]:
         "dtype": fit.chosen.name,
         "weights_bytes": memory.weights,
         "draft_bytes": memory.draft,
+        "adapter_bytes": memory.adapters,
         "loading_bytes": memory.loading,
         "cache_bytes_per_1000_tokens": _CACHE_UNIT * memory.cache_per_token,
         "fits": fit.fits,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.setting import Choice, WholeNumber
+from helix_jobs.setting import Choice, Directories, WholeNumber
 from helix_jobs.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def _option(setting: Setting) -> Callable[[Callable[..., None]], Callable[..., N
             attributes |= {"callback": _switch, "is_flag": True}
         else:
             attributes["type"] = click.Choice(kind.words)
+    elif isinstance(kind, Directories):
+        attributes |= {"callback": _joined, "multiple": True}
     elif isinstance(kind, WholeNumber):
         if kind.none:
             attributes["callback"] = _number_or_word(setting, kind)
@@ -63,6 +65,10 @@ def _option(setting: Setting) -> Callable[[Callable[..., None]], Callable[..., N
         setting.option, setting.name, **attributes
     )
     return option
+
+
+def _joined(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> str | None:
+    return ",".join(values) or None
 
 
 def _switch(_context: click.Context, _option: click.Parameter, value: bool | None) -> str | None:

@@ -38,6 +38,7 @@ class _WorkerCommand(HelixCommand):
 @setting_options(
     "target_model",
     "draft_model",
+    "adapters",
     "device",
     "dtype",
     "compile",

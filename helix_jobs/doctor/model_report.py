@@ -10,11 +10,13 @@ from helix_jobs.engine.config import NO_DRAFT
 from helix_jobs.engine.devices.devices import describe_device, free_memory
 from helix_jobs.engine.kernels.cpu.build import compiles_kernels
 from helix_jobs.engine.loading.draft_spec import DraftSpec
+from helix_jobs.engine.loading.model_adapters import check_adapters
 from helix_jobs.engine.loading.model_fit import Fit, fit
 from helix_jobs.engine.loading.model_loader import get_device
 from helix_jobs.engine.loading.model_memory import shortage_remedy
 from helix_jobs.engine.loading.model_outline import ModelOutline, model_outline
 from helix_jobs.engine.loading.model_pair import ModelPair
+from helix_jobs.engine.loading.peft_adapter import read_adapter
 from helix_jobs.engine.loading.weight_format import INT8, PACKED, check_packs, format_of, formats_for
 from helix_jobs.errors import ConfigurationError, ModelError
 
@@ -93,17 +95,19 @@ def report_models(
 
     Raises:
         ConfigurationError: The draft or the dtype cannot be had on this device.
-        ModelError: The draft model is not served, or not found.
+        ModelError: The draft model or an adapter is not served, or not found.
     """
     spec = DraftSpec.parse(settings.draft_model)
     draft = NO_DRAFT if settings.speculation_depth == 0 else spec.model
     beside = None if draft in (NO_DRAFT, INT8) else model_outline(draft, settings.home)
+    adapters = [read_adapter(name, folder) for name, folder in settings.adapters]
     reports = []
     for name in names:
         try:
             outline = model_outline(name, settings.home)
             if settings.dtype == PACKED:
                 check_packs(name, place.device, has_blocks=outline.has_blocks)
+            numbers = check_adapters(name, outline.config, adapters)
         except (ModelError, ConfigurationError) as error:
             reason, remedy = finding_and_remedy(error)
             reports.append(ModelReport(name=name, reason=reason, remedy=remedy))
@@ -115,6 +119,7 @@ def report_models(
             draft == INT8,
             compiles_kernels(place.device, settings.compile),
             spec.copies_blocks,
+            numbers,
         )
         reports.append(_report(outline, pair, settings, context, place.available))
     return reports

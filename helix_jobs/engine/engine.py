@@ -87,6 +87,7 @@ class Engine:
             models.turn_end_ids,
             grammars=self._grammars,
             chat_forms=models.chat_forms,
+            adapters=frozenset(one.name for one in models.adapters),
         )
         runners = Runners.allocate(models, config, cache)
         with explaining_shortage(
@@ -129,6 +130,7 @@ class Engine:
             vocab_size=vocab_size,
             masks=self._masks,
             drafts_any=self._speculator.drafts_any,
+            adapters=models.adapters,
         )
 
     @property

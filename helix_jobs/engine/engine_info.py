@@ -50,6 +50,7 @@ def engine_info(
         block_size=cache.block_size,
         kv_cache_bytes=kv_cache_bytes,
         chat=models.chat_forms.in_words,
+        adapters=tuple(one.name for one in models.adapters),
     )
 
 

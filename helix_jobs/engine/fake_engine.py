@@ -10,6 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.engine.adapter_choice import chosen_adapter
 from helix_jobs.engine.choices import joined
 from helix_jobs.engine.fake_logprobs import fake_logprobs, fake_scores
 from helix_jobs.engine.protocol import EngineCounters, EngineInfo
@@ -107,6 +108,7 @@ class FakeEngine:
         executions: A file that gets a line with the request's id whenever a request begins to run. All processes of a
             test write to one file, which thus shows how often a job was executed.
         sleep: How a step passes its time; tests replace it.
+        adapters: Names that requests may choose; each answers like the engine without it, and is named in results.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class FakeEngine:
         faults: FakeFaults | None = None,
         executions: Path | None = None,
         sleep: Callable[[float], object] = time.sleep,
+        adapters: tuple[str, ...] = (),
     ) -> None:
         self._step_seconds = step_seconds
         self._depth = depth
@@ -149,10 +152,17 @@ class FakeEngine:
             block_size=_TOKENS_PER_BLOCK,
             kv_cache_bytes=0,
             chat="messages, no thinking, no tools",
+            adapters=adapters,
         )
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] | None = None, *, max_batch_size: int = 8) -> FakeEngine:
+    def from_environment(
+        cls,
+        environment: Mapping[str, str] | None = None,
+        *,
+        max_batch_size: int = 8,
+        adapters: tuple[str, ...] = (),
+    ) -> FakeEngine:
         """Build from ``HELIX_FAKE_STEP_SECONDS``, ``_EXECUTIONS`` and the fault variables (see ``FakeFaults``)."""
         values = os.environ if environment is None else environment
         executions = values.get("HELIX_FAKE_EXECUTIONS")
@@ -161,6 +171,7 @@ class FakeEngine:
             step_seconds=float(values.get("HELIX_FAKE_STEP_SECONDS", "0.002")),
             faults=FakeFaults.from_environment(values),
             executions=Path(executions) if executions else None,
+            adapters=adapters,
         )
 
     @property
@@ -172,8 +183,10 @@ class FakeEngine:
         """Give every word a token id. Thread-safe, as it changes no state.
 
         Raises:
+            InvalidRequestError: There is no such adapter.
             PromptTooLongError: Prompt and one new token exceed ``max_model_len``.
         """
+        adapter = chosen_adapter(request, self._info.adapters)
         text = _text(request)
         words = whole = tuple(text.split())
         truncation = request.truncate_prompt
@@ -193,6 +206,7 @@ class FakeEngine:
             score_choices=request.score_choices,
             text=text if words is whole else " ".join(words),
             has_constraint=request.constraint is not None,
+            adapter=adapter,
         )
 
     def add_request(self, request: EncodedRequest) -> None:
@@ -342,6 +356,7 @@ class FakeEngine:
             dropped_prompt_tokens=sequence.request.dropped_prompt_tokens,
             is_valid=False if getattr(sequence.request, "has_constraint", False) else None,
             choice=sequence.request.choice,
+            adapter=sequence.request.adapter,
         )
         is_whole = reason not in (None, FinishReason.ABORTED)
         return _with_numbers(result, sequence) if is_whole else result

@@ -45,6 +45,19 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """One of the adapters that the target holds, see ``with_adapters``.
+
+    Attributes:
+        name: The name by which requests choose it.
+        digest: Of its files: what one adapter has computed must never be taken for what another computes.
+    """
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModels:
     """Target and draft, ready to serve.
 
@@ -58,6 +71,8 @@ class LoadedModels:
         max_context: Positions the target was made for, prompt and output together.
         chat_forms: How the target's answers to messages are read.
         prompts: Encodes prompts, its processes already started; None lets the codec build its own.
+        adapters: Those of the target, in the order in which it counts them. The draft has none: it drafts for every
+            request as for the target itself, and verification makes the answer the adapter's own.
     """
 
     target: LoadedModel
@@ -69,6 +84,7 @@ class LoadedModels:
     turn_end_ids: frozenset[int] = frozenset()
     chat_forms: ChatForms = field(default_factory=ChatForms)
     prompts: PromptEncoder | None = None
+    adapters: tuple[LoadedAdapter, ...] = ()
 
     @property
     def device(self) -> torch.device:

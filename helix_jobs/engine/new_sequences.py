@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from collections.abc import Sequence as SequenceOf
 
+    from helix_jobs.engine.loaded_models import LoadedAdapter
     from helix_jobs.engine.protocol import EngineInfo
     from helix_jobs.engine.request import EncodedRequest
     from helix_jobs.engine.request_encoding import RequestEncoding
@@ -38,6 +39,7 @@ class NewSequences:
         vocab_size: The logits have this many columns.
         masks: Computes the masks of grammars.
         drafts_any: Whether drafters may draft for any sequence; otherwise only for those with a grammar.
+        adapters: The target's.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class NewSequences:
         vocab_size: int,
         masks: MaskWorker,
         drafts_any: bool,
+        adapters: SequenceOf[LoadedAdapter] = (),
     ) -> None:
         self._codec = codec
         self._encoding = encoding
@@ -60,6 +63,8 @@ class NewSequences:
         self._vocab_size = vocab_size
         self._masks = masks
         self._drafts_any = drafts_any
+        # The target counts them from 1.
+        self._adapters = {one.name: (number, one.digest) for number, one in enumerate(adapters, 1)}
 
     def of(self, choices: SequenceOf[EncodedRequest]) -> tuple[list[Sequence], dict[str, StopStringWatch]]:
         """The sequences of a request's choices, and the watch of each whose output may end at a stop string.
@@ -67,12 +72,15 @@ class NewSequences:
         A sequence that can never be served has already failed.
 
         Raises:
-            InvalidRequestError: A stop text names a special token among others, or the bad words were not encoded.
+            InvalidRequestError: A stop text names a special token among others, the bad words were not encoded, or
+                there is no such adapter.
         """
         request = choices[0]
         params = request.sampling_params
         if params.bad_words and not request.bad_words:
             raise InvalidRequestError("the request's bad_words were not encoded; let encode make the request")
+        if request.adapter is not None and request.adapter not in self._adapters:
+            raise InvalidRequestError("the request's adapter is not this engine's; let encode make the request")
         stop_ids = self._encoding.stop_ids(params, is_chat=request.is_chat)
         sequences = [self._sequence(choice, stop_ids) for choice in choices]
         return sequences, self._watches(choices) if params.stop else {}
@@ -94,9 +102,10 @@ class NewSequences:
         states, draft_states = (
             None if pool is None else StateTable(pool, self._pool.block_size) for pool in self._states
         )
+        number, digest = (0, None) if request.adapter is None else self._adapters[request.adapter]
         sequence = Sequence(
             request,
-            BlockTable(self._pool),
+            BlockTable(self._pool, digest),
             stop_ids,
             self._info.max_model_len,
             processors,
@@ -104,6 +113,7 @@ class NewSequences:
             may_draft=self._drafts_any or grammar is not None,
             states=states,
             draft_states=draft_states,
+            adapter=number,
         )
         if len(sequence) >= self._info.max_model_len:
             # ``encode`` refuses such a prompt; another engine with a longer context may have encoded it.

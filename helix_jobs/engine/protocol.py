@@ -33,6 +33,7 @@ class EngineInfo:
         block_size: Tokens a block.
         kv_cache_bytes: Keys and values of target and draft together.
         chat: What a request may ask of a chat with the target, in words.
+        adapters: Names of the adapters that requests may choose.
     """
 
     target_model: str
@@ -49,6 +50,7 @@ class EngineInfo:
     chat: str
     overflows_float16: bool = False
     is_reproducible: bool = False
+    adapters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

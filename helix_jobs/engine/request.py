@@ -61,6 +61,8 @@ class Request:
         truncate_prompt: What to keep of a prompt that is too long; None fails the request instead.
         score_choices: Options to score instead of making an answer; the sampling parameters then have no meaning.
         constraint: The form that the answer must have; None for any.
+        adapter: The adapter that answers; None for none, unless ``model`` names one.
+        model: The model that the line names. Only the name of an adapter has a meaning.
     """
 
     request_id: str
@@ -76,6 +78,8 @@ class Request:
     truncate_prompt: TruncatePrompt | None = None
     score_choices: ScoreChoices | None = None
     constraint: Constraint | None = None
+    adapter: str | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +106,7 @@ class EncodedRequest:
         reasoning: How the answer thinks before it answers; None if it does not.
         max_reasoning_tokens: Most tokens of thinking; None for any number.
         tools: The functions that the answer may call.
+        adapter: The name of the adapter that answers; None for the model itself.
     """
 
     request_id: str
@@ -121,6 +126,7 @@ class EncodedRequest:
     reasoning: ReasoningForm | None = None
     max_reasoning_tokens: int | None = None
     tools: ToolUse | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +168,7 @@ class GenerationResult:
         reasoning_text: The thinking, without its marks; None if there is none.
         reasoning_tokens: Tokens of the thinking, without its marks; None if the prompt left no room for thinking.
         tool_calls: The calls of functions in OpenAI's form; None if there are none.
+        adapter: The name of the adapter that answered; None for the model itself.
     """
 
     request_id: str
@@ -188,6 +195,7 @@ class GenerationResult:
     reasoning_text: str | None = None
     reasoning_tokens: int | None = None
     tool_calls: tuple[Mapping[str, Any], ...] | None = None
+    adapter: str | None = None
 
     @classmethod
     def refused(cls, request_id: str, error: RequestError) -> GenerationResult:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from helix_jobs.engine.adapter_choice import chosen_adapter
 from helix_jobs.engine.request import EncodedRequest
 from helix_jobs.engine.text.call_grammar import call_constraint
 from helix_jobs.errors import InvalidRequestError, PromptTooLongError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from helix_jobs.engine.constraint import Constraint
     from helix_jobs.engine.grammar.grammars import Grammars
@@ -29,6 +30,7 @@ class RequestEncoding:
         turn_end_ids: Tokens that also end the answer to messages.
         grammars: Compiles constraints.
         chat_forms: How the model's answers to messages are read.
+        adapters: Names of the adapters that requests may choose.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class RequestEncoding:
         *,
         grammars: Grammars,
         chat_forms: ChatForms,
+        adapters: Collection[str] = (),
     ) -> None:
         self._codec = codec
         self._max_model_len = max_model_len
@@ -47,16 +50,19 @@ class RequestEncoding:
         self._turn_end_ids = turn_end_ids
         self._grammars = grammars
         self._chat_forms = chat_forms
+        self._adapters = adapters
 
     def encode(self, request: Request) -> EncodedRequest:
         """Tokenise a request's prompt, its options and its bad words, and compile its constraint.
 
         Raises:
-            InvalidRequestError: The prompt or the messages cannot be encoded for this model, a sampling field does not
-                fit it, ``max_tokens`` leaves no room for a truncated prompt, or the constraint cannot be kept.
+            InvalidRequestError: There is no such adapter, the prompt or the messages cannot be encoded for this model,
+                a sampling field does not fit it, ``max_tokens`` leaves no room for a truncated prompt, or the
+                constraint cannot be kept.
             PromptTooLongError: No room is left in the context for one new token.
         """
         params, truncation, is_chat = request.sampling_params, request.truncate_prompt, request.messages is not None
+        adapter = chosen_adapter(request, self._adapters)
         prompt = self._codec.encode(request)
         ids = whole = prompt.token_ids
         options = self._codec.encode_options(request)
@@ -86,6 +92,7 @@ class RequestEncoding:
             reasoning=self._chat_forms.reasoning_after(prompt.thinking),
             max_reasoning_tokens=None if request.reasoning is None else request.reasoning.max_tokens,
             tools=request.tools,
+            adapter=adapter,
         )
 
     def _forced_call(self, request: Request) -> Constraint | None:

@@ -222,11 +222,11 @@ def _request(
     _add_rare(request, values, faults, prefix)
     if request["sampling"] and "echo" in request["sampling"]:
         faults.of(_check_echo, request, prefix)
-    model = values.get("model")
-    if model is not None:
-        if not isinstance(model, str):
-            faults.add(InvalidFieldError(f"{prefix}model", f"is {kind(model)}", "give a string or remove it"))
-        request["model"] = model
+    for name in ("model", "adapter"):
+        if (value := values.get(name)) is not None:
+            if not isinstance(value, str):
+                faults.add(InvalidFieldError(f"{prefix}{name}", f"is {kind(value)}", "give a string or remove it"))
+            request[name] = value
     return request
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 COMMON_FIELDS: Final = frozenset({"custom_id", "priority", "metadata", "accept"})
 OPENAI_FIELDS: Final = COMMON_FIELDS | {"method", "url", "body"}
-_QUESTION_FIELDS: Final = frozenset({"prompt", "messages", *CHAT_FIELDS, "parallel_tool_calls", "choices", "score_by"})
+_QUESTION_FIELDS: Final = frozenset(
+    {"prompt", "messages", *CHAT_FIELDS, "parallel_tool_calls", "choices", "score_by", "adapter"}
+)
 # What to keep of a prompt that is too long: our form, and vLLM's.
 TRUNCATION_FIELDS: Final = frozenset({"truncate_prompt", "truncate_prompt_tokens"})
 # Another name of a sampling field -> the field. OpenAI's, SGLang's and transformers', SGLang's.
@@ -29,7 +31,7 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "no_stop_trim": "include_stop_str_in_output",
     "num_return_sequences": "n",
 }
-# Fields that do not affect the answer's text: accepted, but only the model is stored.
+# Fields that do not affect the answer's text: accepted, but only the model is stored, as it may name an adapter.
 _HARMLESS: Final = frozenset(
     {
         "model",
@@ -144,6 +146,9 @@ _HINTS: Final[Mapping[str, str]] = {
     "question": "use prompt or messages",
     "conversations": "use messages with role and content",
     "id": "use custom_id",
+    "lora": "use adapter, with the name of one that the worker has",
+    "lora_request": "use adapter, with the name of one that the worker has",
+    "lora_path": "use adapter, with the name of one that the worker has",
     "key": "use custom_id",
     "stop_sequences": "use stop",
     "stopSequences": "use stop",

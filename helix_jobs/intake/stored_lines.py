@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 # Fields that a line and a stored request have in common.
 _SAME: Final = (
     *("prompt", "messages", "chat_template_kwargs", "tools", "tool_choice", "parallel_tool_calls"),
-    *("truncate_prompt", "score_by", "accept", "model"),
+    *("truncate_prompt", "score_by", "accept", "model", "adapter"),
 )
 # A key of the stored request -> the line's field.
 _RENAMED: Final[Mapping[str, str]] = {"prompt_token_ids": "prompt", "score_choices": "choices"}

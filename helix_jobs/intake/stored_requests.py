@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from helix_jobs.engine.constraint import Constraint
 from helix_jobs.engine.prompt_truncation import TruncatePrompt
@@ -55,4 +55,13 @@ def to_engine_request(job_id: int, stored: object) -> Request:
         truncate_prompt=None if truncation is None else TruncatePrompt.from_mapping(truncation),
         chat_template_kwargs=check_chat_template_kwargs(stored.get("chat_template_kwargs"), "chat_template_kwargs"),
         constraint=None if constraint is None else Constraint.from_mapping(constraint),
+        adapter=_name(stored, "adapter"),
+        model=_name(stored, "model"),
     )
+
+
+def _name(stored: dict[str, Any], field: str) -> str | None:
+    value = stored.get(field)
+    if value is not None and not isinstance(value, str):
+        raise InvalidFieldError(field, f"is {kind(value)}", "submit the line again")
+    return value

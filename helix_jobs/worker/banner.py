@@ -30,6 +30,7 @@ class WorkerBanner:
             ("device", info.device),
             ("target", info.target_model),
             ("dtype", _dtype(info)),
+            *([("adapters", ", ".join(info.adapters))] if info.adapters else []),
             ("draft", _draft(info)),
             ("depth", _depth(info)),
             ("kernels", info.kernels),

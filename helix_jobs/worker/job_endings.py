@@ -111,7 +111,8 @@ def _row(answer: GenerationResult, info: EngineInfo, waited_seconds: float) -> R
         tokens_per_second=answer.completion_tokens / seconds if seconds > 0 else None,
         acceptance_rate=answer.acceptance_rate,
         mean_acceptance_length=answer.mean_acceptance_length,
-        target_model=info.target_model,
+        # Who reads the answer wants to know what wrote it: the adapter, by the name that chose it.
+        target_model=answer.adapter or info.target_model,
         draft_model=info.draft_model,
         device=info.device,
         dtype=info.dtype,

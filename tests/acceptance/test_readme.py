@@ -137,7 +137,7 @@ def test_no_page_names_an_option_that_does_not_exist():
 def test_every_field_of_a_line_is_told_with_its_default():
     told = {code_words(name)[0]: default for name, default, _ in PAGES["formats"].rows("Fields of a line")}
     others = {"custom_id", "priority", "metadata", "chat_template_kwargs", "truncate_prompt", "truncate_prompt_tokens"}
-    others |= {"choices", "score_by", "accept", "response_format", "structured_outputs"}
+    others |= {"choices", "score_by", "accept", "response_format", "structured_outputs", "adapter"}
     others |= {"enable_thinking", "reasoning_effort", "max_reasoning_tokens", "continue_final_message"}
     others |= {"add_generation_prompt", "tools", "tool_choice", "parallel_tool_calls"}
     assert set(told) == SAMPLING_FIELDS | others
@@ -164,7 +164,16 @@ def test_every_table_and_column_is_described():
     for table in metadata.tables.values():
         # Beside its columns a cell names fields inside JSON.
         parts = {"prompt", "messages", "chat_template_kwargs", "sampling", "truncate_prompt", "seed", "metadata"}
-        parts |= {"prompt_token_ids", "score_choices", "score_by", "accept", "constraint", "endpoint", "model"}
+        parts |= {
+            "prompt_token_ids",
+            "score_choices",
+            "score_by",
+            "accept",
+            "constraint",
+            "endpoint",
+            "model",
+            "adapter",
+        }
         parts |= {"continue_final_message", "reasoning", "tools", "tool_choice", "parallel_tool_calls"}
         inside = {"jobs": parts, "results": {"sum", "mean", "tokens"}}.get(table.name, set())
         assert {column.name for column in table.columns} == set(told[table.name]) - inside

@@ -74,3 +74,23 @@ def test_a_child_process_reads_the_same(depth, tmp_path):
     environment = settings.to_environment()
     assert environment["HELIX_SPECULATION_DEPTH"] == ("" if depth is None else str(depth))
     assert Settings.from_environment(environment) == settings
+
+
+def test_adapters_are_directories_by_name_in_their_order(tmp_path):
+    text = f"sql={tmp_path}/a, org/fr={tmp_path}/b=c"
+    settings = Settings.from_environment({"HELIX_ADAPTERS": text})
+    assert settings.adapters == (("sql", tmp_path / "a"), ("org/fr", tmp_path / "b=c"))
+    assert Settings.from_environment(settings.to_environment()).adapters == settings.adapters
+    assert DEFAULTS.adapters == ()
+    assert DEFAULTS.to_environment()["HELIX_ADAPTERS"] == ""
+
+
+@pytest.mark.parametrize("text", ["sql", "=/a", "sql=", "a b=/c", "a=/b,", "a=/b,/c"])
+def test_adapters_without_name_or_directory_are_refused(text):
+    with pytest.raises(ConfigurationError, match=r"HELIX_ADAPTERS has .*; give NAME=DIRECTORY"):
+        Settings.from_environment({"HELIX_ADAPTERS": text})
+
+
+def test_two_adapters_of_one_name_are_refused():
+    with pytest.raises(ConfigurationError, match="HELIX_ADAPTERS has two of the name 'a'"):
+        Settings.from_environment({"HELIX_ADAPTERS": "a=/b,a=/c"})

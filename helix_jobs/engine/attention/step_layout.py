@@ -7,7 +7,7 @@ backend decides how to attend for slices and in which order they are packed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +29,7 @@ class TokenSlice:
         state: Its part of the state cache, for a model with recurrent layers. None begins with the state before the
             first token, and keeps nothing.
         further: The block tables of the sections of layers behind the first one, see ``CacheSections``.
+        adapter: The adapter that it is computed with, counted from 1; 0 for the model itself.
     """
 
     num_tokens: int
@@ -36,6 +37,7 @@ class TokenSlice:
     blocks: Sequence[int]
     state: StateSpan | None = None
     further: Sequence[Sequence[int]] = ()
+    adapter: int = 0
 
     def table(self, section: int) -> Sequence[int]:
         """The block table of a section of layers."""
@@ -55,6 +57,7 @@ class StepLayout:
         attention: The part that the planning backend needs to attend.
         states: The part that recurrent layers need; None for a model without them.
         further: The same tokens for the layers of each section behind the first one, whose blocks are others.
+        adapters: What adapted products need; None if no token has an adapter.
     """
 
     num_tokens: int
@@ -64,3 +67,4 @@ class StepLayout:
     attention: object
     states: object = None
     further: tuple[StepLayout, ...] = ()
+    adapters: Any = None

@@ -32,7 +32,7 @@ _MIN_BLOCK_BUCKET: Final = 8
 
 
 class AttentionPlan(Protocol):
-    """A part of a plan that one kind of layer reads: a backend's own, or that of recurrent layers."""
+    """A part of a plan that one kind of layer reads: a backend's own, that of recurrent layers, or of adapters."""
 
     def arrays(self) -> list[IntArray]:
         """The arrays to upload."""
@@ -60,6 +60,7 @@ class StepPlan:
         attention: The backend's own part.
         states: The part of recurrent layers; None for a model without them.
         further: The plans of the same tokens for each section of layers behind the first one.
+        adapters: The part of adapted products; None if no token has an adapter.
     """
 
     num_tokens: int
@@ -71,12 +72,14 @@ class StepPlan:
     attention: AttentionPlan
     states: AttentionPlan | None = None
     further: tuple[StepPlan, ...] = ()
+    adapters: AttentionPlan | None = None
 
     def arrays(self) -> list[IntArray]:
         """The arrays to upload."""
         states = [] if self.states is None else self.states.arrays()
         further = [array for plan in self.further for array in plan.arrays()]
-        return [self.positions, *self.write_rows.values(), *self.attention.arrays(), *states, *further]
+        adapters = [] if self.adapters is None else self.adapters.arrays()
+        return [self.positions, *self.write_rows.values(), *self.attention.arrays(), *states, *further, *adapters]
 
     def on_device(self, uploaded: Iterator[torch.Tensor], shared: SharedTensors | None = None) -> StepLayout:
         """Make the layout from the uploaded ``arrays``; ``shared`` as in ``AttentionPlan``."""
@@ -89,6 +92,7 @@ class StepPlan:
             attention=self.attention.on_device(uploaded, shared),
             states=None if self.states is None else self.states.on_device(uploaded, shared),
             further=tuple(plan.on_device(uploaded, shared) for plan in self.further),
+            adapters=None if self.adapters is None else self.adapters.on_device(uploaded, shared),
         )
 
 

@@ -171,6 +171,12 @@ def _exponential(inputs: _Inputs) -> torch.Tensor:
     return torch.where(hidden > 0, hidden * hidden, torch.exp(hidden.clamp(max=-1e-6)) - 1)
 
 
+def _adapted(inputs: _Inputs) -> torch.Tensor:
+    owners, columns = inputs.ids(1, 0, 2, 1).view(4, 1), inputs.ids(1, 1, 2)
+    narrow = torch.where(owners == columns, inputs.floats(4, 3), inputs.floats(1))
+    return inputs.floats(4, 8).addmm_(narrow, inputs.floats(3, 8))
+
+
 _CHECKS: Final = (
     OperatorCheck("to", "moves weights, tokens and logits", lambda new: new.floats(4, 5).float().to(new.dtype)),
     OperatorCheck("embedding", "reads tokens", lambda new: functional.embedding(new.ids(3, 0, 3), new.floats(9, 16))),
@@ -216,6 +222,7 @@ _CHECKS: Final = (
     OperatorCheck("max", "greedy tokens", _maximum),
     OperatorCheck("max of NaN", "finds broken logits", _maximum_of_nan),
     OperatorCheck("max, argmax of equals", "the same answer in any batch", _ties, is_vital=False),
+    OperatorCheck("eq, where, addmm", "adapters", _adapted),
     OperatorCheck("argmax", "draft tokens", lambda new: new.floats(5, 300).argmax(dim=-1)),
 )
 # The operator with which each kind of device writes the KV cache.

@@ -10,28 +10,32 @@ from typing import TYPE_CHECKING
 import torch
 
 from helix_jobs.engine.config import NO_DRAFT, EngineConfig, SpeculationConfig
-from helix_jobs.engine.devices.devices import describe_device, free_memory
+from helix_jobs.engine.devices.devices import describe_device, explaining_shortage, free_memory
 from helix_jobs.engine.devices.self_check import check_device
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.kernels.cpu.build import compiles_kernels, processor_features
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import kernel_head_dim, native_of, with_native
+from helix_jobs.engine.loaded_models import LoadedAdapter
 from helix_jobs.engine.loading.attention_trial import with_faster_attention
 from helix_jobs.engine.loading.draft_spec import DraftSpec
 from helix_jobs.engine.loading.model_loader import get_device, load_models
+from helix_jobs.engine.loading.peft_adapter import read_adapter
 from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.loading.sizing import batch_limits, cache_config
 from helix_jobs.engine.loading.weight_format import PACKED, format_of
+from helix_jobs.engine.model.adapters import with_adapters
 from helix_jobs.engine.model.quantize import dequantize, is_fast, unpack
 from helix_jobs.engine.speculation.depth.profile import CostProfileFile
 from helix_jobs.engine.weights.packed_linear import PackedLinear
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
+    from helix_jobs.engine.weights.adapter import Adapter
     from helix_jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -49,6 +53,12 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     profiles = settings.home / "profiles"
     check_device(device, format_of(settings.dtype, device, None).dtype, profiles, on_progress)
     is_off = settings.speculation_depth == 0
+    adapters = [read_adapter(name, folder) for name, folder in settings.adapters]
+    if adapters and settings.reproducible == "on":
+        raise ConfigurationError(
+            "--reproducible cannot be had beside adapters, whose products may round by what is computed beside them; "
+            "go on without one of the two"
+        )
     models = load_models(
         settings.target_model,
         NO_DRAFT if is_off else draft.model,
@@ -58,13 +68,17 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
         on_progress=on_progress,
         compiles=compiles_kernels(device, settings.compile),
         copies_blocks=draft.copies_blocks,
+        adapters=adapters,
     )
     models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
     if settings.dtype != PACKED:
         models = without_slow_blocks(models, on_progress)
     models = without_slow_int8(models, on_progress)
     models = with_faster_attention(models, profiles, on_progress)
-    models = make_reproducible(models, settings.reproducible, profiles, on_progress)
+    if adapters:
+        models = add_adapters(models, [one.adapter for one in adapters], on_progress)
+    else:
+        models = make_reproducible(models, settings.reproducible, profiles, on_progress)
     if settings.speculation_depth is not None:
         models = make_draft_reproducible(models, settings.reproducible, profiles, on_progress)
     limits = batch_limits(models, settings)
@@ -85,6 +99,22 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     if kept is None and measured is not None:
         file.write(measured)
     return engine
+
+
+def add_adapters(
+    models: LoadedModels, adapters: Sequence[Adapter], on_progress: Callable[[str], None] | None = None
+) -> LoadedModels:
+    """Add adapters to the target, after everything that exchanges its linear layers.
+
+    Raises:
+        ModelError: A weight of an adapter does not fit into the dtype of the target's activations.
+    """
+    report = on_progress or logger.info
+    report(f"adding the adapters {', '.join(adapter.name for adapter in adapters)}")
+    with explaining_shortage(models.device, "adapters were added", "give fewer adapters, or lower HELIX_KV_CACHE_MB"):
+        decoder = with_adapters(models.target.decoder, adapters)
+    loaded = tuple(LoadedAdapter(adapter.name, adapter.digest) for adapter in adapters)
+    return replace(models, target=replace(models.target, decoder=decoder), adapters=loaded)
 
 
 def with_compiled_kernels(

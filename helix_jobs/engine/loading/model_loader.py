@@ -24,6 +24,7 @@ from helix_jobs.engine.devices.devices import (
     resolve_dtype,
 )
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
+from helix_jobs.engine.loading.model_adapters import check_adapters
 from helix_jobs.engine.loading.model_memory import check_device_memory, check_host_memory
 from helix_jobs.engine.loading.model_pair import makes_int8_copy
 from helix_jobs.engine.loading.model_source import ModelSource, open_source
@@ -47,11 +48,12 @@ from helix_jobs.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from transformers import GenerationConfig
 
+    from helix_jobs.engine.loading.peft_adapter import PeftAdapter
     from helix_jobs.engine.model.decoder import Decoder
 
 __all__ = [
@@ -141,6 +143,7 @@ def load_models(
     on_progress: Callable[[str], None] | None = None,
     compiles: bool = False,
     copies_blocks: bool = True,
+    adapters: Sequence[PeftAdapter] = (),
 ) -> LoadedModels:
     """Load target and draft onto the device.
 
@@ -153,6 +156,7 @@ def load_models(
         on_progress: Receives one line for each thing that is done.
         compiles: Whether kernels will be compiled for int8 layers, which hold some of the weights once more.
         copies_blocks: Whether the draft ``int8`` is made of a target in blocks, see ``DraftSpec``.
+        adapters: Are to be served with the target. They are checked here, and added later: see ``add_adapters``.
 
     Raises:
         ModelNotFoundError: No such model, or only a pickle of it.
@@ -182,6 +186,7 @@ def load_models(
         has_int8_copy=has_int8_copy,
         compiles=compiles,
         copies_blocks=copies_blocks,
+        adapter_numbers=check_adapters(target, target_source.config, adapters),
     )
     prompts = PromptEncoder(target_source.tokenizer, name=target)
     template = prompts.probe()

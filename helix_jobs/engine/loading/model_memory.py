@@ -32,6 +32,7 @@ def check_device_memory(
     has_int8_copy: bool,
     compiles: bool = False,
     copies_blocks: bool = True,
+    adapter_numbers: int = 0,
 ) -> None:
     """Compare the memory that the models need on the device with its free memory.
 
@@ -43,6 +44,7 @@ def check_device_memory(
         has_int8_copy: Whether an int8 copy of the target drafts.
         compiles: Whether kernels are compiled for int8 layers.
         copies_blocks: Whether a copy is made of a target in blocks.
+        adapter_numbers: See ``ModelPair``.
 
     Raises:
         InsufficientMemoryError: The weights and the smallest useful cache do not fit. The message says what would.
@@ -51,7 +53,13 @@ def check_device_memory(
     if available is None:  # DirectML does not tell; a failing allocation will
         return
     pair = ModelPair(
-        device, _sizes(target), None if draft is None else _sizes(draft), has_int8_copy, compiles, copies_blocks
+        device,
+        _sizes(target),
+        None if draft is None else _sizes(draft),
+        has_int8_copy,
+        compiles,
+        copies_blocks,
+        adapter_numbers,
     )
     memory = pair.memory(chosen)
     if memory.needed > available:

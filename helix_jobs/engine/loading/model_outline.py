@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from transformers import PretrainedConfig
+
     from helix_jobs.engine.loading.model_sizes import ModelSizes
     from helix_jobs.engine.loading.quantized_format import Grain
 
@@ -44,6 +46,7 @@ class ModelOutline:
         file_bytes: Bytes of the files that hold its weights.
         is_here: Whether these are on this machine.
         sizes: How large it is.
+        config: Its configuration.
     """
 
     name: str
@@ -53,6 +56,7 @@ class ModelOutline:
     file_bytes: int
     is_here: bool
     sizes: ModelSizes
+    config: PretrainedConfig
 
     @property
     def has_blocks(self) -> bool:
@@ -85,6 +89,7 @@ def model_outline(name: str, home: Path) -> ModelOutline:
             file_bytes=sum(file.stat().st_size for file in found.files),
             is_here=True,
             sizes=sizes_of(found, config),
+            config=config,
         )
     if name == DEMO_MODEL:
         raise ModelNotFoundError(
@@ -124,6 +129,7 @@ def _from_hub(name: str, described: HubDescription) -> ModelOutline:
         file_bytes=file_bytes,
         is_here=False,
         sizes=sizes,
+        config=config,
     )
 
 

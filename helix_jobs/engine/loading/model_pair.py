@@ -29,6 +29,7 @@ class PairMemory:
     Attributes:
         weights: The target's weights once it is loaded.
         draft: The draft's weights once it is loaded, beyond those that it shares with the target.
+        adapters: The target's adapters.
         loading: The most weights that are in memory at once while models are loaded.
         cache_per_token: Keys and values of a token, in all layers of both models, as long as no window has passed it.
         sections: The sections of both models' layers.
@@ -42,6 +43,7 @@ class PairMemory:
     cache_per_token: int
     smallest_tokens: int
     smallest_states: int = 0
+    adapters: int = 0
     sections: CacheSections = ONE_SECTION
 
     @property
@@ -51,8 +53,8 @@ class PairMemory:
 
     @property
     def loaded(self) -> int:
-        """Weights of both models once they are loaded."""
-        return self.weights + self.draft
+        """Weights of both models and of the adapters once they are loaded."""
+        return self.weights + self.draft + self.adapters
 
     @property
     def smallest_cache(self) -> int:
@@ -76,6 +78,7 @@ class ModelPair:
         wants_int8_copy: Whether an int8 copy of the target drafts, where one is made.
         compiles: Whether kernels are compiled for int8 layers.
         copies_blocks: Whether a copy is made of a target in blocks, see ``DraftSpec``.
+        adapter_numbers: Numbers of the target's adapters, as they are stacked.
     """
 
     device: torch.device
@@ -84,6 +87,7 @@ class ModelPair:
     wants_int8_copy: bool = False
     compiles: bool = False
     copies_blocks: bool = True
+    adapter_numbers: int = 0
 
     @property
     def has_draft(self) -> bool:
@@ -121,6 +125,7 @@ class ModelPair:
             loading = max(loading, (target.int8_bytes(dtype) if chosen.is_int8 else read) + drafts_read)
         elif self._has_int8_copy(chosen):
             drafts, drafting = target.int8_products_bytes + self._kernel_bytes(target), target
+        adapters = self.adapter_numbers * dtype.itemsize
         both = [target] if drafting is None else [target, drafting]
         sections = divide([(one.geometry, one.windows) for one in both], min(one.context for one in both))
         layers = (sections.target, sections.draft)
@@ -131,7 +136,9 @@ class ModelPair:
         return PairMemory(
             weights=weights,
             draft=drafts,
-            loading=max(loading, weights + drafts),
+            adapters=adapters,
+            # Adapters are read first, and wait in the machine's memory: as large as on the device, or twice as large.
+            loading=max(loading, weights + drafts) + (2 * adapters if self.device.type in ("cpu", "mps") else adapters),
             cache_per_token=cache,
             smallest_tokens=min(SMALLEST_CONTEXT, target.context),
             smallest_states=self.state_bytes(chosen, StateConfig(num_slots=1, num_drafts=DEFAULT_MAX_DEPTH)),

@@ -26,7 +26,10 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     if settings.engine == "fake":
         from helix_jobs.engine.fake_engine import FakeEngine
 
-        return FakeEngine.from_environment(max_batch_size=settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE)
+        return FakeEngine.from_environment(
+            max_batch_size=settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE,
+            adapters=tuple(name for name, _ in settings.adapters),
+        )
     from helix_jobs.engine.loading.load_engine import load_engine as load
 
     return load(settings, on_progress)

@@ -7,6 +7,7 @@ pages also count as the process's memory.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.feed_forward import GatedFeedForward, NoFeedForward, PlainFeedForward
 from helix_jobs.engine.model.latents import latent_heads, latent_products
 from helix_jobs.engine.model.layer_inputs import LayerInput, LayerInputs
+from helix_jobs.engine.model.linear_origin import Origins
 from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.model.recurrences import build_recurrence, recurrent_products
 from helix_jobs.engine.model.row_order import gated_order, pair_order, row_order
@@ -78,11 +80,12 @@ class _Assembly:
 
     def decoder(self) -> Decoder:
         description, place = self._description, self._place
-        outer = StoredParts(self._model.base_model, place)
+        origins = Origins()
+        outer = StoredParts(self._model.base_model, place, origins)
         stack = outer.module(description.stack)
         layers, attentions = [], []
         for index, layer in enumerate(description.layers):
-            parts = StoredParts(stack[index], place)
+            parts = StoredParts(stack[index], place, origins.inside(f"{description.stack}.{index}"))
             if layer.attention is not None:
                 attentions.append(self._layer_attention(parts, layer.attention))
             layers.append(self._layer(parts, layer))
@@ -92,7 +95,7 @@ class _Assembly:
         scale = description.embedding_scale
         if description.rounds_embedding_scale:
             scale = float(torch.tensor(scale, dtype=place.dtype))
-        return Decoder(
+        decoder = Decoder(
             attention=DenseAttention(
                 AttentionSpec(
                     geometry=description.geometry,
@@ -113,6 +116,7 @@ class _Assembly:
             logit_cap=description.logit_cap,
             layer_inputs=self._layer_inputs(outer),
         )
+        return replace(decoder, origins=origins.of(decoder.linears()))
 
     def _embedding_and_head(self, outer: StoredParts) -> tuple[Matrix, Linear]:
         """The largest matrices: the model lets go of each as soon as it is taken."""

@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from helix_jobs.engine.config import StateConfig
     from helix_jobs.engine.model.feed_forward import FeedForward
     from helix_jobs.engine.model.layer_inputs import LayerInput, LayerInputs
+    from helix_jobs.engine.model.linear_origin import LinearOrigin
     from helix_jobs.engine.model.norms import Norm
     from helix_jobs.engine.model.query_lift import QueryLift
     from helix_jobs.engine.recurrence.recurrence import Recurrence
     from helix_jobs.engine.recurrence.state_cache import StateCache
+    from helix_jobs.engine.weights.adapter_rows import AdapterSwitch
     from helix_jobs.engine.weights.block_matrix import Matrix
     from helix_jobs.engine.weights.linear import Linear
 
@@ -184,6 +186,9 @@ class Decoder:
         logit_scale: Factor of the logits (Granite).
         logit_cap: Bound of the logits, ``cap * tanh(logits / cap)`` (Gemma 2), or None.
         layer_inputs: Makes the inputs of layers beside the residual (Gemma 4), or None.
+        origins: What each of ``linears()`` is made of, as far as adapters may change it. Whatever exchanges a linear
+            layer puts another one of the same outputs into its place.
+        adapters: The adapters of its products, or None.
         small_steps: A faster way through steps of few tokens, or None.
         native: The compiled kernels that its parts compute with, or None.
     """
@@ -201,6 +206,8 @@ class Decoder:
     logit_scale: float = 1.0
     logit_cap: float | None = None
     layer_inputs: LayerInputs | None = None
+    origins: tuple[LinearOrigin | None, ...] = ()
+    adapters: AdapterSwitch | None = None
     small_steps: SmallSteps | None = None
     native: Kernels | None = None
 

@@ -13,6 +13,7 @@ from helix_jobs.engine.attention.kv_cache import PagedKVCache
 from helix_jobs.engine.config import StateConfig
 from helix_jobs.engine.devices.devices import compiles_each_shape, has_dear_waits
 from helix_jobs.engine.devices.shape_sizes import padded_rows, token_size
+from helix_jobs.engine.model.adapter_plan import AdapterPlan
 from helix_jobs.engine.model.upload import upload
 from helix_jobs.engine.recurrence.state_cache import StateCache
 from helix_jobs.engine.recurrence.state_plan import plan_states
@@ -109,7 +110,8 @@ class ModelRunner:
         # Whether an operator has finished when its call returns. If not, timing one would need a barrier after it.
         self.is_synchronous = decoder.device.type == "cpu"
         self.has_dear_waits = has_dear_waits(decoder.device)
-        self._padded_rows = token_size if compiles_each_shape(decoder.device) else padded_rows
+        self._repeats = compiles_each_shape(decoder.device)
+        self._padded_rows = token_size if self._repeats else padded_rows
         self._clock = AttentionClock() if self.is_synchronous else None
 
     @property
@@ -125,6 +127,10 @@ class ModelRunner:
             further = [attention.plan(slices, self.cache, least_tokens, section) for section in range(1, num_sections)]
             assert all(one.order == plan.order for one in further), "sections pack tokens alike"
             plan = replace(plan, further=tuple(further))
+        switch = self.decoder.adapters
+        if switch is not None and any(one.adapter for one in slices):
+            adapters = AdapterPlan.of(slices, plan, switch.num_adapters, repeats=self._repeats)
+            plan = replace(plan, adapters=adapters)
         if self.states is None:
             return plan
         return replace(plan, states=plan_states(slices, plan.offsets, len(plan.positions), self.states))
@@ -209,6 +215,8 @@ class ModelRunner:
         else:
             given = tokens if ready.known is None else torch.cat((ready.known, tokens))
             tokens = given.index_select(0, ready.inputs)
+        if self.decoder.adapters is not None:
+            self.decoder.adapters.rows = ready.layout.adapters
         # [T, hidden_size], and padding
         hidden = self.decoder.forward(tokens, ready.layout, self.cache, self._clock, self.states)
         rows = ready.logit_rows

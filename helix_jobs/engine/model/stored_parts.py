@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from helix_jobs.engine.model.activations import XieluActivation
+from helix_jobs.engine.model.linear_origin import LinearOrigin
 from helix_jobs.engine.model.norms import HeadLayerNorm, LayerNorm, RmsNorm
 from helix_jobs.engine.model.placement import Float16OverflowError
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from helix_jobs.engine.model.description import NormDescription, ProjectionDescription, RowFactor
+    from helix_jobs.engine.model.linear_origin import Origins
     from helix_jobs.engine.model.norms import Norm
     from helix_jobs.engine.model.placement import Placement
     from helix_jobs.engine.weights.block_matrix import Matrix
@@ -32,11 +34,18 @@ _TILE_WEIGHTS: Final = 1 << 20
 
 
 class StoredParts:
-    """The parts inside one module, such as a layer."""
+    """The parts inside one module, such as a layer.
 
-    def __init__(self, inside: nn.Module, place: Placement) -> None:
+    Args:
+        inside: The module.
+        place: Where they go.
+        origins: Takes note of what linear layers are made of; None where nobody asks.
+    """
+
+    def __init__(self, inside: nn.Module, place: Placement, origins: Origins | None = None) -> None:
         self._inside = inside
         self._place = place
+        self._origins = origins
 
     def module(self, name: str) -> Any:  # noqa: ANN401  (a module's attributes are Tensor | Module)
         """The module of this name, relative to this one."""
@@ -103,8 +112,21 @@ class StoredParts:
             projection: Their names.
             order: ``[out_features]`` which of their rows stands where, each row once; None for their own order.
         """
-        place, modules = self._place, [self.module(name) for name in projection.names]
-        stored = [module.weight for module in modules]
+        modules = [self.module(name) for name in projection.names]
+        made = self._linear(projection, modules, order)
+        if self._origins is not None:
+            prefix = self._origins.prefix
+            # A matrix in blocks is stored as it is multiplied.
+            sizes = tuple(
+                module.weight.shape[projection.is_transposed and isinstance(module.weight, torch.Tensor)]
+                for module in modules
+            )
+            names = tuple(prefix + name for name in projection.names)
+            self._origins.note(made, LinearOrigin(names, sizes, order, projection.factors))
+        return made
+
+    def _linear(self, projection: ProjectionDescription, modules: Sequence[Any], order: torch.Tensor | None) -> Linear:
+        place, stored = self._place, [module.weight for module in modules]
         keeps_blocks = place.keeps_blocks and not projection.factors
         if keeps_blocks and any(isinstance(weight, BlockMatrix) for weight in stored):
             stored = [_as_blocks(weight) for weight in stored]

@@ -61,7 +61,7 @@ TEXT_TOWERS: Final = {
 
 def text_tensors(tensors: Mapping[str, Value]) -> dict[str, Value]:
     """The language model's tensors, under the names that it has alone."""
-    return {_text_name(name): value for name, value in tensors.items() if not _IMAGE_PARTS.match(name)}
+    return {text_name(name): value for name, value in tensors.items() if not _IMAGE_PARTS.match(name)}
 
 
 def is_image_part(tensor: str) -> bool:
@@ -118,7 +118,8 @@ def _text_rope(rope: Any) -> Any:  # noqa: ANN401  (a part of a configuration)
     }
 
 
-def _text_name(tensor: str) -> str:
+def text_name(tensor: str) -> str:
+    """What transformers calls a tensor of the language model in that model alone."""
     for prefix, plain in KEY_MAPPING.items():
         tensor, count = re.subn(prefix, plain, tensor)
         if count:

@@ -28,10 +28,16 @@ class BlockTable:
         prefixes: One for each leading full block that was looked up. They outlive the blocks, so that a preempted
             sequence need not be hashed again.
         num_frozen: How many leading blocks are frozen.
+
+    Args:
+        pool: Where blocks come from.
+        computed_with: What computes the tokens, where it is not the model alone: the digest of an adapter. Only tables
+            with the same one share blocks.
     """
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, computed_with: str | None = None) -> None:
         self._pool = pool
+        self._root = None if computed_with is None else pool.prefix_cache.root(computed_with)
         self.sections: tuple[list[int], ...] = tuple([] for _ in pool.sections.windows)
         self.prefixes: list[Prefix] = []
         self.num_frozen = 0
@@ -107,7 +113,7 @@ class BlockTable:
         """
         wants_filled = for_draft and self._pool.draft_keeps_up
         # Look up all full blocks at once: other sequences may want to wait while this one computes them.
-        self._pool.prefix_cache.extend(self.prefixes, token_ids, len(token_ids) // self._pool.block_size)
+        self._look_up(token_ids, len(token_ids) // self._pool.block_size)
         windows = self._pool.sections.windows
         count = num_tokens // self._pool.block_size
         for section, window in enumerate(windows):
@@ -119,6 +125,10 @@ class BlockTable:
         # Where every layer has a window, nothing else tells how far others have come.
         self._num_common = common if None in windows else count
         return count
+
+    def _look_up(self, token_ids: Sequence[int], num_blocks: int) -> None:
+        """Name the first ``num_blocks`` blocks."""
+        self._pool.prefix_cache.extend(self.prefixes, token_ids, num_blocks, self._root)
 
     def _num_cached(self, section: int, most: int, *, wants_filled: bool) -> int:
         """How many of the first ``most`` blocks are cached, from the first on."""
@@ -213,7 +223,7 @@ class BlockTable:
         self._num_verified = max(self._num_verified, num_full)
         if num_full <= self.num_frozen:
             return
-        self._pool.prefix_cache.extend(self.prefixes, token_ids, num_full)
+        self._look_up(token_ids, num_full)
         self._offer(self.num_frozen, num_full)
         self.num_frozen = num_full
 
@@ -270,7 +280,7 @@ class BlockTable:
         """
         assert self.num_frozen <= min(len(self.blocks), len(self.prefixes)), "frozen blocks are full and have names"
         assert len(set(map(len, self.sections))) == 1, "sections hold the same tokens"
-        parent = None
+        parent = self._root
         for prefix in self.prefixes:
             assert prefix.parent is parent, "a sequence's prefixes are a chain"
             parent = prefix

@@ -25,7 +25,7 @@ class Prefix:
     Content is therefore compared by identity, and prefixes whose hashes collide are never confused.
 
     Attributes:
-        parent: The prefix one block shorter; None before the first block.
+        parent: The prefix one block shorter; before the first block a root, or None.
         token_ids: The tokens of the last block.
         blocks: For each section of layers, the physical block that holds the last block's keys and values; None when it
             is not cached.
@@ -50,6 +50,7 @@ class PrefixCache:
         self._num_sections = num_sections
         # Keyed by the parent's identity and the last block's tokens: no need to hash the whole chain.
         self._known: WeakValueDictionary[tuple[Prefix | None, tuple[int, ...]], Prefix] = WeakValueDictionary()
+        self._roots: dict[str, Prefix] = {}
         self._cached: dict[int, Prefix] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
 
@@ -66,11 +67,27 @@ class PrefixCache:
     def __contains__(self, block: int) -> bool:
         return block in self._cached
 
-    def extend(self, prefixes: list[Prefix], token_ids: Sequence[int], num_blocks: int) -> None:
-        """Append to the prefixes of ``token_ids`` until there is one for each of its first ``num_blocks`` blocks."""
+    def root(self, computed_with: str) -> Prefix:
+        """The empty prefix of tokens that something else computes than the model alone: an adapter, by its digest.
+
+        Every other prefix names its parent, so that prefixes behind different roots are never the same.
+        """
+        return self._roots.setdefault(computed_with, Prefix(None, (), self._num_sections))
+
+    def extend(
+        self, prefixes: list[Prefix], token_ids: Sequence[int], num_blocks: int, root: Prefix | None = None
+    ) -> None:
+        """Append to the prefixes of ``token_ids`` until there is one for each of its first ``num_blocks`` blocks.
+
+        Args:
+            prefixes: So far.
+            token_ids: The tokens.
+            num_blocks: How many prefixes there are to be.
+            root: Where they begin; None for tokens that the model alone computes.
+        """
         size = self._block_size
         for index in range(len(prefixes), num_blocks):
-            parent = prefixes[-1] if prefixes else None
+            parent = prefixes[-1] if prefixes else root
             key = (parent, tuple(token_ids[index * size : (index + 1) * size]))
             prefix = self._known.get(key)
             if prefix is None:

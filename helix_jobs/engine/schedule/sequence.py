@@ -39,6 +39,7 @@ class Sequence:
         may_draft: Whether any drafter may draft for it.
         states: Its states in the target's recurrent layers; None for a target without them.
         draft_states: The same for the draft model.
+        adapter: The target's adapter that computes it, counted from 1; 0 for the target itself.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Sequence:
         may_draft: bool = True,
         states: StateTable | None = None,
         draft_states: StateTable | None = None,
+        adapter: int = 0,
     ) -> None:
         assert request.prompt_token_ids, "requests are encoded before they are queued"
         self.request = request
@@ -66,6 +68,7 @@ class Sequence:
         self.processors = processors if grammar is None or self.params.is_greedy else (*processors, grammar)
         self.grammar = grammar
         self.may_draft = may_draft
+        self.adapter = adapter
         # The log probabilities of its output, and of its prompt from the first scored token on; None: not asked for.
         # Those of the prompt stand with the first choice and belong to all.
         alternatives, prompt_alternatives = self.params.logprobs, self.params.prompt_alternatives
@@ -370,4 +373,5 @@ class Sequence:
             target_steps=self.target_steps,
             dropped_prompt_tokens=self.request.dropped_prompt_tokens,
             choice=self.choice,
+            adapter=self.request.adapter,
         )

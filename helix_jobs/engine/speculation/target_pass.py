@@ -86,7 +86,8 @@ class TargetPass:
         for turn in turns:
             sequence = turn.sequence
             num_tokens, (blocks, *further) = turn.num_known + turn.num_drafted, sequence.table.sections
-            slices.append(TokenSlice(num_tokens, turn.start, blocks, sequence.begin_states(turn.end), further))
+            states, adapter = sequence.begin_states(turn.end), sequence.adapter
+            slices.append(TokenSlice(num_tokens, turn.start, blocks, states, further, adapter))
             tokens.append([*sequence.token_ids[turn.start : turn.end], *turn.draft_ids])
         plan = self._target.plan(slices)
         greedy_rows: list[int] = []

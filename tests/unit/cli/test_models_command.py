@@ -20,7 +20,7 @@ from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from tests.unit.engine.loading.local_hub import serve_hub
 from tests.unit.engine.model_files import edit_config, save_checkpoint, write_gguf
-from tests.unit.engine.tiny_models import tiny_config
+from tests.unit.engine.tiny_models import tiny_config, tiny_model
 
 PLENTY = 10**10
 CPU = torch.device("cpu")
@@ -209,3 +209,22 @@ def test_a_hub_id_by_the_address_of_the_environment(tmp_path):
         assert hub.fetched == ["config.json"]
     assert done.stderr == ""
     assert not (tmp_path / "home").exists()
+
+
+def test_adapters_count_beside_their_target_and_have_to_fit_it(helix, free, tmp_path):
+    from tests.unit.engine.adapters import EVERYTHING, peft_model, save_adapter
+
+    model = tiny_model()
+    folder = save_checkpoint(tmp_path / "m", model)
+    adapter = f"sql={save_adapter(tmp_path / 'sql', peft_model(model, target_modules=EVERYTHING))}"
+    plain, adapted = (
+        told(helix, folder, "--draft", "none", *options)["models"][0]["formats"][0]
+        for options in ((), ("--adapter", adapter))
+    )
+    # Of two layers: rank 4 of three, one, two and one modules that are multiplied at once.
+    columns = 4 * (3 * (48 + 80) + (48 + 48) + 2 * (48 + 160) + (80 + 48))
+    assert (plain["adapter_bytes"], adapted["adapter_bytes"]) == (0, 4 * 2 * columns)
+    assert adapted["cache_tokens"] <= plain["cache_tokens"]
+    other = save_checkpoint(tmp_path / "other", tiny_model(hidden_size=96))
+    shown = told(helix, other, "--draft", "none", "--adapter", adapter, exit_code=1)
+    assert shown["models"][0]["remedy"] == "it is for another model"

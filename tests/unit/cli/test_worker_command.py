@@ -76,3 +76,9 @@ def test_an_option_takes_what_its_variable_takes(effective, helix, name):
 def test_a_grace_time_by_option_may_have_decimals(effective):
     assert effective("--shutdown-grace", "0.5", HELIX_SHUTDOWN_GRACE="7").shutdown_grace == 0.5
     assert effective("--reproducible").reproducible == "on"
+
+
+def test_adapters_are_given_one_by_one_and_go_before_the_setting(effective, tmp_path):
+    given = effective("--adapter", f"a={tmp_path}", "--adapter", "b=/x", HELIX_ADAPTERS="c=/y").adapters
+    assert [(name, str(folder)) for name, folder in given] == [("a", str(tmp_path)), ("b", "/x")]
+    assert [name for name, _ in effective(HELIX_ADAPTERS="c=/y").adapters] == ["c"]

@@ -13,7 +13,7 @@ from helix_jobs.engine.fake_engine import FakeEngine, FakeFaults, fake_output
 from helix_jobs.engine.request import FinishReason, GenerationResult, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.score_choices import ScoreChoices
-from helix_jobs.errors import EngineError, PromptTooLongError
+from helix_jobs.errors import EngineError, InvalidRequestError, PromptTooLongError
 from helix_jobs.token_logprobs import TokenLogprobs
 
 if TYPE_CHECKING:
@@ -214,3 +214,11 @@ def test_log_probabilities_stand_where_they_are_asked_for() -> None:
     assert scored.prompt_logprobs is not None
     assert [text.data for text in scored.prompt_logprobs.texts.values()] == [b"ab", b" c"]
     assert TokenLogprobs.from_bytes(scored.prompt_logprobs.to_bytes()).texts == scored.prompt_logprobs.texts
+
+
+def test_it_knows_its_adapters_by_name() -> None:
+    engine = FakeEngine(adapters=("sql",))
+    asked = Request(request_id="r", sampling_params=SamplingParams(), seed=0, prompt="a b", adapter="sql")
+    assert [result.adapter for result in drain(engine, asked).values()] == ["sql"]
+    with pytest.raises(InvalidRequestError, match="adapter: 'fr' is not loaded; give one of sql, or remove the field"):
+        engine.encode(replace(asked, adapter="fr"))

@@ -85,3 +85,10 @@ def test_the_prompt_counts_once_among_several_choices() -> None:
     assert [(row.choice, row.output_text) for row in decision.answers] == [(0, RESULT.output_text), (1, "1"), (2, "2")]
     assert [row.prompt_tokens for row in decision.answers] == [RESULT.prompt_tokens, 0, 0]
     assert [row.completion_tokens for row in decision.answers] == [4, 4, 4]
+
+
+def test_a_result_row_names_the_adapter_in_the_model_s_place() -> None:
+    for adapter, named in (("sql", "sql"), (None, "fake-target")):
+        decision = decide(Generated(replace(RESULT, adapter=adapter), RUN), info=FakeEngine().info, waited_seconds=0.0)
+        assert isinstance(decision, Succeed)
+        assert decision.answers[0].target_model == named

@@ -153,13 +153,16 @@ class NativeInt8Decoder:
 
     @staticmethod
     def serves(layout: StepLayout, cache: PagedKVCache) -> bool:
-        """Whether this way through a step is correct and faster. The compiled code knows one section of layers.
+        """Whether this way through a step is correct and faster.
+
+        The compiled code knows one section of layers, and the model's own weights, no adapters.
 
         The compiled code attends for a slice as soon as it has written that slice's keys and values. The draft model's
         slices may read what another slice writes in the same step. Such slices share a whole block and have a token
         each behind it, so they never fit into a step of at most a block's tokens.
         """
-        return layout.num_tokens <= min(MAX_TOKENS, cache.block_size) and not layout.further
+        is_plain = not layout.further and layout.adapters is None
+        return is_plain and layout.num_tokens <= min(MAX_TOKENS, cache.block_size)
 
     def forward(
         self, hidden: torch.Tensor, layout: StepLayout, cache: PagedKVCache, clock: AttentionClock | None = None

@@ -9,12 +9,16 @@ import torch
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
+from helix_jobs.engine.loading.load_engine import add_adapters
 from helix_jobs.engine.model.assembly import build_decoder
 from tests.unit.engine.devices.simulated_directml import built_on_device
 from tests.unit.engine.tiny_models import VOCAB_SIZE, copy_of, tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from helix_jobs.engine.speculation.depth.costs import CostProfile
+    from helix_jobs.engine.weights.adapter import Adapter
 
 
 def draft_of(target: Any) -> Any:
@@ -45,6 +49,7 @@ def engine_of(
     speculation: SpeculationConfig,
     *,
     costs: CostProfile | None = None,
+    adapters: Sequence[Adapter] = (),
     **cache: int,
 ) -> Engine:
     models = LoadedModels(
@@ -55,5 +60,7 @@ def engine_of(
         vocab_size=VOCAB_SIZE,
         max_context=256,
     )
+    if adapters:
+        models = add_adapters(models, adapters)
     config = EngineConfig(max_batch_size=6, token_budget=12, speculation=speculation)
     return Engine(models, config, CacheConfig(**{"num_blocks": 30, "block_size": 4, **cache}), costs)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 import venv
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,7 @@ from helix_jobs.engine.loading.model_loader import get_device, load_models
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.speculation.depth.profile import measure_costs
 from helix_jobs.errors import UnsupportedArchitectureError
+from tests.unit.engine.adapters_at_random import random_adapter
 from tests.unit.engine.devices.placed_models import draft_of, engine_of, loaded_on_device, loaded_on_host
 from tests.unit.engine.devices.simulated_directml import DIRECTML, DirectmlTensor, SimulatedDirectml
 from tests.unit.engine.model_files import save_checkpoint
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from helix_jobs.engine.request import GenerationResult, Request
 
 DTYPES = [torch.float32, torch.float16]
+ADAPTED = [
+    f"layers.{layer}.{name}" for layer in (0, 1) for name in ("self_attn.q_proj", "mlp.up_proj", "mlp.down_proj")
+]
 
 
 def work() -> list[Request]:
@@ -106,6 +111,35 @@ def test_a_whole_generation_keeps_to_the_rules(
         # Sampled sequences draft otherwise here: their outputs have the same distribution and are others.
         greedy = [index for index, one in enumerate(work()) if one.sampling_params.is_greedy]
         assert len(greedy) == len(outputs) - 1
+        assert [outputs[index] for index in greedy] == [expected[index] for index in greedy]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_adapters_keep_to_the_rules_and_to_few_shapes(device: SimulatedDirectml, dtype: torch.dtype) -> None:
+    with device.left():
+        model = tiny_model(seed=3)
+        adapters = [random_adapter(name, model, ADAPTED, rank) for rank, name in enumerate("abc", 2)]
+    speculation = SpeculationConfig(depth=3, adaptive=False, drafters=("lookup",))
+    target = loaded_on_device("target", model, dtype)
+    engine = engine_of(target, loaded_on_device("draft", model, dtype), speculation, adapters=adapters)
+    owners = [None, "a", "b", "a", None, "c", "b"]
+    asked = [replace(one, adapter=owner) for one, owner in zip(work(), owners, strict=True)]
+    outputs = finished(engine.generate(asked))
+    engine.check_integrity()
+    assert device.operators <= tried_by_doctor()
+    shapes = len(device.shapes)
+    # The same requests by other adapters: whichever are in a step, shapes are the same.
+    again = [replace(one, request_id=f"again{one.request_id}", adapter=one.adapter and "c") for one in asked]
+    finished(engine.generate(again))
+    assert len(device.shapes) <= 1.1 * shapes
+    if dtype is torch.float32:
+        with device.left():
+            host = engine_of(
+                loaded_on_host("target", model, dtype), loaded_on_host("draft", model, dtype), speculation,
+                adapters=adapters,
+            )  # fmt: skip
+            expected = finished(host.generate(asked))
+        greedy = [index for index, one in enumerate(asked) if one.sampling_params.is_greedy]
         assert [outputs[index] for index in greedy] == [expected[index] for index in greedy]
 
 
