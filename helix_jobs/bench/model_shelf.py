@@ -11,6 +11,7 @@ from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, NO_DRAFT, EngineConfig,
 from helix_jobs.engine.devices.devices import free_memory, total_memory
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loading.attention_trial import with_faster_attention
+from helix_jobs.engine.loading.cache_format import block_bytes
 from helix_jobs.engine.loading.cache_size import choose_cache
 from helix_jobs.engine.loading.load_engine import with_compiled_kernels, without_slow_int8
 from helix_jobs.engine.loading.model_loader import describe_device, get_device, load_models
@@ -48,11 +49,17 @@ class ModelShelf:
                 self._models[draft] = replace(self.models, draft=None)
                 continue
             loaded = load_models(
-                plan.target, draft, device=device, dtype=plan.dtype, home=plan.home, on_progress=on_progress
+                plan.target,
+                draft,
+                device=device,
+                dtype=plan.dtype,
+                home=plan.home,
+                on_progress=on_progress,
+                kv_cache_dtype=plan.kv_cache_dtype,
             )
             loaded = with_compiled_kernels(loaded, plan.compile, plan.home / "native", on_progress)
             loaded = without_slow_int8(loaded, on_progress)
-            loaded = with_faster_attention(loaded, plan.home / "profiles", on_progress)
+            loaded = with_faster_attention(loaded, plan.home / "profiles", on_progress, plan.kv_cache_dtype)
             # All modes share the first target, so that they differ only in the draft.
             self._models[draft] = (
                 replace(loaded, target=self.models.target)
@@ -142,7 +149,7 @@ class ModelShelf:
         if models.draft is not None:
             decoders.append(models.draft.decoder)
         cache = choose_cache(
-            block_bytes=sum(one.geometry.block_bytes(DEFAULT_BLOCK_SIZE, one.dtype) for one in decoders),
+            block_bytes=sum(block_bytes(one, self._plan.kv_cache_dtype) for one in decoders),
             kv_cache_mb=self._plan.kv_cache_mb,
             free_bytes=free_memory(self.device),
             on_host=self.device.type in ("cpu", "mps"),
@@ -150,6 +157,7 @@ class ModelShelf:
             max_model_len=longest(requests),
             depth=MAX_SPECULATION_DEPTH,
         )
+        cache = replace(cache, dtype=self._plan.kv_cache_dtype)
         engine = Engine(models, config, cache, self._costs.get((mode, batch_size)))
         measured = engine.cost_profile()
         if measured is not None:
@@ -158,9 +166,8 @@ class ModelShelf:
 
     def kv_cache_bytes(self, batch_size: int, requests: Sequence[EncodedRequest]) -> int:
         """Keys and values of a full batch of such requests."""
-        geometry, dtype = self.decoder.geometry, self.decoder.dtype
         blocks = batch_size * -(-longest(requests) // DEFAULT_BLOCK_SIZE)
-        return blocks * geometry.block_bytes(DEFAULT_BLOCK_SIZE, dtype)
+        return blocks * block_bytes(self.decoder, self._plan.kv_cache_dtype)
 
     def _encode(self, request: Request) -> tuple[int, ...]:
         if request.messages is not None and not self.models.tokenizer.chat_template:

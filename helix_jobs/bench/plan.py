@@ -31,6 +31,7 @@ class BenchPlan:
         compile: ``auto``, ``on`` or ``off``, see ``with_compiled_kernels``.
         reproducible: ``auto`` or ``on``, see ``make_reproducible``.
         kv_cache_mb: Limit of keys and values; None fits the workload.
+        kv_cache_dtype: Number format of keys and values, as in ``Settings``.
         peers: Pairs of a peer's name and its interpreter.
         sample: Number of requests, or None.
         seed: Which prompts are picked.
@@ -51,6 +52,7 @@ class BenchPlan:
     compile: str = "auto"
     reproducible: str = "auto"
     kv_cache_mb: int | None = None
+    kv_cache_dtype: str = "auto"
     peers: tuple[tuple[str, str], ...] = ()
     sample: int | None = None
     seed: int = 7
@@ -99,4 +101,5 @@ class BenchPlan:
             "forced_greedy": bool(self.peers),
             "repeat": self.repeat,
             "kv_cache_mb": self.kv_cache_mb,
+            "kv_cache_dtype": self.kv_cache_dtype,
         }

@@ -29,7 +29,9 @@ _FITS: Final = {True: ("yes", "green"), False: ("no", "red"), None: ("unknown", 
     "models", cls=HelixCommand, context_settings=CONTEXT_SETTINGS, short_help="Say what models need on this machine."
 )
 @click.argument("names", nargs=-1, metavar="[MODEL]...")
-@setting_options("draft_model", "adapters", "device", "dtype", "max_batch_size", "speculation_depth", "kv_cache_mb")
+@setting_options(
+    "draft_model", "adapters", "device", "dtype", "max_batch_size", "speculation_depth", "kv_cache_mb", "kv_cache_dtype"
+)
 @click.option(
     "--context",
     type=click.IntRange(min=1),
@@ -66,13 +68,17 @@ def models(
                 "device": place.description,
                 "free_bytes": place.available,
                 "draft": effective.draft_model,
+                "kv_cache_dtype": effective.kv_cache_dtype,
                 "models": [_report_json(report) for report in reports],
             }
         )
     else:
         console = make_console()
         free = "does not tell its free memory" if place.available is None else f"{rough_size(place.available)} free"
-        console.print(printable(f"{place.description}, {free}; draft {effective.draft_model}"), soft_wrap=True)
+        used = f"draft {effective.draft_model}"
+        if effective.kv_cache_dtype != "auto":
+            used += f", KV cache {effective.kv_cache_dtype}"
+        console.print(printable(f"{place.description}, {free}; {used}"), soft_wrap=True)
         for report in reports:
             console.print()
             _print_report(console, report)

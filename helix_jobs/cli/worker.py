@@ -47,6 +47,7 @@ class _WorkerCommand(HelixCommand):
     "token_budget",
     "speculation_depth",
     "kv_cache_mb",
+    "kv_cache_dtype",
     "shutdown_grace",
     "job_timeout",
 )

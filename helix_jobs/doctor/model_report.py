@@ -9,6 +9,7 @@ from helix_jobs.doctor.verdict import finding_and_remedy
 from helix_jobs.engine.config import NO_DRAFT
 from helix_jobs.engine.devices.devices import describe_device, free_memory
 from helix_jobs.engine.kernels.cpu.build import compiles_kernels
+from helix_jobs.engine.loading.cache_format import check_cache_device, check_cache_geometry
 from helix_jobs.engine.loading.draft_spec import DraftSpec
 from helix_jobs.engine.loading.model_adapters import check_adapters
 from helix_jobs.engine.loading.model_fit import Fit, fit
@@ -94,17 +95,21 @@ def report_models(
         context: Tokens of a sequence, prompt and output together; None takes each model's own limit.
 
     Raises:
-        ConfigurationError: The draft or the dtype cannot be had on this device.
+        ConfigurationError: The draft, the dtype or that of the cache cannot be had on this device.
         ModelError: The draft model or an adapter is not served, or not found.
     """
+    check_cache_device(settings.kv_cache_dtype, place.device)
     spec = DraftSpec.parse(settings.draft_model)
     draft = NO_DRAFT if settings.speculation_depth == 0 else spec.model
     beside = None if draft in (NO_DRAFT, INT8) else model_outline(draft, settings.home)
     adapters = [read_adapter(name, folder) for name, folder in settings.adapters]
+    if beside is not None:
+        check_cache_geometry(settings.kv_cache_dtype, draft, beside.sizes.geometry)
     reports = []
     for name in names:
         try:
             outline = model_outline(name, settings.home)
+            check_cache_geometry(settings.kv_cache_dtype, name, outline.sizes.geometry)
             if settings.dtype == PACKED:
                 check_packs(name, place.device, has_blocks=outline.has_blocks)
             numbers = check_adapters(name, outline.config, adapters)
@@ -120,6 +125,7 @@ def report_models(
             compiles_kernels(place.device, settings.compile),
             spec.copies_blocks,
             numbers,
+            settings.kv_cache_dtype,
         )
         reports.append(_report(outline, pair, settings, context, place.available))
     return reports

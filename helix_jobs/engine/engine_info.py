@@ -49,6 +49,7 @@ def engine_info(
         num_blocks=cache.num_blocks,
         block_size=cache.block_size,
         kv_cache_bytes=kv_cache_bytes,
+        kv_cache_dtype=cache.dtype,
         chat=models.chat_forms.in_words,
         adapters=tuple(one.name for one in models.adapters),
     )

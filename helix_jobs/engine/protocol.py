@@ -34,6 +34,7 @@ class EngineInfo:
         kv_cache_bytes: Keys and values of target and draft together.
         chat: What a request may ask of a chat with the target, in words.
         adapters: Names of the adapters that requests may choose.
+        kv_cache_dtype: ``int8`` for keys and values of 8 bits; ``auto`` for the target's own dtype.
     """
 
     target_model: str
@@ -51,6 +52,12 @@ class EngineInfo:
     overflows_float16: bool = False
     is_reproducible: bool = False
     adapters: tuple[str, ...] = ()
+    kv_cache_dtype: str = "auto"
+
+    @property
+    def dtypes(self) -> str:
+        """``dtype``, and that of the cache where it is another; results say this, as both change answers."""
+        return self.dtype if self.kv_cache_dtype == "auto" else f"{self.dtype}, KV {self.kv_cache_dtype}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

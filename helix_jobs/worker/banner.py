@@ -37,7 +37,7 @@ class WorkerBanner:
             ("answers", _answers(info)),
             ("chat", info.chat),
             ("slots", f"{info.max_batch_size}, up to {info.max_model_len} tokens each"),
-            ("KV cache", cache),
+            ("KV cache", cache if info.kv_cache_dtype == "auto" else f"{cache}; {_quantised_cache(info)}"),
             ("broker", self.broker),
             ("database", self.database),
             *([("metrics", self.metrics)] if self.metrics is not None else []),
@@ -45,12 +45,16 @@ class WorkerBanner:
 
 
 def _dtype(info: EngineInfo) -> str:
-    """Describe the number type. An int8 target is the one setting that changes answers, so the banner shows it."""
+    """Describe the number type. An int8 target changes answers, so the banner says what results say."""
     if info.overflows_float16:
         return f"{info.dtype} (the target does not fit float16's range; this takes twice the memory)"
     if info.dtype == "int8":
         return "int8 (the target itself is quantised; results say int8)"
     return info.dtype
+
+
+def _quantised_cache(info: EngineInfo) -> str:
+    return f"{info.kv_cache_dtype} with a scale for each token's head (results say {info.dtypes})"
 
 
 def _answers(info: EngineInfo) -> str:

@@ -115,7 +115,7 @@ def _row(answer: GenerationResult, info: EngineInfo, waited_seconds: float) -> R
         target_model=answer.adapter or info.target_model,
         draft_model=info.draft_model,
         device=info.device,
-        dtype=info.dtype,
+        dtype=info.dtypes,
         is_valid=answer.is_valid,
         dropped_prompt_tokens=answer.dropped_prompt_tokens,
         cumulative_logprob=answer.cumulative_logprob,

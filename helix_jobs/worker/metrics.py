@@ -163,7 +163,7 @@ def worker_samples(figures: WorkerFigures) -> dict[str, Samples]:
         info.target_model,
         info.draft_model or "none",
         info.device,
-        info.dtype,
+        info.dtypes,
     )
     phases = ("schedule", "draft", "target", "attention", "verify")
     return {

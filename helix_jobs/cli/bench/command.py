@@ -33,7 +33,7 @@ from helix_jobs.cli.bench.schemas import schemas
 from helix_jobs.cli.bench.structured import structured
 from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, settings_option
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.settings import DTYPES
+from helix_jobs.settings import DTYPES, KV_CACHE_DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,6 +126,11 @@ def _bench_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--kv-cache-mb", type=click.IntRange(min=1), help="Limit for keys and values [default: what fits]."
         ),
+        click.option(
+            "--kv-cache-dtype",
+            type=click.Choice(KV_CACHE_DTYPES),
+            help="Number format of keys and values [default: HELIX_KV_CACHE_DTYPE].",
+        ),
         json_option,
         click.option(
             "--chart",
@@ -217,6 +222,7 @@ def _plan(
     options["compile"] = settings.compile if compile_kernels is None else "on" if compile_kernels else "off"
     options["device"] = options["device"] or settings.device
     options["kv_cache_mb"] = options["kv_cache_mb"] or settings.kv_cache_mb
+    options["kv_cache_dtype"] = options["kv_cache_dtype"] or settings.kv_cache_dtype
     command = shlex.join(["helix", *sys.argv[1:]])
     return BenchPlan(
         command=command, workload=workload.name, modes=modes, peers=interpreters, home=settings.make_home(), **options

@@ -88,6 +88,7 @@ def structured(
         compile=settings.compile,
         reproducible=settings.reproducible,
         kv_cache_mb=settings.kv_cache_mb,
+        kv_cache_dtype=settings.kv_cache_dtype,
         **options,
     )
     say("starting")

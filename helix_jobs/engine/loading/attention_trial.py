@@ -47,7 +47,10 @@ _FUSED, _PLAIN = "sdpa", "dense"
 
 
 def with_faster_attention(
-    models: LoadedModels, folder: Path, on_progress: Callable[[str], None] | None = None
+    models: LoadedModels,
+    folder: Path,
+    on_progress: Callable[[str], None] | None = None,
+    kv_cache_dtype: str = "auto",
 ) -> LoadedModels:
     """Let each model that attends in plain matrix products use torch's fused operator where that is faster.
 
@@ -57,25 +60,31 @@ def with_faster_attention(
         models: Loaded models, with compiled kernels where there are any.
         folder: Keeps the verdicts.
         on_progress: Receives one line when a trial begins.
+        kv_cache_dtype: HELIX_KV_CACHE_DTYPE.
     """
     if models.device.type not in _DEVICES:
         return models
     report = on_progress or logger.info
-    draft = None if models.draft is None else _with_faster_attention(models.draft, folder, report)
-    return replace(models, target=_with_faster_attention(models.target, folder, report), draft=draft)
+
+    def changed(model: LoadedModel) -> LoadedModel:
+        return _with_faster_attention(model, folder, report, kv_cache_dtype)
+
+    return replace(models, target=changed(models.target), draft=None if models.draft is None else changed(models.draft))
 
 
-def _with_faster_attention(model: LoadedModel, folder: Path, report: Callable[[str], None]) -> LoadedModel:
+def _with_faster_attention(
+    model: LoadedModel, folder: Path, report: Callable[[str], None], kv_cache_dtype: str
+) -> LoadedModel:
     decoder = model.decoder
     attention = decoder.attention
     if attention.kernels != DenseAttention.kernels or not SdpaAttention.serves(attention.spec):
         return model
-    if not is_faster(decoder, folder, report):
+    if not is_faster(decoder, folder, report, kv_cache_dtype):
         return model
     return replace(model, decoder=replace(decoder, attention=SdpaAttention(decoder.attention.spec)))
 
 
-def is_faster(decoder: Decoder, folder: Path, report: Callable[[str], None]) -> bool:
+def is_faster(decoder: Decoder, folder: Path, report: Callable[[str], None], kv_cache_dtype: str = "auto") -> bool:
     """Whether the fused operator is right and faster for this model here; from the file if it was tried before."""
     spec = decoder.attention.spec
     identity = {
@@ -88,6 +97,8 @@ def is_faster(decoder: Decoder, folder: Path, report: Callable[[str], None]) -> 
             + ("" if shape.has_values else f", values the first {shape.value_width}")
             for shape in spec.geometry.shapes
         ),
+        # Not named where it is the model's own, so that verdicts of earlier versions stay.
+        **({} if kv_cache_dtype == "auto" else {"kv_cache": kv_cache_dtype}),
     }
     file = KeptFile(folder, "attention", identity)
     kept = file.read()
@@ -95,7 +106,7 @@ def is_faster(decoder: Decoder, folder: Path, report: Callable[[str], None]) -> 
         return bool(kept["verdict"] == _FUSED)
     report("trying which attention is faster here, once for this model")
     try:
-        seconds = _try(spec, decoder.dtype, decoder.device)
+        seconds = _try(spec, decoder.dtype, decoder.device, kv_cache_dtype)
     except Exception as error:  # a driver may raise anything; plain products remain
         logger.info("torch's fused attention fails on %s", identity["device"], exc_info=True)
         if is_out_of_memory(error):
@@ -113,7 +124,9 @@ def pays(seconds: Sequence[tuple[float, float]]) -> bool:
 
 
 @torch.inference_mode()
-def _try(spec: AttentionSpec, dtype: torch.dtype, device: torch.device) -> list[tuple[float, float]] | None:
+def _try(
+    spec: AttentionSpec, dtype: torch.dtype, device: torch.device, kv_cache_dtype: str
+) -> list[tuple[float, float]] | None:
     """Seconds of the attention of a layer of each shape, by plain products and by the fused operator.
 
     None where results differ.
@@ -123,14 +136,16 @@ def _try(spec: AttentionSpec, dtype: torch.dtype, device: torch.device) -> list[
         one_layer = replace(
             spec, geometry=CacheGeometry(layers=(shape,)), layers=(LayerAttention(spec.layers[0].scaling),)
         )
-        seconds = _try_layer(one_layer, dtype, device)
+        seconds = _try_layer(one_layer, dtype, device, kv_cache_dtype)
         if seconds is None:
             return None
         found += seconds
     return found
 
 
-def _try_layer(one_layer: AttentionSpec, dtype: torch.dtype, device: torch.device) -> list[tuple[float, float]] | None:
+def _try_layer(
+    one_layer: AttentionSpec, dtype: torch.dtype, device: torch.device, kv_cache_dtype: str
+) -> list[tuple[float, float]] | None:
     """``_try`` for the only layer of ``one_layer``."""
     backends = (DenseAttention(one_layer), SdpaAttention(one_layer))
     generator = torch.Generator().manual_seed(3)
@@ -140,12 +155,12 @@ def _try_layer(one_layer: AttentionSpec, dtype: torch.dtype, device: torch.devic
 
     num_shared = _CONTEXT // DEFAULT_BLOCK_SIZE
     own = max(count * -(-new // DEFAULT_BLOCK_SIZE) for count, new in _KINDS)
-    cache = PagedKVCache(
-        one_layer.geometry, CacheConfig(num_blocks=num_shared + own, block_size=DEFAULT_BLOCK_SIZE), dtype, device
-    )
-    for pool in (*cache.keys, *cache.values):
-        pool.copy_(numbers(*pool.shape))
+    config = CacheConfig(num_blocks=num_shared + own, block_size=DEFAULT_BLOCK_SIZE, dtype=kv_cache_dtype)
+    cache = PagedKVCache(one_layer.geometry, config, dtype, device)
     (shape,) = one_layer.geometry.layers
+    rows = config.num_blocks * DEFAULT_BLOCK_SIZE * shape.num_kv_heads
+    values = numbers(rows, shape.value_width) if shape.has_values else None
+    cache.write(0, torch.arange(rows, device=device), numbers(rows, shape.head_dim), values)
     width = one_layer.num_heads * shape.head_dim + shape.token_elements
     found = []
     for count, new in _KINDS:

@@ -18,6 +18,7 @@ from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import kernel_head_dim, native_of, with_native
 from helix_jobs.engine.loaded_models import LoadedAdapter
 from helix_jobs.engine.loading.attention_trial import with_faster_attention
+from helix_jobs.engine.loading.cache_format import check_cache_device
 from helix_jobs.engine.loading.draft_spec import DraftSpec
 from helix_jobs.engine.loading.model_loader import get_device, load_models
 from helix_jobs.engine.loading.peft_adapter import read_adapter
@@ -49,6 +50,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
         ModelError: The models cannot be served here; the subclasses say why.
     """
     device = get_device(settings.device)
+    check_cache_device(settings.kv_cache_dtype, device)
     draft = DraftSpec.parse(settings.draft_model)
     profiles = settings.home / "profiles"
     check_device(device, format_of(settings.dtype, device, None).dtype, profiles, on_progress)
@@ -69,12 +71,13 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
         compiles=compiles_kernels(device, settings.compile),
         copies_blocks=draft.copies_blocks,
         adapters=adapters,
+        kv_cache_dtype=settings.kv_cache_dtype,
     )
     models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
     if settings.dtype != PACKED:
         models = without_slow_blocks(models, on_progress)
     models = without_slow_int8(models, on_progress)
-    models = with_faster_attention(models, profiles, on_progress)
+    models = with_faster_attention(models, profiles, on_progress, settings.kv_cache_dtype)
     if adapters:
         models = add_adapters(models, [one.adapter for one in adapters], on_progress)
     else:
@@ -87,10 +90,10 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
         token_budget=limits.token_budget,
         speculation=speculation_config(settings.speculation_depth, draft),
     )
-    cache = cache_config(models, config, settings.kv_cache_mb)
+    cache = cache_config(models, config, settings.kv_cache_mb, settings.kv_cache_dtype)
     if not (config.speculation.adaptive and config.speculation.is_on and (models.draft or draft.drafters)):
         return Engine(models, config, cache)
-    file = CostProfileFile(profiles, _identity(models, config))
+    file = CostProfileFile(profiles, _identity(models, config, settings.kv_cache_dtype))
     kept = file.read()
     if kept is None and on_progress is not None:
         on_progress("measuring what steps cost here, once for these models")
@@ -203,7 +206,7 @@ def speculation_config(depth: int | None, draft: DraftSpec) -> SpeculationConfig
     return SpeculationConfig(depth=depth, adaptive=False, drafters=draft.drafters if depth else ())
 
 
-def _identity(models: LoadedModels, config: EngineConfig) -> dict[str, str]:
+def _identity(models: LoadedModels, config: EngineConfig, kv_cache_dtype: str) -> dict[str, str]:
     """The identity for which a cost profile is valid."""
     return {
         "device": describe_device(models.device),
@@ -216,4 +219,6 @@ def _identity(models: LoadedModels, config: EngineConfig) -> dict[str, str]:
         "reproducible": str(models.target.is_reproducible),
         "max_batch_size": str(config.max_batch_size),
         "max_depth": str(config.speculation.max_depth),
+        # Not named where it is the model's own, so that profiles of earlier versions stay valid.
+        **({} if kv_cache_dtype == "auto" else {"kv_cache": kv_cache_dtype}),
     }

@@ -24,6 +24,7 @@ from helix_jobs.engine.devices.devices import (
     resolve_dtype,
 )
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
+from helix_jobs.engine.loading.cache_format import check_cache_device, check_cache_geometry
 from helix_jobs.engine.loading.model_adapters import check_adapters
 from helix_jobs.engine.loading.model_memory import check_device_memory, check_host_memory
 from helix_jobs.engine.loading.model_pair import makes_int8_copy
@@ -144,6 +145,7 @@ def load_models(
     compiles: bool = False,
     copies_blocks: bool = True,
     adapters: Sequence[PeftAdapter] = (),
+    kv_cache_dtype: str = "auto",
 ) -> LoadedModels:
     """Load target and draft onto the device.
 
@@ -157,6 +159,7 @@ def load_models(
         compiles: Whether kernels will be compiled for int8 layers, which hold some of the weights once more.
         copies_blocks: Whether the draft ``int8`` is made of a target in blocks, see ``DraftSpec``.
         adapters: Are to be served with the target. They are checked here, and added later: see ``add_adapters``.
+        kv_cache_dtype: HELIX_KV_CACHE_DTYPE.
 
     Raises:
         ModelNotFoundError: No such model, or only a pickle of it.
@@ -164,12 +167,16 @@ def load_models(
         TokenizerMismatchError: Target and draft do not share a vocabulary.
         InsufficientMemoryError: The device cannot hold the weights and the smallest useful cache.
         ModelError: The files are damaged or incomplete.
-        ConfigurationError: The dtype is unknown or not supported on this device.
+        ConfigurationError: The dtype, or that of the cache, is unknown or not supported on this device or for a model.
     """
     report = on_progress or logger.info
+    check_cache_device(kv_cache_dtype, device)
     prepare_device(device)
     target_source = open_source(target, home, report)
     draft_source = None if draft in (INT8, NO_DRAFT) else open_source(draft, home, report)
+    for source in (target_source, draft_source):
+        if source is not None:
+            check_cache_geometry(kv_cache_dtype, source.checkpoint.name, describe(source.config).geometry)
     stored = target_source.checkpoint
     if dtype == PACKED:
         check_packs(target, device, has_blocks=stored.has_blocks)
@@ -187,6 +194,7 @@ def load_models(
         compiles=compiles,
         copies_blocks=copies_blocks,
         adapter_numbers=check_adapters(target, target_source.config, adapters),
+        kv_cache_dtype=kv_cache_dtype,
     )
     prompts = PromptEncoder(target_source.tokenizer, name=target)
     template = prompts.probe()

@@ -33,6 +33,7 @@ def check_device_memory(
     compiles: bool = False,
     copies_blocks: bool = True,
     adapter_numbers: int = 0,
+    kv_cache_dtype: str = "auto",
 ) -> None:
     """Compare the memory that the models need on the device with its free memory.
 
@@ -45,6 +46,7 @@ def check_device_memory(
         compiles: Whether kernels are compiled for int8 layers.
         copies_blocks: Whether a copy is made of a target in blocks.
         adapter_numbers: See ``ModelPair``.
+        kv_cache_dtype: HELIX_KV_CACHE_DTYPE.
 
     Raises:
         InsufficientMemoryError: The weights and the smallest useful cache do not fit. The message says what would.
@@ -60,6 +62,7 @@ def check_device_memory(
         compiles,
         copies_blocks,
         adapter_numbers,
+        kv_cache_dtype,
     )
     memory = pair.memory(chosen)
     if memory.needed > available:

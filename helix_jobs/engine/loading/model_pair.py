@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.engine.attention.stored_rows import stored_dtype
 from helix_jobs.engine.cache_sections import ONE_SECTION, CacheSections
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, DEFAULT_MAX_DEPTH, StateConfig
 from helix_jobs.engine.loading.weight_format import formats_for
@@ -79,6 +80,7 @@ class ModelPair:
         compiles: Whether kernels are compiled for int8 layers.
         copies_blocks: Whether a copy is made of a target in blocks, see ``DraftSpec``.
         adapter_numbers: Numbers of the target's adapters, as they are stacked.
+        kv_cache_dtype: HELIX_KV_CACHE_DTYPE.
     """
 
     device: torch.device
@@ -88,6 +90,7 @@ class ModelPair:
     compiles: bool = False
     copies_blocks: bool = True
     adapter_numbers: int = 0
+    kv_cache_dtype: str = "auto"
 
     @property
     def has_draft(self) -> bool:
@@ -129,8 +132,9 @@ class ModelPair:
         both = [target] if drafting is None else [target, drafting]
         sections = divide([(one.geometry, one.windows) for one in both], min(one.context for one in both))
         layers = (sections.target, sections.draft)
+        stored = stored_dtype(self.kv_cache_dtype, dtype)
         cache = sum(
-            block_bytes(one.geometry, own, 1, dtype) * len(sections.windows)
+            block_bytes(one.geometry, own, 1, stored) * len(sections.windows)
             for one, own in zip(both, layers, strict=False)
         )
         return PairMemory(

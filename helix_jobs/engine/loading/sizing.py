@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from helix_jobs.engine.attention.stored_rows import stored_dtype
 from helix_jobs.engine.config import (
     DEFAULT_BLOCK_SIZE,
     DEFAULT_MAX_DEPTH,
@@ -27,8 +29,16 @@ if TYPE_CHECKING:
     from helix_jobs.settings import Settings
 
 
-def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | None) -> CacheConfig:
+def cache_config(
+    models: LoadedModels, config: EngineConfig, kv_cache_mb: int | None, kv_cache_dtype: str = "auto"
+) -> CacheConfig:
     """Size the block pool for these models on their device.
+
+    Args:
+        models: Loaded models.
+        config: The engine's limits.
+        kv_cache_mb: HELIX_KV_CACHE_MB; None sizes by free memory.
+        kv_cache_dtype: HELIX_KV_CACHE_DTYPE.
 
     Raises:
         InsufficientMemoryError: Not even one sequence of a few blocks fits.
@@ -37,13 +47,13 @@ def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | 
     device = models.device
     free_bytes = _free_memory(models)
     sections = _sections(models)
-    one_block = _block_bytes(models, sections)
+    one_block = _block_bytes(models, sections, kv_cache_dtype)
     step_tokens = config.step_tokens
     max_keys = models.max_context
     if free_bytes is not None:
         max_keys = min(max_keys, sections.capacity(max(1, free_bytes // one_block), step_tokens, DEFAULT_BLOCK_SIZE))
     largest_step = max(step_bytes(one, config, max_keys) for one in decoders)
-    return choose_cache(
+    cache = choose_cache(
         block_bytes=one_block,
         sections=sections,
         step_tokens=step_tokens,
@@ -65,6 +75,7 @@ def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | 
         state_bytes=_state_bytes(decoders, config.max_batch_size, config.speculation.ceiling),
         snapshot_bytes=target.state_bytes(StateConfig(num_slots=0, num_snapshots=1)) - target.state_bytes(NO_STATES),
     )
+    return replace(cache, dtype=kv_cache_dtype)
 
 
 def batch_limits(models: LoadedModels, settings: Settings) -> BatchLimits:
@@ -74,7 +85,7 @@ def batch_limits(models: LoadedModels, settings: Settings) -> BatchLimits:
         cache_bytes = _free_memory(models)
     decoders = _decoders(models)
     sections = _sections(models)
-    token_bytes = _token_bytes(_block_bytes(models, sections), sections)
+    token_bytes = _token_bytes(_block_bytes(models, sections, settings.kv_cache_dtype), sections)
     usual = defaults_for(
         models.device.type,
         total_memory(models.device),
@@ -115,10 +126,10 @@ def _sections(models: LoadedModels) -> CacheSections:
     )
 
 
-def _block_bytes(models: LoadedModels, sections: CacheSections) -> int:
+def _block_bytes(models: LoadedModels, sections: CacheSections, kv_cache_dtype: str) -> int:
     """Bytes of one block in all models."""
     return sum(
-        block_bytes(decoder.geometry, layers, DEFAULT_BLOCK_SIZE, decoder.dtype)
+        block_bytes(decoder.geometry, layers, DEFAULT_BLOCK_SIZE, stored_dtype(kv_cache_dtype, decoder.dtype))
         for decoder, layers in zip(_decoders(models), (sections.target, sections.draft), strict=False)
     )
 

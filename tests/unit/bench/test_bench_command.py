@@ -115,6 +115,7 @@ SCHEMA = closed(
         forced_greedy={"type": "boolean"},
         repeat=COUNT,
         kv_cache_mb=nullable(COUNT),
+        kv_cache_dtype={"enum": ["auto", "int8"]},
     ),
     cases={
         "type": "array",

@@ -31,6 +31,12 @@ def test_an_int8_target_is_named_as_such():
     assert lines_of(dtype="int8")["dtype"] == "int8 (the target itself is quantised; results say int8)"
 
 
+def test_a_cache_of_8_bits_is_named_as_such():
+    assert "int8" not in lines_of()["KV cache"]
+    said = lines_of(kv_cache_dtype="int8")["KV cache"]
+    assert said.endswith("tokens); int8 with a scale for each token's head (results say bfloat16, KV int8)")
+
+
 @pytest.mark.parametrize(("depth", "said"), [(0, "0 (no speculation)"), (4, "4 (fixed)")])
 def test_a_fixed_depth_is_told_from_none(depth, said):
     assert lines_of(speculation_depth=depth)["depth"] == said

@@ -45,6 +45,14 @@ def test_a_result_row_says_what_was_measured() -> None:
     assert cut.answers[0].dropped_prompt_tokens == 7
 
 
+def test_a_result_row_says_how_keys_and_values_were_kept() -> None:
+    for dtype, said in (("auto", "bfloat16"), ("int8", "bfloat16, KV int8")):
+        info = replace(FakeEngine().info, dtype="bfloat16", kv_cache_dtype=dtype)
+        decision = decide(Generated(RESULT, RUN), info=info, waited_seconds=0.0)
+        assert isinstance(decision, Succeed)
+        assert decision.answers[0].dtype == said
+
+
 def test_a_result_row_has_the_parts_of_the_answer() -> None:
     calls = ({"id": "call_1", "type": "function", "function": {"name": "wait", "arguments": "{}"}},)
     result = replace(

@@ -164,6 +164,16 @@ def test_the_verdict_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *,
 
 
 @pytest.mark.usefixtures("brief_trials")
+def test_a_cache_of_8_bits_is_a_trial_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_trial, "pays", lambda seconds: len(seconds) == 4)
+    decoder = build_decoder(tiny_model())
+    told: list[str] = []
+    for dtype in ("auto", "int8", "auto", "int8"):
+        assert is_faster(decoder, tmp_path, told.append, dtype)
+    assert len(told) == len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.usefixtures("brief_trials")
 @pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="latent attention is served with transformers 5")
 def test_latent_attention_is_tried_with_its_own_keys(tmp_path: Path) -> None:
     is_faster(build_decoder(tiny_model("youtu")), tmp_path, lambda _: None)

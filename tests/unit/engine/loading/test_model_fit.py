@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from helix_jobs.engine.config import EngineConfig, SpeculationConfig, StateConfig
+from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loading import sizing
 from helix_jobs.engine.loading.model_fit import fit
 from helix_jobs.engine.loading.model_pair import ModelPair
@@ -55,6 +57,34 @@ def test_a_cache_that_is_set_is_taken_as_it_is() -> None:
     reckoned = fit(ModelPair(CPU, sizes_of()), FLOAT32, replace(SETTINGS, kv_cache_mb=1), 100, 10**9)
     assert reckoned.cache_bytes == 1_000_000
     assert reckoned.cache_tokens == 1_000_000 // (256 * 16) * 16  # 256 bytes a token
+
+
+@pytest.mark.parametrize("draft", ["none", "int8"])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float16, 128 / 68), (torch.bfloat16, 128 / 68), (torch.float32, 256 / 68)], ids=str
+)
+def test_a_cache_of_8_bits_holds_twice_as_many_tokens_as_one_of_16(dtype: torch.dtype, most: float, draft: str) -> None:
+    """Heads of 64: a row of 128 or 256 bytes becomes one of 64, and a scale of 4."""
+    pair = ModelPair(CPU, sizes_of(head_dim=64), wants_int8_copy=draft == "int8")
+    small = replace(pair, kv_cache_dtype="int8")
+    chosen, settings = WeightFormat(dtype), replace(SETTINGS, kv_cache_mb=64)
+    plain, more = (fit(one, chosen, settings, 100, 10**9) for one in (pair, small))
+    assert plain.memory.cache_per_token == pytest.approx(most * more.memory.cache_per_token)
+    assert more.cache_tokens == pytest.approx(most * plain.cache_tokens, rel=0.01)
+
+
+def test_a_cache_of_8_bits_is_reckoned_as_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = loaded(
+        tiny_model("gemma2", layer_types=["sliding_attention", "full_attention"], sliding_window=20), "int8"
+    )
+    config = EngineConfig(max_batch_size=256, speculation=SpeculationConfig())
+    monkeypatch.setattr(sizing, "free_memory", lambda _: 10**7)
+    plain, small = (sizing.cache_config(models, config, None, dtype) for dtype in ("auto", "int8"))
+    # Heads of 8: rows of 32 bytes become rows of 12.
+    assert small.num_blocks == pytest.approx(plain.num_blocks * 32 / 12, rel=0.01)
+    with closing(Engine(models, config, small)) as engine:
+        assert engine.info.kv_cache_bytes == pytest.approx(0.4 * 10**7, rel=0.01)
+        assert engine.info.kv_cache_dtype == "int8"
 
 
 @pytest.mark.parametrize("architecture", RECURRENT)
