@@ -7,11 +7,13 @@ chooses the device itself.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import logging
 import platform
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -201,7 +203,16 @@ def cleanup_memory(device: torch.device) -> None:
         torch.xpu.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    elif device.type == "cpu":
+        _trim()
     # DirectML keeps what it reserved; there is no call to give it back.
+
+
+def _trim() -> None:
+    """Let glibc give back freed memory, which it keeps between what is in use; other libraries do so by themselves."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # no glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def check_alive(device: torch.device) -> None:

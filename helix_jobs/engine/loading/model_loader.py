@@ -326,8 +326,7 @@ def _build(source: ModelSource, dtype: torch.dtype, device: torch.device, *, kee
     )
     decoder = build_decoder(model, placement)
     del model
-    if device.type != "cpu":
-        cleanup_memory(device)
+    cleanup_memory(device)
     return _Read(decoder, generation_config)
 
 

@@ -27,6 +27,7 @@ from helix_jobs.engine.model.feed_forward import GatedFeedForward, NoFeedForward
 from helix_jobs.engine.model.latents import latent_heads, latent_products
 from helix_jobs.engine.model.layer_inputs import LayerInput, LayerInputs
 from helix_jobs.engine.model.linear_origin import Origins
+from helix_jobs.engine.model.mapped_pages import MappedPages
 from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.model.recurrences import build_recurrence, recurrent_products
 from helix_jobs.engine.model.row_order import gated_order, pair_order, row_order
@@ -74,6 +75,7 @@ class _Assembly:
         self._model = model
         self._description = description
         self._place = place
+        self._pages = MappedPages()
         # By description and width of heads.
         self._rotaries: dict[tuple[RotaryDescription, int], RotaryTable] = {}
         self._hidden_size = int(model.base_model.get_submodule(description.embedding).weight.shape[1])
@@ -89,6 +91,7 @@ class _Assembly:
             if layer.attention is not None:
                 attentions.append(self._layer_attention(parts, layer.attention))
             layers.append(self._layer(parts, layer))
+            self._pages.give_back(stack[index])
             stack[index] = nn.Identity()
         embedding, head = self._embedding_and_head(outer)
         positions = None if description.positions is None else outer.module(description.positions).weight
@@ -123,8 +126,10 @@ class _Assembly:
         module, head = outer.module(self._description.embedding), self._model.get_output_embeddings()
         is_tied = head.weight is module.weight
         embedding = self._place.take_matrix(module.weight)
+        self._pages.give_back(module)
         module.weight = None
         made = outer.head(head, embedding if is_tied else None)
+        self._pages.give_back(head)
         head.weight = None
         return embedding, made
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from helix_jobs.engine.attention.rotary import RotaryTable
 from helix_jobs.engine.model import stored_parts
 from helix_jobs.engine.model.description import RowFactor
 from helix_jobs.engine.model.families.settings import projection
+from helix_jobs.engine.model.mapped_pages import MappedPages
 from helix_jobs.engine.model.norms import LayerNorm, RmsNorm
 from helix_jobs.engine.model.placement import Float16OverflowError, Placement
 from helix_jobs.engine.model.stored_parts import StoredParts
@@ -220,3 +224,24 @@ def test_a_norm_without_a_fused_kernel_widens_its_weight_once() -> None:
     with Widenings() as widenings:
         norm(hidden)
     assert widenings.count == 2  # the input, and the result back
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mapped files are told by Linux alone")
+def test_pages_of_mapped_weights_are_given_back_and_can_be_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "m.safetensors"
+    stored = torch.arange(3 * 2**20, dtype=torch.int32)
+    stored.numpy().tofile(file)
+    mapped = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=stored.nbytes)
+    weight = torch.tensor([], dtype=torch.float32).set_(mapped)
+    own = torch.ones(2**20)
+    module = nn.ParameterList([nn.Parameter(one, requires_grad=False) for one in (weight, own)])
+    assert torch.equal(weight.view(torch.int32), stored)  # all pages are there now
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[2]) * mmap.PAGESIZE  # of mapped files
+
+    before = resident()
+    MappedPages().give_back(module)
+    assert before - resident() > 0.9 * stored.nbytes
+    assert torch.equal(weight.view(torch.int32), stored)
+    assert bool((own == 1).all())
