@@ -25,8 +25,18 @@ _BY_REASON: Final = {
     "biases of scores by distance (ALiBi)": ("bloom", "mpt"),
     "weights of three values": ("bitnet",),
     "images": ("idefics3", "internvl", "llava", "mllama", "paligemma", "qwen2_vl"),
-    "an encoder": ("bart", "t5", "umt5", "whisper"),
-    "attention in both directions": ("bert", "electra", "roberta", "xlm-roberta"),
+    "an encoder": (
+        *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus", "plbart"),
+        *("prophetnet", "t5", "trocr", "umt5", "whisper"),
+    ),
+    "attention in both directions": (
+        *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+        *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl"),
+        *("xmod",),
+    ),
+    "attention by hashes": ("reformer",),
+    "tokens predicted in any order": ("xlnet",),
+    "positions of sines and cosines": ("ctrl", "xglm"),
 }
 # Why the architectures that people ask for most are refused. The others are refused without a reason.
 NOT_SERVED: Final = {model_type: reason for reason, types in _BY_REASON.items() for model_type in types}

@@ -56,6 +56,7 @@ def test_types_come_from_the_tables_that_decide(helix):
     towers = {kind: tower.class_name for kind, tower in TEXT_TOWERS.items()}
     assert {one["model_type"]: one["class_name"] for one in shown["served"]} == SUPPORTED_MODEL_TYPES | towers
     assert {one["model_type"]: one["reason"] for one in shown["not_served"]} == types_not_served()
+    assert not {one["model_type"] for one in shown["served"]} & types_not_served().keys()
     from_gguf = {one["model_type"] for one in shown["served"] if one["from_gguf"]}
     assert from_gguf == {family.model_type for family in FAMILIES.values()} | {"mistral"}
     assert {"llama", "mixtral", "qwen2_moe", "olmoe", "phi3", "gemma3_text"} <= from_gguf
