@@ -58,9 +58,14 @@ def rows_of(runner, sequences, cuts):
     return [torch.cat(part) for part in parts]
 
 
-@pytest.fixture(scope="module", params=DTYPES, ids=("float32", "bfloat16"))
+# The model's dtype, and the cache's.
+KINDS = [(dtype, cache) for dtype in DTYPES for cache in ("auto", "int8")]
+KIND_NAMES = ("float32", "float32, KV int8", "bfloat16", "bfloat16, KV int8")
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=KIND_NAMES)
 def runner(request, compiled_folder):
-    return compiled_runner(compiled_folder, request.param)
+    return compiled_runner(compiled_folder, *request.param)
 
 
 @st.composite
@@ -124,8 +129,8 @@ def test_activations_do_not_depend_on_others(compiled_folder, tmp_path, architec
         assert all(map(torch.equal, together, alone)), count
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))
-def test_outputs_are_the_same_alone_in_a_batch_with_drafts_and_after_preemption(compiled_folder, dtype):
+@pytest.mark.parametrize(("dtype", "cache_dtype"), KINDS, ids=KIND_NAMES)
+def test_outputs_are_the_same_alone_in_a_batch_with_drafts_and_after_preemption(compiled_folder, dtype, cache_dtype):
     prompts = [list(PROMPT), [7], list(range(2, 33)), [4] * 40, [5, 9, 11, 3] * 6, [*range(2, 33), 8, 9]]
     requests = [request(str(index), prompt, max_tokens=24) for index, prompt in enumerate(prompts)]
     models = compiled_models(compiled_folder, dtype)
@@ -138,7 +143,7 @@ def test_outputs_are_the_same_alone_in_a_batch_with_drafts_and_after_preemption(
         "alone with drafts": {"max_batch_size": 1, "speculation": DRAFTS},
         "preempted": {"max_batch_size": 6, "speculation": DRAFTS, "num_blocks": 24},
     }.items():
-        engine = compiled_engine(models, **settings_)
+        engine = compiled_engine(models, cache_dtype=cache_dtype, **settings_)
         outputs[name] = [result.output_token_ids for result in engine.generate(requests)]
         if name == "preempted":
             assert engine.counters().preemptions > 0

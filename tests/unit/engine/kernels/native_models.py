@@ -35,8 +35,8 @@ def compiled_decoder(
     return with_native(quantize(decoder) if int8 else decoder, load_kernels(folder, dtype, CPU, HEAD_DIM))
 
 
-def compiled_runner(folder: Path, dtype: torch.dtype) -> ModelRunner:
-    return ModelRunner(compiled_decoder(folder, dtype), CacheConfig(num_blocks=120, block_size=4))
+def compiled_runner(folder: Path, dtype: torch.dtype, cache_dtype: str = "auto") -> ModelRunner:
+    return ModelRunner(compiled_decoder(folder, dtype), CacheConfig(num_blocks=120, block_size=4, dtype=cache_dtype))
 
 
 def compiled_models(folder: Path, dtype: torch.dtype, *, int8: bool = False) -> LoadedModels:
@@ -53,11 +53,16 @@ def compiled_models(folder: Path, dtype: torch.dtype, *, int8: bool = False) -> 
 
 
 def compiled_engine(
-    models: LoadedModels, *, speculation: SpeculationConfig, num_blocks: int = 400, **config: Any
+    models: LoadedModels,
+    *,
+    speculation: SpeculationConfig,
+    num_blocks: int = 400,
+    cache_dtype: str = "auto",
+    **config: Any,
 ) -> Engine:
     """An engine over such models; a depth of 0 leaves the draft out."""
     return Engine(
         models if speculation.depth else replace(models, draft=None),
         EngineConfig(speculation=speculation, **config),
-        CacheConfig(num_blocks=num_blocks, block_size=4),
+        CacheConfig(num_blocks=num_blocks, block_size=4, dtype=cache_dtype),
     )
