@@ -119,6 +119,7 @@ def _fit_json(fit: Fit) -> dict[str, Any]:
         "cache_tokens": fit.cache_tokens,
         "sequence_tokens": fit.context,
         "sequences": fit.sequences,
+        "max_batch_size": fit.max_batch_size,
     }
 
 

@@ -13,7 +13,7 @@ from helix_jobs.engine.loading.cache_format import check_cache_device, check_cac
 from helix_jobs.engine.loading.draft_spec import DraftSpec
 from helix_jobs.engine.loading.model_adapters import check_adapters
 from helix_jobs.engine.loading.model_fit import Fit, fit
-from helix_jobs.engine.loading.model_loader import get_device
+from helix_jobs.engine.loading.model_loader import check_recurrent, get_device
 from helix_jobs.engine.loading.model_memory import shortage_remedy
 from helix_jobs.engine.loading.model_outline import ModelOutline, model_outline
 from helix_jobs.engine.loading.model_pair import ModelPair
@@ -109,6 +109,7 @@ def report_models(
     for name in names:
         try:
             outline = model_outline(name, settings.home)
+            check_recurrent(name, place.device, is_recurrent=bool(outline.sizes.states))
             check_cache_geometry(settings.kv_cache_dtype, name, outline.sizes.geometry)
             if settings.dtype == PACKED:
                 check_packs(name, place.device, has_blocks=outline.has_blocks)

@@ -33,6 +33,7 @@ class Fit:
         cache_bytes: The largest cache that a worker would make beside the models, recurrent states included.
         cache_tokens: Tokens that this cache holds, in sequences of ``context`` tokens.
         context: The length of a whole sequence, in tokens.
+        max_batch_size: Batch slots that a worker would have.
     """
 
     chosen: WeightFormat
@@ -41,6 +42,7 @@ class Fit:
     cache_bytes: int
     cache_tokens: int
     context: int
+    max_batch_size: int
 
     @property
     def sequences(self) -> int:
@@ -108,4 +110,5 @@ def fit(pair: ModelPair, chosen: WeightFormat, settings: Settings, context: int,
         cache_bytes=budget,
         cache_tokens=num_blocks * DEFAULT_BLOCK_SIZE,
         context=context,
+        max_batch_size=config.max_batch_size,
     )

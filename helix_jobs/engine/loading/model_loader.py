@@ -308,10 +308,7 @@ def _build(source: ModelSource, dtype: torch.dtype, device: torch.device, *, kee
         UnsupportedArchitectureError: The device does not compute it.
     """
     checkpoint = source.checkpoint
-    if describe(source.config).is_recurrent and device.type == DIRECTML_DEVICE_TYPE:
-        raise UnsupportedArchitectureError(
-            f"model {checkpoint.name} has recurrent layers, which Helix does not compute on DirectML; use --device cpu"
-        )
+    check_recurrent(checkpoint.name, device, is_recurrent=describe(source.config).is_recurrent)
     if device.type not in ("cpu", "mps"):  # these share the machine's memory
         check_host_memory(source, dtype)
     stored = checkpoint.dtype if checkpoint.is_uniform else None
@@ -328,6 +325,18 @@ def _build(source: ModelSource, dtype: torch.dtype, device: torch.device, *, kee
     del model
     cleanup_memory(device)
     return _Read(decoder, generation_config)
+
+
+def check_recurrent(name: str, device: torch.device, *, is_recurrent: bool) -> None:
+    """Refuse recurrent layers on DirectML.
+
+    Raises:
+        UnsupportedArchitectureError: The device does not compute them.
+    """
+    if is_recurrent and device.type == DIRECTML_DEVICE_TYPE:
+        raise UnsupportedArchitectureError(
+            f"model {name} has recurrent layers, which Helix does not compute on DirectML; use --device cpu"
+        )
 
 
 def _draft(name: str, decoder: Decoder) -> LoadedModel:

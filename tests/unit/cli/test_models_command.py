@@ -78,6 +78,9 @@ def test_a_model_in_each_format(helix, free, tmp_path):
     assert first["cache_bytes_per_1000_tokens"] == 256_000
     assert (first["dtype"], first["draft_bytes"], first["sequence_tokens"]) == ("float32", 0, 100)
     assert first["sequences"] == first["cache_tokens"] // 100 > 0
+    assert first["max_batch_size"] == 32
+    (model,) = told(helix, folder, "--max-batch-size", 7)["models"]
+    assert model["formats"][0]["max_batch_size"] == 7
     assert [one["weights_bytes"] for one in model["formats"] if one["dtype"] == "int8"] == [
         sizes.int8_bytes(torch.float32)
     ]
@@ -114,6 +117,15 @@ def test_several_models_are_told_although_one_is_refused(helix, free, tmp_path):
     text = helix("models", bad).output
     assert "not served: model " in text
     assert "supported are llama" in text
+
+
+def test_recurrent_models_are_refused_on_directml(helix, monkeypatch, tmp_path):
+    folder = save_checkpoint(tmp_path / "m", tiny_model("lfm2"))
+    place = Place(torch.device("privateuseone", 0), "DirectML", None)
+    monkeypatch.setattr(model_report, "examine", lambda _: place)
+    (model,) = told(helix, folder, "--draft", "none", exit_code=1)["models"]
+    assert (model["served"], model["remedy"]) == (False, "use --device cpu")
+    assert "has recurrent layers, which Helix does not compute on DirectML" in model["reason"]
 
 
 def test_a_gguf_file(helix, free, tmp_path):
