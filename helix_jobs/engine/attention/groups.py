@@ -125,7 +125,7 @@ class GroupPlan:
         keys = torch.arange(self.num_keys, dtype=torch.int64, device=visible.device)
         hidden = keys >= visible
         if window is not None:
-            hidden |= keys < visible - window
+            hidden = hidden | (keys < visible - window)  # DirectML changes no booleans in place
         return hidden.float() * _MASKED_SCORE
 
 
