@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.acceptance.readme_text import PAGES, ROOT, Page, code_words
-from tests.unit.test_rooms import ENGINE_VALUES
+from tests.engine_values import ENGINE_VALUES
 
 README_LINES = 170
 OTHERS = [Page(ROOT / "CHANGELOG.md"), Page(ROOT / "CONTRIBUTING.md")]

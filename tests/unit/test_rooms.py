@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import helix_jobs
+from tests.engine_values import ENGINE_VALUES
 
 PACKAGE = Path(helix_jobs.__file__).parent
 
@@ -38,23 +39,6 @@ FOUNDATIONS = {
     "wording": set(),
     "helix_jobs": {"_version", "client", "values"},  # the public names, imported when they are first used
     "__main__": {"cli"},
-}
-# What a request is and what an engine answers to. Everybody may name these; no other module of the engine's own floor.
-ENGINE_VALUES = {
-    "cache_sections",
-    "chat_options",
-    "config",
-    "constraint",
-    "field_checks",
-    "grammar_text",
-    "matcher",
-    "prompt_truncation",
-    "protocol",
-    "reasoning",
-    "request",
-    "sampling_params",
-    "score_choices",
-    "state_span",
 }
 # Room -> rooms it may import. "engine" is the floor between the engine's rooms, "values" the modules above.
 ARROWS = {

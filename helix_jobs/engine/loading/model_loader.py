@@ -203,7 +203,7 @@ def load_models(
     with explaining_shortage(device, "models were loaded", "use a smaller model, draft none, or a smaller dtype"):
         report(f"loading target {target}")
         keeps = chosen.is_packed or chosen.is_int8  # int8 products are made from the blocks, a few rows at a time
-        read = _read(target_source, compute, device, prompts, keeps_blocks=keeps)
+        read = _read(target_source, compute, device, prompts, keeps_blocks=keeps, keeps_origins=bool(adapters))
         loaded_target = LoadedModel(
             target,
             quantize(read.decoder) if chosen.is_int8 else read.decoder,
@@ -262,21 +262,27 @@ class _Read:
 
 
 def _read(
-    source: ModelSource, dtype: torch.dtype, device: torch.device, prompts: PromptEncoder, *, keeps_blocks: bool = False
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    prompts: PromptEncoder,
+    *,
+    keeps_blocks: bool = False,
+    keeps_origins: bool = False,
 ) -> _Read:
     """Read a model, in float32 if its weights, or its activations over a fixed text, do not fit into float16.
 
     Many models that were trained in bfloat16 overflow float16 within a layer or two, whatever the prompt. ``prompts``
     tokenises the text, within its limits; a draft has the target's vocabulary. With
-    ``keeps_blocks`` matrices in blocks stay so.
+    ``keeps_blocks`` matrices in blocks stay so; ``keeps_origins``: see ``build_decoder``.
 
     Raises:
         ModelError: The tokenizer fails on the text.
     """
     if dtype != torch.float16:
-        return _build(source, dtype, device, keeps_blocks=keeps_blocks)
+        return _build(source, dtype, device, keeps_blocks=keeps_blocks, keeps_origins=keeps_origins)
     with contextlib.suppress(Float16OverflowError):
-        read = _build(source, dtype, device)
+        read = _build(source, dtype, device, keeps_origins=keeps_origins)
         if logits_are_finite(read.decoder, _trial_ids(source.checkpoint.name, prompts)):
             return read
         del read
@@ -287,7 +293,7 @@ def _read(
         check_device_memory(device, WeightFormat(torch.float32), source, None, has_int8_copy=False)
     except InsufficientMemoryError as error:
         raise InsufficientMemoryError(f"model {name} does not fit float16's range, and in float32 {error}") from error
-    return replace(_build(source, torch.float32, device), overflowed=True)
+    return replace(_build(source, torch.float32, device, keeps_origins=keeps_origins), overflowed=True)
 
 
 def _trial_ids(name: str, prompts: PromptEncoder) -> tuple[int, ...]:
@@ -297,7 +303,14 @@ def _trial_ids(name: str, prompts: PromptEncoder) -> tuple[int, ...]:
         raise ModelError(f"model {name}: its tokenizer fails on a plain text ({error}); use another model") from error
 
 
-def _build(source: ModelSource, dtype: torch.dtype, device: torch.device, *, keeps_blocks: bool = False) -> _Read:
+def _build(
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    keeps_blocks: bool = False,
+    keeps_origins: bool = False,
+) -> _Read:
     """Read the weights onto the CPU, and move each to the device in ``dtype`` while building the decoder.
 
     If all weights are stored in one dtype, they are read in that dtype: transformers then hands out views of the mapped
@@ -321,7 +334,7 @@ def _build(source: ModelSource, dtype: torch.dtype, device: torch.device, *, kee
         keeps_blocks=keeps_blocks,
         has_whole_norms=checkpoint.gguf is not None,
     )
-    decoder = build_decoder(model, placement)
+    decoder = build_decoder(model, placement, keeps_origins=keeps_origins)
     del model
     cleanup_memory(device)
     return _Read(decoder, generation_config)

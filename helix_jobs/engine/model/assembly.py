@@ -52,7 +52,9 @@ if TYPE_CHECKING:
     from helix_jobs.engine.weights.linear import Linear
 
 
-def build_decoder(model: PreTrainedModel, placement: Placement | None = None) -> Decoder:
+def build_decoder(
+    model: PreTrainedModel, placement: Placement | None = None, *, keeps_origins: bool = False
+) -> Decoder:
     """Take a causal language model apart; its configuration has passed ``check_architecture``.
 
     The model cannot be used afterwards.
@@ -60,12 +62,14 @@ def build_decoder(model: PreTrainedModel, placement: Placement | None = None) ->
     Args:
         model: The model; on the host if its weights are to be placed elsewhere.
         placement: Dtype and device of the decoder; the model's own by default.
+        keeps_origins: Keep what its linear layers are made of, as adapters need it.
 
     Raises:
         Float16OverflowError: See ``Placement``.
     """
     with torch.no_grad():
-        return _Assembly(model, describe(model.config), placement or Placement.of(model)).decoder()
+        made = _Assembly(model, describe(model.config), placement or Placement.of(model)).decoder()
+    return made if keeps_origins else replace(made, origins=())
 
 
 class _Assembly:

@@ -137,7 +137,7 @@ def test_old_files_go_with_an_age_alone(helix, ended):
     assert (len(said["files"]), said["file_bytes"]) == (5, 5000)
     assert all((home / name).exists() for name in names)
     result = helix("purge", "--older-than", "30d")
-    assert "Removed: 5 files under HELIX_HOME (4.9 kB)." in result.stdout
+    assert "Removed: 5 files under HELIX_HOME (5.0 kB)." in result.stdout
     assert [name for name in names if (home / name).exists()] == []
     assert all((home / name).exists() for name in (*kept, "native/kernels-new.so"))
     assert helix("status", batch).exit_code == 0

@@ -60,4 +60,4 @@ def read_all(folder: Path, peft_models: Mapping[str, Any]) -> list[PeftAdapter]:
 
 
 def adapted_decoder(model: Any, adapters: Sequence[PeftAdapter]) -> Decoder:
-    return with_adapters(build_decoder(copy_of(model)), [one.adapter for one in adapters])
+    return with_adapters(build_decoder(copy_of(model), keeps_origins=True), [one.adapter for one in adapters])

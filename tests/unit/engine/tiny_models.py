@@ -263,7 +263,7 @@ def draft_for(target: PreTrainedModel, kind: str) -> LoadedModel | None:
 
 def as_loaded(name: str, model: PreTrainedModel) -> LoadedModel:
     """As the loader would leave it. The model itself stays whole, for the tests to compare with."""
-    decoder = build_decoder(copy_of(model))
+    decoder = build_decoder(copy_of(model), keeps_origins=True)
     decoder.pack()
     return LoadedModel(name, decoder)
 

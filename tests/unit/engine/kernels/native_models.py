@@ -31,7 +31,7 @@ def compiled_decoder(
 ) -> Decoder:
     """A tiny Llama, or another architecture; ``int8`` gives its quantised copy."""
     model = tiny_model(architecture, head_dim=HEAD_DIM, **overrides)
-    decoder = build_decoder(copy_of(roughen(model).to(dtype), dtype))
+    decoder = build_decoder(copy_of(roughen(model).to(dtype), dtype), keeps_origins=True)
     return with_native(quantize(decoder) if int8 else decoder, load_kernels(folder, dtype, CPU, HEAD_DIM))
 
 

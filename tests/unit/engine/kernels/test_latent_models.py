@@ -102,7 +102,7 @@ def test_a_model_whose_attention_is_plain_has_compiled_kernels_all_the_same(
     again = load_engine.with_compiled_kernels(compiled, "on", compiled_folder)
     assert again.target.decoder is compiled.target.decoder, "it is not made anew"
     config = EngineConfig()
-    kernels = [load_engine._identity(models, config)["kernels"] for models in (plain, compiled)]
+    kernels = [load_engine._identity(models, config, "auto")["kernels"] for models in (plain, compiled)]
     assert kernels == ["torch", "compiled, attention torch"], "costs are measured for each"
     info = compiled_engine(compiled, speculation=SpeculationConfig(depth=0), num_blocks=8).info
     assert info.kernels == "compiled, attention torch"

@@ -24,7 +24,6 @@ from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 from tests.unit.engine.devices.simulated_directml import DIRECTML, SimulatedDirectml
 from tests.unit.engine.held_tensors import held_bytes
 from tests.unit.engine.loading.answers import assert_close, expected_tokens, greedy
-from tests.unit.engine.loading.test_text_towers import tiny_tower
 from tests.unit.engine.model_files import edit_weights, load
 from tests.unit.engine.quantized_files import (
     as_awq,
@@ -36,6 +35,7 @@ from tests.unit.engine.quantized_files import (
     write_quantized_tensors,
 )
 from tests.unit.engine.tiny_models import CPU, decoder_logits, roughen, tiny_model
+from tests.unit.engine.tiny_towers import tiny_tower
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
 
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 from tests.unit.engine.model_files import edit_config, edit_weights, load, save_checkpoint
-from tests.unit.engine.tiny_models import decoder_logits, reference_logits, roughen, tiny_config
+from tests.unit.engine.tiny_models import decoder_logits, reference_logits, tiny_config
+from tests.unit.engine.tiny_towers import tiny_tower
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,29 +21,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
 
 PROMPT = [(7 * i) % 33 + 2 for i in range(40)]
-TRANSFORMER = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-}
-QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 48}
-VISION: dict[str, dict[str, Any]] = {
-    "mistral3": {**TRANSFORMER, "model_type": "pixtral", "head_dim": 8},
-    "gemma3": {**TRANSFORMER, "model_type": "siglip_vision_model"},
-    "gemma4": {
-        **{key: value for key, value in TRANSFORMER.items() if key != "image_size"},
-        "model_type": "gemma4_vision",
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-    },
-    "qwen2_5_vl": {**QWEN_VISION, "fullatt_block_indexes": [0]},
-    "qwen3_5": {**QWEN_VISION, "num_position_embeddings": 16},
-    "qwen3_5_moe": {**QWEN_VISION, "num_position_embeddings": 16},
-    "qwen3_vl": {**QWEN_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
-}
 WINDOW = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}
 CASES = [
     ("mistral3", "mistral", {}),
@@ -57,24 +34,6 @@ CASES = [
     ("qwen3_5", "qwen3_5_text", {}),
     ("qwen3_5_moe", "qwen3_5_moe_text", {"initializer_range": 0.2}),
 ]
-
-
-def tiny_tower(outer: str, inner: str, settings: dict[str, Any]) -> Any:
-    text = {**tiny_config(inner).to_dict(), **settings}
-    text.pop("architectures", None)
-    if outer.startswith("qwen"):
-        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-        if outer.startswith("qwen3_5"):
-            rope |= {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0], "mrope_interleaved": True}
-        text |= {"model_type": f"{outer}_text", "rope_parameters": rope}
-    image = {"image_token_id": 1} if outer.startswith(("qwen", "gemma4")) else {"image_token_index": 1}
-    tied = settings.get("tie_word_embeddings", outer in {"mistral3", "gemma3", "gemma4"})
-    config = AutoConfig.for_model(
-        outer, text_config=text, vision_config=VISION[outer], tie_word_embeddings=tied, **image
-    )
-    torch.manual_seed(3)
-    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="eager")
-    return roughen(model.eval().requires_grad_(requires_grad=False))
 
 
 def renamed(prefix: str, other: str) -> Callable[[dict[str, torch.Tensor]], None]:

@@ -68,7 +68,7 @@ def check(decoder: Decoder, models: Sequence[Any], prompts: Sequence[list[int]],
 def test_every_family_equals_the_merged_model_in_every_product_that_can_be_adapted(case: Case) -> None:
     """Stacked, reordered, transposed and multiplied products, low-rank queries, shared experts, recurrent layers."""
     model = case.model()
-    decoder = build_decoder(copy_of(model))
+    decoder = build_decoder(copy_of(model), keeps_origins=True)
     modules = sorted(adaptable(decoder))
     adapters = [random_adapter("a", model, modules, 3), random_adapter("b", model, modules[::2], 2)]
     changed = [model, *(merged(model, adapter) for adapter in adapters)]
@@ -102,7 +102,7 @@ def test_families_equal_peft(family: str, targets: Any, tmp_path: Path) -> None:
 def test_what_is_checked_before_weights_are_read_is_what_can_be_adapted(case: Case) -> None:
     model = case.model()
     products = list(adapted_products(describe(model.config)))
-    origins = [one.modules for one in build_decoder(copy_of(model)).origins if one is not None]
+    origins = [one.modules for one in build_decoder(copy_of(model), keeps_origins=True).origins if one is not None]
     assert sorted(products) == sorted(origins)
 
 
@@ -137,7 +137,7 @@ def test_rows_without_an_adapter_are_the_model_s_own_bit_for_bit(
 ) -> None:
     read = read_all(tmp_path, adapters)
     prompts = prompts_of(6)
-    plain = mixed_logits(build_decoder(copy_of(model)), prompts, [0] * 6)
+    plain = mixed_logits(build_decoder(copy_of(model), keeps_origins=True), prompts, [0] * 6)
     mixed = mixed_logits(adapted_decoder(model, read), prompts, [0, 1, 0, 2, 0, 3])
     alone = mixed_logits(adapted_decoder(model, read), prompts, [0] * 6)
     assert all(torch.equal(one, other) for one, other in zip(plain, alone, strict=True))
@@ -189,7 +189,7 @@ def test_compiled_kernels_leave_no_adapter_out(
 
 def test_an_int8_copy_holds_adapters_as_its_original_does(model: Any, adapters: dict[str, Any], tmp_path: Path) -> None:
     read = read_all(tmp_path, adapters)
-    decoder = with_adapters(quantize(build_decoder(copy_of(model))), [one.adapter for one in read])
+    decoder = with_adapters(quantize(build_decoder(copy_of(model), keeps_origins=True)), [one.adapter for one in read])
     prompts = prompts_of(3)
     rows = zip(mixed_logits(decoder, prompts, [1, 2, 3]), prompts, adapters.values(), strict=True)
     for logits, prompt, made in rows:
@@ -199,4 +199,4 @@ def test_an_int8_copy_holds_adapters_as_its_original_does(model: Any, adapters: 
 def test_a_weight_beyond_the_model_s_dtype_is_refused(model: Any, tmp_path: Path) -> None:
     read = read_all(tmp_path, {"large": peft_model(model, target_modules=ATTENTION, spread=1e6)})
     with pytest.raises(ModelError, match=r"adapter large: a weight of .* lies beyond the range of float16"):
-        with_adapters(build_decoder(copy_of(model, torch.float16)), [one.adapter for one in read])
+        with_adapters(build_decoder(copy_of(model, torch.float16), keeps_origins=True), [one.adapter for one in read])
