@@ -17,8 +17,9 @@ from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 from tests.unit.engine.gguf_conversion import CONVERSIONS, write_converted
+from tests.unit.engine.gguf_equality import TOKENS, check_equal
 from tests.unit.engine.model_files import load
-from tests.unit.engine.tiny_models import CPU, decoder_logits, reference_logits
+from tests.unit.engine.tiny_models import CPU, decoder_logits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,17 +28,6 @@ pytestmark = [
     pytest.mark.usefixtures("_tokenizers_tried_once"),
     pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="transformers 4 lacks many of these families"),
 ]
-
-TOKENS = range(3, 60)
-
-
-def check_equal(path: Path, model: Any, dtype: str = "float32") -> None:
-    """The same logits as transformers', and the same choice at each token."""
-    got = decoder_logits(load(path, dtype=dtype).target.decoder, TOKENS)
-    expected = reference_logits(model, TOKENS)
-    assert torch.equal(got.argmax(1), expected.argmax(1))
-    assert len(expected.argmax(1).unique()) > 2
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("architecture", CONVERSIONS)

@@ -10,7 +10,7 @@ import torch
 
 from helix_jobs.engine.loading.checkpoint import find_local_checkpoint
 from helix_jobs.errors import ModelError
-from tests.unit.engine.loading.test_gguf_families import check_equal
+from tests.unit.engine.gguf_equality import check_equal
 from tests.unit.engine.model_files import load, write_gguf
 
 if TYPE_CHECKING:
