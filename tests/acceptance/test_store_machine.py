@@ -33,11 +33,12 @@ def test_the_store_does_what_its_model_does_for_long(database):
 
 def _without(statement, *columns):
     """The statement without its conditions on these columns."""
-    kept = [clause for clause in statement._where_criteria if not str(clause).startswith(columns)]
-    assert len(kept) == len(statement._where_criteria) - len(columns)
-    statement = statement._generate()
-    statement._where_criteria = tuple(kept)
-    return statement
+    criteria = statement._where_criteria
+    kept = [clause for clause in criteria if not str(clause).startswith(columns)]
+    assert len(kept) == len(criteria) - len(columns)
+    weaker = statement.where()  # a copy
+    weaker._where_criteria = tuple(kept)
+    return weaker
 
 
 def _finish_without_fence(monkeypatch):

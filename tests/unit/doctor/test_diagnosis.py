@@ -16,7 +16,7 @@ from helix_jobs.doctor.verdict import Level
 from helix_jobs.engine.devices.operator_checks import OperatorStatus
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.settings import Settings
-from tests.unit.engine.devices.operator_rules import base_name
+from tests.unit.engine.devices.operator_rules import base_name, operator_name
 from tests.unit.engine.devices.simulated_directml import DirectmlTensor, SimulatedDirectml
 
 
@@ -33,7 +33,7 @@ class FaultyDevice(SimulatedDirectml):
     """silu is wrong, scatter throws, gelu has no kernel, argmax is off by one, max hides NaN."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = base_name(func._schema.name)
+        name = base_name(operator_name(func))
         on_device = any(isinstance(argument, DirectmlTensor) for argument in args)
         if on_device and name == "scatter":
             raise RuntimeError("The parameter is incorrect.\nand much more")

@@ -20,6 +20,7 @@ from helix_jobs.engine.schedule.prefix_cache import PrefixCache
 from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.errors import ErrorCode, InvalidRequestError
 from tests.unit.engine.adapters import ATTENTION, EVERYTHING, peft_model, read_all
+from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import (
     VOCAB_SIZE,
     loaded,
@@ -112,7 +113,7 @@ def run(
         for i, (prompt, owner) in enumerate(zip(given, owners, strict=True))
     )
     engine.check_integrity()
-    assert engine._pool.num_free == engine.info.num_blocks
+    assert opened(engine).is_empty
     assert [result.adapter for result in results] == owners
     return results
 
@@ -289,7 +290,7 @@ def test_without_adapters_the_message_says_how_to_give_one(folder: Path) -> None
 
 def test_the_draft_of_an_adapted_target_has_no_adapter(folder: Path) -> None:
     engine = engine_of("llama", folder, "int8")
-    assert engine._step._target.decoder.adapters is not None
+    assert opened(engine).target.decoder.adapters is not None
     models_with = add_adapters(loaded(models("llama")[BASE], "int8"), _adapters("llama", folder))
     assert models_with.draft is not None
     assert models_with.draft.decoder.adapters is None

@@ -32,9 +32,10 @@ def _try_once(name: str, folder: Path) -> None:
 
 
 def _probe_once(encoder: PromptEncoder) -> FoundTemplate | None:
-    if encoder._setup not in _found:
-        _found[encoder._setup] = _probe(encoder)
-    return _found[encoder._setup]
+    setup = encoder._setup
+    if setup not in _found:
+        _found[setup] = _probe(encoder)
+    return _found[setup]
 
 
 @pytest.fixture

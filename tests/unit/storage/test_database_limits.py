@@ -138,9 +138,9 @@ def test_the_removal_of_a_large_submission_is_not_cut_off(postgres_database, tmp
 
 def test_limits_end_with_their_transaction(through_proxy):
     """A pooler may give the session to anybody next."""
-    with through_proxy.write():
-        pass
-    raw = through_proxy._writer.raw_connection()
+    with through_proxy.write() as c:
+        pool = c.engine
+    raw = pool.raw_connection()
     found = [
         raw.cursor().execute(f"SHOW {name}").fetchone()[0]
         for name in ("statement_timeout", "idle_in_transaction_session_timeout")

@@ -95,8 +95,8 @@ def test_polled_queries_use_their_small_index(sqlite_database, name):
         if re.search(r"\bjobs\b", statement) and not statement.startswith("EXPLAIN"):
             statements.append((statement, parameters))
 
-    event.listen(sqlite_database._writer, "before_cursor_execute", note)
     with sqlite_database.write() as c:
+        event.listen(c, "before_cursor_execute", note)
         call(c, batch_id)
     plans = []
     with sqlite_database.read() as c:
@@ -131,8 +131,8 @@ def test_a_run_is_removed_without_a_walk_over_all_results(sqlite_database):
     def note(_connection, _cursor, statement, parameters, _context, _many):
         statements.append((statement, parameters))
 
-    event.listen(sqlite_database._writer, "before_cursor_execute", note)
     with sqlite_database.write() as c:
+        event.listen(c, "before_cursor_execute", note)
         purging.purge_runs(c, now(), 10)
     (found,) = [entry for entry in statements if entry[0].startswith("DELETE FROM runs")]
     with sqlite_database.read() as c:

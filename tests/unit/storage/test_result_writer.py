@@ -30,7 +30,9 @@ def _count_commits(database):
     from sqlalchemy import event
 
     commits = []
-    event.listen(database._writer, "commit", lambda _: commits.append(1))
+    with database.write() as c:
+        engine = c.engine
+    event.listen(engine, "commit", lambda _: commits.append(1))
     return commits
 
 

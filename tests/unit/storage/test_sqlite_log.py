@@ -33,12 +33,14 @@ def log_bytes(database):
 def test_a_reader_in_a_pager_keeps_no_snapshot(sqlite_database, tmp_path, monkeypatch):
     monkeypatch.setattr(client_module, "_RESULTS_PAGE", 2)
     batch_id = answered(sqlite_database, 5)
+    with sqlite_database.read() as c:
+        pool = c.engine
     with HelixClient(settings(sqlite_database, tmp_path)) as client:
         for reader in (client.results(batch_id), client.jobs(batch_id)):
             assert next(reader).line == 1
             with sqlite_database.write() as c:
                 c.execute(text("UPDATE batches SET name = 'x'"))
-            raw = sqlite_database._reader.raw_connection()
+            raw = pool.raw_connection()
             busy, in_log, written_back = raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             raw.close()
             assert (busy, in_log, written_back) == (0, 0, 0), "everything could be written back under the reader"

@@ -195,9 +195,12 @@ def test_a_broker_that_is_slow_with_every_answer_is_no_silence(bench: Bench, mon
 def test_a_database_that_is_slow_with_every_answer_is_no_silence(bench: Bench, make_bench: Any) -> None:
     """A round of the heartbeat, and one in which it must enter its row again, take a dozen statements."""
     service = make_bench()
-    engine = service.database._writer
+    with service.database.write() as c:
+        engines = {c.engine}
+    if service.database.dialect == "sqlite":
+        with service.database.read() as c:
+            engines.add(c.engine)
     seconds = TIME_LIMITS.statement + TIME_LIMITS.answer_margin - 1.0
-    engines = {engine, service.database._reader} if service.database.dialect == "sqlite" else {engine}
 
     def slow(*_: object) -> None:
         if threading.current_thread() is threading.main_thread():

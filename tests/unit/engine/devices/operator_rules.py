@@ -9,7 +9,7 @@ differ. Tests run whole generations under these rules on the CPU; ``helix doctor
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -48,6 +48,12 @@ _NORMALISING: Final = frozenset(("native_layer_norm", "mean"))
 
 
 @cache
+def operator_name(func: Any) -> str:
+    """``aten.add_.Tensor`` -> ``aten::add_``: the name that all overloads of an operator of torch's share."""
+    name: str = func.name()
+    return name.partition(".")[0]
+
+
 def base_name(operator: str) -> str:
     """``aten::add_`` -> ``add``."""
     name = operator.rpartition("::")[2]

@@ -5,6 +5,7 @@ Its tensors say that they are on ``privateuseone``, so the engine takes the path
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 from functools import cache
@@ -18,7 +19,7 @@ import helix_jobs
 from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.placement import Placement
-from tests.unit.engine.devices.operator_rules import base_name, breaches
+from tests.unit.engine.devices.operator_rules import base_name, breaches, operator_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -190,12 +191,12 @@ def _hosts(tensors: Sequence[DirectmlTensor]) -> list[torch.Tensor]:
 def _schema_of(func: Any) -> tuple[str, str, tuple[int, ...]]:
     """An operator's name in ATen, its base name, and the places of the arguments that it changes."""
     written = (argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments)
-    name = func._schema.name
+    name = operator_name(func)
     return name, base_name(name), tuple(place for place, is_written in enumerate(written) if is_written)
 
 
 def _caller() -> str:
-    frame: types.FrameType | None = sys._getframe()
+    frame: types.FrameType | None = inspect.currentframe()
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(PACKAGE):

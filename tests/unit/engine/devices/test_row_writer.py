@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helix_jobs.engine.devices.row_writer import row_writer
+from tests.unit.engine.devices.operator_rules import operator_name
 
 
 class Operators(TorchDispatchMode):
@@ -19,7 +20,7 @@ class Operators(TorchDispatchMode):
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func._schema.name)
+        self.names.append(operator_name(func))
         return func(*args, **(kwargs or {}))
 
 

@@ -15,6 +15,7 @@ from helix_jobs.engine.devices.self_check import check_device
 from helix_jobs.engine.loading import load_engine
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.settings import Settings
+from tests.unit.engine.devices.operator_rules import operator_name
 from tests.unit.engine.devices.simulated_directml import DIRECTML, DirectmlTensor, SimulatedDirectml
 from tests.unit.engine.tiny_models import CPU
 
@@ -39,7 +40,7 @@ class FaultyDirectml(SimulatedDirectml):
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(func, _types, args, kwargs)
-        if func._schema.name == "aten::max" and isinstance(args[0], DirectmlTensor):
+        if operator_name(func) == "aten::max" and isinstance(args[0], DirectmlTensor):
             values, indices = (one.host for one in result)
             if self.fault == "loses NaN":
                 values.nan_to_num_(nan=0.0)

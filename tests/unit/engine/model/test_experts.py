@@ -26,6 +26,7 @@ from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.router_linear import RouterLinear
 from tests.unit.engine.model.family_cases import PLAIN_CASES, Case, error, prompts
 from tests.unit.engine.tiny_models import copy_of, decoder_logits, reference_logits
+from tests.unit.engine.weights.opened_linear import held_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,7 +160,7 @@ def without_correction(experts: Experts) -> Experts:
 
 def without_router_bias(experts: Experts) -> Experts:
     linear: Any = experts.router.linear
-    return replace(experts, router=replace(experts.router, linear=RouterLinear(linear._weight)))
+    return replace(experts, router=replace(experts.router, linear=RouterLinear(held_weight(linear))))
 
 
 @pytest.mark.parametrize(

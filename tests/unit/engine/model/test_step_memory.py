@@ -51,6 +51,11 @@ def storages(values: Any) -> list[torch.UntypedStorage]:
     return [one.untyped_storage() for one in tree_leaves(values) if isinstance(one, torch.Tensor) and not one.is_mkldnn]
 
 
+def identity(storage: torch.UntypedStorage) -> int:
+    """The same for all objects that stand for one storage; its address would be zero on the meta device."""
+    return storage._cdata
+
+
 class LiveBytes(TorchDispatchMode):
     """Notes the most bytes that tensors made by operators take together at any time."""
 
@@ -63,13 +68,14 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        known = self._storages | {storage._cdata for storage in storages((args, kwargs))}
+        known = self._storages | set(map(identity, storages((args, kwargs))))
         for storage in storages(result):
-            if storage._cdata in known:  # a view, or computed in place
+            key = identity(storage)
+            if key in known:  # a view, or computed in place
                 continue
-            self._storages.add(storage._cdata)
+            self._storages.add(key)
             self.num_bytes += storage.nbytes()
-            weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+            weakref.finalize(storage, self._freed, key, storage.nbytes())
         self.most = max(self.most, self.num_bytes)
         return result
 

@@ -37,10 +37,10 @@ class Scene:
 
     def __init__(self, names: str) -> None:
         self.pool = BlockPool(CACHE.num_blocks, CACHE.block_size)
-        runner = ModelRunner(build_decoder(tiny_model(seed=3)), CACHE)
+        self.runner = ModelRunner(build_decoder(tiny_model(seed=3)), CACHE)
         self.plans: list[StepPlan] = []
-        self._plan, runner.plan = runner.plan, self._spy  # type: ignore[method-assign]
-        self.drafter = DraftModelDrafter(runner, VOCAB_SIZE)
+        self._plan, self.runner.plan = self.runner.plan, self._spy  # type: ignore[method-assign]
+        self.drafter = DraftModelDrafter(self.runner, VOCAB_SIZE)
         self.sequences = {name: self._decoding(name) for name in names}
 
     def _spy(self, slices: list[TokenSlice], least_tokens: int = 0) -> StepPlan:
@@ -104,13 +104,15 @@ def test_one_that_misses_less_reads_what_one_that_misses_more_computes() -> None
     assert len(np.unique(rows)) == len(rows)
 
 
-def test_a_pass_that_fails_leaves_nothing_marked() -> None:
+def test_a_pass_that_fails_leaves_nothing_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*_: object) -> None:
+        raise RuntimeError("lost")
+
     scene = Scene("ab")
-    forward = scene.drafter._runner.run
-    scene.drafter._runner.run = lambda *_: (_ for _ in ()).throw(RuntimeError("lost"))  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="lost"):
-        scene.draft("ab")
-    scene.drafter._runner.run = forward  # type: ignore[method-assign]
+    with monkeypatch.context() as patched:
+        patched.setattr(scene.runner, "run", lose)
+        with pytest.raises(RuntimeError, match="lost"):
+            scene.draft("ab")
     assert scene.draft("ab") == {name: alone(name) for name in "ab"}
 
 

@@ -19,6 +19,7 @@ from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.engine.text.prompt_encoder import PromptEncoder
 from helix_jobs.errors import EngineError, ExhaustedError, InvalidRequestError, ModelError, PromptTooLongError
 from tests.unit.engine.text.bounded_prompts import SHORT, with_template
+from tests.unit.engine.text.opened_encoder import end_answers, limit, opened, system_process
 from tests.unit.engine.text.sample_templates import ENDLESS
 from tests.unit.engine.text.small_tokenizers import byte_level_with_bos
 from tests.unit.engine.tiny_models import VOCAB_SIZE, tokenizer
@@ -140,8 +141,8 @@ def test_where_the_system_sets_no_limits_the_worker_watches(encoder):
 def test_a_process_that_somebody_stops_is_not_waited_for_for_ever(encoder):
     made = encoder()
     assert made.encode_prompt("hi")
-    (stopped,) = made._processes
-    stopped._limits = ProcessLimits(wall_factor=2.0)
+    (stopped,) = opened(made).processes
+    limit(stopped, ProcessLimits(wall_factor=2.0))
     (process,) = children(made)
     process.suspend()
     with pytest.raises(InvalidRequestError, match=r"did not answer for \d+ s"):
@@ -223,7 +224,8 @@ def test_a_prompt_that_waits_for_a_process_ends_with_it_too(encoder, monkeypatch
     monkeypatch.setattr(prompt_encoder, "_PATIENCE", 0.05)
     made = encoder(with_template(LOOP), replace(SHORT, seconds=20.0, processes=1))
     made.probe()
-    get, waiting = made._free.get, threading.Event()
+    free = opened(made).free
+    get, waiting = free.get, threading.Event()
 
     def get_late(timeout):
         waiting.set()
@@ -231,15 +233,15 @@ def test_a_prompt_that_waits_for_a_process_ends_with_it_too(encoder, monkeypatch
 
     with ThreadPoolExecutor(2) as pool:
         endless = pool.submit(made.encode_messages, [{"role": "user", "content": "loop"}], {})
-        wait_until(made._free.empty, "the process is not taken")
-        made._free.get = get_late
+        wait_until(free.empty, "the process is not taken")
+        free.get = get_late
         other = pool.submit(made.encode_prompt, "hi")
         assert waiting.wait(20)
         made.close()
         for one in (endless, other):
             with pytest.raises(EngineError, match="the process that tokenises prompts"):
                 one.result(20)
-    assert not made._processes
+    assert not opened(made).processes
 
 
 def test_a_tokenizer_that_is_a_program_is_refused():
@@ -293,8 +295,8 @@ def test_where_a_second_process_cannot_be_started_the_first_is_waited_for(encode
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr("helix_jobs.engine.text.prompt_encoder._PATIENCE", 0.05)
-    (process,) = made._processes
-    taken = made._take()
+    (process,) = opened(made).processes
+    taken = opened(made).take()
     assert taken is process
     with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patched:
         tried = threading.Event()
@@ -302,7 +304,7 @@ def test_where_a_second_process_cannot_be_started_the_first_is_waited_for(encode
         waiting = pool.submit(made.encode_messages, QUESTION, {})
         assert tried.wait(20)
         assert not waiting.done()
-        made._free.put(taken)
+        opened(made).free.put(taken)
         assert waiting.result(20)
 
 
@@ -331,15 +333,15 @@ def test_its_environment_holds_no_settings(encoder, monkeypatch):
 def test_a_process_that_is_gone_when_the_request_is_written_is_known_to_be_gone(size):
     """The request stands in the pipe's buffer then, and closing the pipe fails on it."""
     process = BoundedProcess("helix_jobs.engine.text.prompt_process", ProcessLimits())
-    process._process.kill()
-    process._process.wait(20)
+    system_process(process).kill()
+    system_process(process).wait(20)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(process.ask, b"x" * size + b"\n", 20.0)
         try:
             with pytest.raises(ProcessEndedError, match="SIGKILL"):
                 asked.result(20)
         finally:
-            process._answers.put(b"")  # lets the thread end even if nothing else does
+            end_answers(process)  # lets the thread end even if nothing else does
     assert not process.is_alive
 
 
@@ -360,9 +362,9 @@ def test_outputs_are_decoded_while_a_prompt_does_not_end(encoder):
 def children(made):
     """Living processes of this encoder; those of other tests may not have ended yet."""
     found = []
-    for one in list(made._processes):
+    for one in list(opened(made).processes):
         with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(one._process.pid)
+            process = psutil.Process(system_process(one).pid)
             if process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found

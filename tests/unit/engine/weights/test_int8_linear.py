@@ -10,9 +10,10 @@ from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import dequantize, quantize
 from helix_jobs.engine.weights import int8_linear
 from helix_jobs.engine.weights.int8_linear import Int8Linear, quantize_rows
-from helix_jobs.engine.weights.linear import DenseLinear
+from helix_jobs.engine.weights.linear import DenseLinear, packs
 from helix_jobs.errors import ConfigurationError
 from tests.unit.engine.tiny_models import ARCHITECTURES, copy_of, decoder_logits, tiny_model
+from tests.unit.engine.weights.opened_linear import held_weight
 
 if TYPE_CHECKING:
     from helix_jobs.engine.model.decoder import Decoder
@@ -41,7 +42,8 @@ def test_the_product_is_exact_in_whole_numbers_at_odd_shapes(rows: int, inputs: 
     layer = Int8Linear.from_dense(_dense(inputs, outputs))
     hidden = torch.randn(rows, inputs)
     quantized, scale = quantize_rows(hidden)
-    expected = (quantized.long() @ layer._weight.long().t()).float() * layer._scale * scale
+    assert layer.rows is not None
+    expected = (quantized.long() @ layer.rows.long().t()).float() * layer.scale * scale
     assert torch.equal(layer(hidden), expected)
     layer.pack()
     assert torch.equal(layer(hidden), expected)
@@ -124,13 +126,13 @@ def test_packing_keeps_one_copy_of_the_weights(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(int8_linear, "packs_int8", lambda: True)
     layer = Int8Linear.from_dense(_dense(64, 48, bias=True))
     assert layer.nbytes == 48 * 64 + 2 * 48 * 4
-    plain = layer._weight
+    plain = held_weight(layer)
     layer.pack()
-    assert layer._weight is not plain
-    assert layer._weight.numel() == plain.numel()
-    packed = layer._weight
+    packed = held_weight(layer)
+    assert packed is not plain
+    assert packed.numel() == plain.numel()
     layer.pack()
-    assert layer._weight is packed
+    assert held_weight(layer) is packed
 
 
 def test_a_cpu_without_the_instructions_keeps_the_plain_product(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +142,8 @@ def test_a_cpu_without_the_instructions_keeps_the_plain_product(monkeypatch: pyt
     try:
         layer = Int8Linear.from_dense(_dense(64, 48))
         layer.pack()
-        assert layer._weight.dtype == torch.int8
-        assert not layer._is_packed
+        assert layer.rows is not None, "it is packed"
+        assert layer.rows.dtype == torch.int8
     finally:
         int8_linear.packs_int8.cache_clear()
 
@@ -160,7 +162,7 @@ def test_packed_products_that_are_not_exact_are_not_used(monkeypatch: pytest.Mon
 def test_a_packed_layer_cannot_be_quantised_any_more() -> None:
     dense = _dense(64, 48)
     dense.pack()
-    if not dense._is_packed:
+    if not packs(torch.float32, torch.device("cpu")):
         pytest.skip("this CPU has no packed products")
     with pytest.raises(AssertionError, match="cannot be read back"):
         Int8Linear.from_dense(dense)
@@ -201,7 +203,7 @@ def test_embeddings_and_norms_are_shared_and_no_product_is() -> None:
     assert quantised.final_norm is dense.final_norm
     assert quantised.attention is dense.attention
     assert not set(map(id, quantised.linears())) & set(map(id, dense.linears()))
-    biases = [linear._bias for linear in quantised.linears() if isinstance(linear, Int8Linear)]
+    biases = [linear.bias for linear in quantised.linears() if isinstance(linear, Int8Linear)]
     theirs = [linear.bias for linear in dense.linears() if isinstance(linear, DenseLinear)]
     assert any(bias is not None for bias in theirs)
     for mine, other in zip(biases, theirs, strict=True):
@@ -218,7 +220,7 @@ def test_packing_or_changing_one_leaves_the_other_alone() -> None:
     quantised.pack()
     for linear in quantised.linears():
         assert isinstance(linear, Int8Linear)
-        linear._scale.zero_()
+        linear.scale.zero_()
     assert torch.allclose(decoder_logits(dense), of_dense, atol=1e-5)
 
 
@@ -230,9 +232,10 @@ def test_a_widened_decoder_computes_with_the_rounded_weights() -> None:
     assert isinstance(first, DenseLinear)
     assert isinstance(rounded, Int8Linear)
     assert first.bias is not None
-    assert rounded._bias is not None
-    assert torch.equal(first.weight, rounded._weight.float() * rounded._scale.unsqueeze(1))
-    assert torch.equal(first.bias, rounded._bias)
+    assert rounded.bias is not None
+    assert rounded.rows is not None
+    assert torch.equal(first.weight, rounded.rows.float() * rounded.scale.unsqueeze(1))
+    assert torch.equal(first.bias, rounded.bias)
     # Activations are rounded in one of them only.
     assert _relative_error(decoder_logits(quantised), decoder_logits(widened)) < 0.1
 
