@@ -22,6 +22,7 @@ from helix_jobs.storage.migration import ensure_schema
 from helix_jobs.storage.schema import jobs, results, workers
 from helix_jobs.storage.workers import live_workers
 from tests.migrated_sqlite import lay_database
+from tests.redis_client import redis_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,9 +59,8 @@ def worker_is_live(settings: Settings) -> bool:
 
 def flush(url: str) -> None:
     """FLUSHALL."""
-    publisher = CeleryPublisher(url, QueueNames("test"))
-    publisher._open_channel().client.flushall()
-    publisher.close()
+    with redis_client(url) as client:
+        client.flushall()
 
 
 @dataclass
@@ -114,6 +114,7 @@ class Box:
     started: list[WorkerProcess] = field(default_factory=list)
     start_forked: StartForked | None = field(kw_only=True, default=None)
     _spawned: list[subprocess.Popen[str]] = field(default_factory=list)
+    _database: Database | None = field(init=False, default=None)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -189,13 +190,13 @@ class Box:
 
     def states(self, batch_id: str) -> dict[str, int]:
         """Jobs per state, counted in the table itself."""
-        with self._read() as c:
+        with self.read() as c:
             query = select(jobs.c.state, func.count()).where(jobs.c.batch_id == batch_id).group_by(jobs.c.state)
             return {str(state): int(count) for state, count in c.execute(query)}
 
     def rows(self, batch_id: str) -> list[Any]:
         """The batch's jobs in the order of their lines."""
-        with self._read() as c:
+        with self.read() as c:
             return list(c.execute(select(jobs).where(jobs.c.batch_id == batch_id).order_by(jobs.c.line)))
 
     def wait_states(self, batch_id: str, timeout: float = PATIENCE, **expected: int) -> None:
@@ -204,30 +205,39 @@ class Box:
         )
 
     def result_count(self, batch_id: str) -> int:
-        with self._read() as c:
+        with self.read() as c:
             query = select(func.count()).select_from(results.join(jobs, results.c.job_id == jobs.c.id))
             return int(c.execute(query.where(jobs.c.batch_id == batch_id)).scalar_one())
 
     def worker_rows(self) -> list[Any]:
-        with self._read() as c:
+        with self.read() as c:
             return list(c.execute(select(workers).order_by(workers.c.started_at)))
 
     @property
     def names(self) -> QueueNames:
-        ensure_schema(self._opened())  # whoever comes first makes the database
-        return read_queue_names(self._opened())
+        ensure_schema(self.own_database)  # whoever comes first makes the database
+        return read_queue_names(self.own_database)
 
     def publisher(self) -> CeleryPublisher:
         """A connection to this box's queue."""
         return CeleryPublisher(broker_url(self.settings), self.names)
 
-    def _read(self) -> Any:
-        return self._opened().read()
-
-    def _opened(self) -> Database:
-        if not hasattr(self, "_database"):
+    @property
+    def own_database(self) -> Database:
+        """The connections with which a test looks into this box's database; the first use opens them."""
+        if self._database is None:
             self._database = self.database()
         return self._database
+
+    def read(self) -> Any:
+        """A transaction that reads this box's database."""
+        return self.own_database.read()
+
+    def forget_database(self) -> None:
+        """Close a test's own connections; the next look opens whatever database is there by then."""
+        if self._database is not None:
+            self._database.dispose()
+            self._database = None
 
     def close(self) -> None:
         for process in self._spawned:
@@ -239,8 +249,7 @@ class Box:
                 worker.process.wait()
         if self.settings.redis_url is None:
             EmbeddedBroker(self.settings.home).stop()
-        if hasattr(self, "_database"):
-            self._database.dispose()
+        self.forget_database()
 
 
 def make_box(

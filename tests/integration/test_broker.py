@@ -11,10 +11,13 @@ import pytest
 from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, QueueNames, ping
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.storage.records import PublishableJob
+from tests.redis_client import redis_client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from redis import Redis
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no embedded broker on Windows")
 
@@ -33,11 +36,16 @@ def publisher(empty_redis: str) -> Iterator[CeleryPublisher]:
     publisher.close()
 
 
-def test_messages_carry_ids_and_lie_by_priority(publisher: CeleryPublisher) -> None:
+@pytest.fixture
+def client(empty_redis: str) -> Iterator[Redis]:
+    with redis_client(empty_redis) as opened:
+        yield opened
+
+
+def test_messages_carry_ids_and_lie_by_priority(publisher: CeleryPublisher, client: Redis) -> None:
     publisher.publish(jobs_of(0, 9, 4, 9))
     assert publisher.depth() == 4
 
-    client = publisher._open_channel().client
     # kombu looks at the lists in this order; a message at the right end is the next one.
     first = client.lrange(NAMES.queue, 0, -1)
     ids = [json.loads(message)["headers"]["id"].split("-")[0] for message in reversed(first)]
@@ -50,15 +58,14 @@ def test_messages_carry_ids_and_lie_by_priority(publisher: CeleryPublisher) -> N
     assert publisher.depth() == 0
 
 
-def test_each_publication_has_an_id_of_its_own(publisher: CeleryPublisher) -> None:
+def test_each_publication_has_an_id_of_its_own(publisher: CeleryPublisher, client: Redis) -> None:
     publisher.publish(jobs_of(9))
     publisher.publish(jobs_of(9))
-    messages = publisher._open_channel().client.lrange(NAMES.queue, 0, -1)
+    messages = client.lrange(NAMES.queue, 0, -1)
     assert len({json.loads(message)["headers"]["id"] for message in messages}) == 2
 
 
-def test_reset_forgets_what_a_dead_worker_held(publisher: CeleryPublisher) -> None:
-    client = publisher._open_channel().client
+def test_reset_forgets_what_a_dead_worker_held(publisher: CeleryPublisher, client: Redis) -> None:
     client.zadd(NAMES.unacked_index, {"tag": 1})
     client.hset(NAMES.unacked, "tag", "[]")
     client.hset("unacked", "tag", "someone else's")
@@ -66,9 +73,7 @@ def test_reset_forgets_what_a_dead_worker_held(publisher: CeleryPublisher) -> No
     assert {key.decode() for key in client.keys("*unacked*")} == {"unacked"}
 
 
-def test_only_what_was_delivered_before_the_question_is_forgotten(publisher: CeleryPublisher) -> None:
-    client = publisher._open_channel().client
-
+def test_only_what_was_delivered_before_the_question_is_forgotten(publisher: CeleryPublisher, client: Redis) -> None:
     def deliver(tag: str) -> None:
         client.zadd(NAMES.unacked_index, {tag: 1})
         client.hset(NAMES.unacked, tag, "[]")
@@ -86,10 +91,9 @@ def test_only_what_was_delivered_before_the_question_is_forgotten(publisher: Cel
     assert CeleryPublisher("memory://", NAMES).forget_delivered(lambda: True) == 0
 
 
-def test_a_lost_connection_is_opened_again(publisher: CeleryPublisher) -> None:
+def test_a_lost_connection_is_opened_again(publisher: CeleryPublisher, client: Redis) -> None:
     publisher.publish(jobs_of(1))
-    client = publisher._open_channel().client
-    client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal")
     publisher.publish(jobs_of(1, 2))
     assert publisher.depth() >= 3, "an uncertain batch is sent again"
 
@@ -99,10 +103,11 @@ def test_a_full_broker_refuses_politely(short_tmp: Path) -> None:
     broker.start()
     publisher = CeleryPublisher(broker.url, NAMES)
     try:
-        broker._client().config_set("maxmemory", "1")
-        with pytest.raises(BrokerUnreachableError, match=r"refuses: .*memory"):
-            publisher.publish(jobs_of(1))
-        broker._client().config_set("maxmemory", "0")
+        with redis_client(broker.url) as client:
+            client.config_set("maxmemory", "1")
+            with pytest.raises(BrokerUnreachableError, match=r"refuses: .*memory"):
+                publisher.publish(jobs_of(1))
+            client.config_set("maxmemory", "0")
         publisher.publish(jobs_of(1))
         assert publisher.depth() == 1
     finally:

@@ -143,20 +143,22 @@ def test_waiting_for_a_submission_that_died_ends_with_what_to_do(client: HelixCl
 def test_waiting_for_a_submission_that_goes_on_goes_on(client: HelixClient, helix: Settings, unfinished: str):
     """Without any patience at all: a line comes before each look."""
     client.time_limits = replace(client.time_limits, submitter_silence=0.0)
-    with HelixClient(helix) as submitter:
+    submitter = Database(helix.database_url)
+    with HelixClient(helix) as other:
 
         def go_on(status: BatchStatus) -> None:
             lines_now = status.stored + 1
             if status.total is None and lines_now < 12:
-                with submitter._database().write() as c:
+                with submitter.write() as c:
                     new = [NewJob(line=lines_now, custom_id=None, request={"prompt": "more"})]
                     batches.insert_jobs(c, unfinished, new, datetime.now(UTC))
             elif status.total is None:
-                with submitter._database().write() as c:
+                with submitter.write() as c:
                     batches.seal_batch(c, unfinished, status.stored, "digest")
-                submitter.cancel(unfinished)
+                other.cancel(unfinished)
 
         final = client.wait(unfinished, poll=0.001, on_update=go_on)
+    submitter.dispose()
     assert final.counts[JobState.CANCELLED] == 11
 
 

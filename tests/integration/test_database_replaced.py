@@ -90,7 +90,7 @@ def test_a_worker_ends_for_its_supervisor(embedded_box: Box, exchange: Callable[
     batch = box.submit(*["endless story"] * 3)
     worker = box.start_worker(fake_hang="endless")
     box.wait_states(batch, running=3)
-    box._opened().dispose()
+    box.own_database.dispose()
     file = box.settings.home / "helix.db"
     exchange(file)
     if exchange is removed:
@@ -108,13 +108,13 @@ def test_a_worker_ends_for_its_supervisor(embedded_box: Box, exchange: Callable[
 @pytest.mark.redis
 def test_a_worker_notices_another_database_of_the_same_name(services_box: Box) -> None:
     worker = services_box.start_worker()
-    with services_box._opened().write() as c:
+    with services_box.own_database.write() as c:
         noted = c.execute(text("SELECT id FROM installation")).scalar_one()
         c.execute(text("UPDATE installation SET id = 'another1'"))
     try:
         wait_until(lambda: worker.process.poll() is not None, lambda: worker.log)
     finally:
-        with services_box._opened().write() as c:
+        with services_box.own_database.write() as c:
             c.execute(text("UPDATE installation SET id = :id"), {"id": noted})
     assert worker.process.returncode == 1
     assert "another database has taken its place" in worker.log

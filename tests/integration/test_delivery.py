@@ -11,6 +11,7 @@ import pytest
 
 from helix_jobs.time_limits import TimeLimits
 from helix_jobs.worker import process as worker
+from tests.redis_client import redis_client
 from tests.worker_box import flush, wait_until
 
 if TYPE_CHECKING:
@@ -66,7 +67,6 @@ def test_a_flushed_broker_loses_no_job(quick_worker: Box) -> None:
 def test_messages_that_are_none_do_no_harm(quick_worker: Box) -> None:
     box = quick_worker
     publisher = box.publisher()
-    client = publisher._open_channel().client
     publisher.publish([Ghost(4711), Ghost(2**62)])
     template = {
         "body": "W1sxXSwge30sIHt9XQ==",
@@ -80,7 +80,7 @@ def test_messages_that_are_none_do_no_harm(quick_worker: Box) -> None:
             "priority": 0,
         },
     }
-    for change in (
+    changes = (
         {"body": "NQ=="},  # 5
         {"body": "bnVsbA=="},  # null
         {"body": "W1tdLCB7fSwge31d"},  # no arguments
@@ -94,11 +94,13 @@ def test_messages_that_are_none_do_no_harm(quick_worker: Box) -> None:
         {"headers": None},
         {"headers": {}},
         {"properties": {}},
-    ):
-        client.lpush(box.names.queue, json.dumps(template | change))
-    # More than the failures of Celery's loop that a worker puts up with.
-    for _ in range(3):
-        client.lpush(box.names.queue, b"\x80\x04no json", b"[]", b"5", b"null", b"[" * 100_000)
+    )
+    with redis_client(box.settings.redis_url or "") as client:
+        for change in changes:
+            client.lpush(box.names.queue, json.dumps(template | change))
+        # More than the failures of Celery's loop that a worker puts up with.
+        for _ in range(3):
+            client.lpush(box.names.queue, b"\x80\x04no json", b"[]", b"5", b"null", b"[" * 100_000)
 
     batch = box.submit(*[f"word {i}" for i in range(30)])
     box.wait_states(batch, succeeded=30)

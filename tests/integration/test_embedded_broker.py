@@ -23,6 +23,7 @@ from helix_jobs.errors import BrokerUnreachableError, ExhaustedError
 from helix_jobs.locks import FileLock
 from helix_jobs.settings import Settings
 from helix_jobs.worker.shared_broker import leave_broker
+from tests.redis_client import redis_client
 from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
@@ -74,6 +75,11 @@ def server_of(home: Path) -> psutil.Process:
     return found
 
 
+def keeper_of(home: Path) -> psutil.Process:
+    (found,) = [one for one in processes(home) if "keeper.py" in " ".join(one.cmdline())]
+    return found
+
+
 def gone(home: Path) -> bool:
     return not processes(home)
 
@@ -90,8 +96,10 @@ def test_a_broker_is_started_once_reused_and_stopped_by_the_last(short_tmp: Path
         assert broker_url(Settings(home=short_tmp, redis_url=None, database_url="sqlite:///x")) == first.url
         assert first.socket_path.stat().st_mode & 0o777 == 0o700
         assert first.socket_path.parent.stat().st_mode & 0o777 == 0o700
-        assert first._client().config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-        assert first._client().config_get("port") == {"port": "0"}, "nobody outside this machine can reach it"
+        with redis_client(first.url) as client:
+            found = client.config_get("maxmemory-policy", "port")
+        assert found["maxmemory-policy"] == "noeviction"
+        assert found["port"] == "0", "nobody outside this machine can reach it"
         assert not first.stop(), "another one uses it"
         assert second.is_running()
     finally:
@@ -176,9 +184,8 @@ def test_a_log_that_has_grown_too_large_is_emptied_and_written_on(short_tmp: Pat
     assert log.stat().st_size == broker_keeper.LOG_BYTES, "it has room yet"
     os.truncate(log, broker_keeper.LOG_BYTES + 1)
     wait_until(lambda: log.stat().st_size == 0, "it grows for ever")
-    client = broker._client()
-    client.config_set("loglevel", "verbose")
-    client.close()
+    with redis_client(broker.url) as client:
+        client.config_set("loglevel", "verbose")
     wait_until(lambda: log.stat().st_size > 0, "the server writes no more")
     assert b"\0" not in log.read_bytes(), "the server goes on where it was, not at the new beginning"
     assert log.stat().st_mode & 0o777 == 0o600
@@ -187,9 +194,7 @@ def test_a_log_that_has_grown_too_large_is_emptied_and_written_on(short_tmp: Pat
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no such signal elsewhere")
 def test_it_does_not_outlive_its_keeper(short_tmp: Path, broker: EmbeddedBroker) -> None:
-    assert broker._process is not None
-    broker._process.kill()
-    broker._process.wait()
+    keeper_of(short_tmp).kill()
     wait_until(lambda: gone(short_tmp), "the server is left without a keeper")
 
 

@@ -21,6 +21,7 @@ from helix_jobs.storage.outage import outlast
 from helix_jobs.storage.states import BatchState
 from tests.integration.client_helpers import batch_count, prompts, rows
 from tests.integration.cutting_proxy import CuttingProxy
+from tests.redis_client import redis_client
 from tests.worker_box import ROOT, make_box, wait_until
 
 if TYPE_CHECKING:
@@ -78,9 +79,8 @@ def box_with_redis(short_tmp: Path) -> Iterator[tuple[Box, int]]:
     server = EmbeddedBroker(short_tmp / "server")
     (short_tmp / "server").mkdir()
     server.start()
-    client = server._client()
-    pid = client.info("server")["process_id"]
-    client.close()
+    with redis_client(server.url) as client:
+        pid = client.info("server")["process_id"]
     yield make_box(short_tmp / "home", short_tmp, redis_url=server.url, database_url=None), pid
     os.kill(pid, signal.SIGCONT)
     assert server.stop()

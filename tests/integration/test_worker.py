@@ -18,6 +18,7 @@ from helix_jobs.locks import FileLock
 from helix_jobs.storage.records import PublishableJob
 from helix_jobs.storage.schema import results, runs
 from helix_jobs.worker.process import run_worker
+from tests.redis_client import redis_client
 from tests.worker_box import ROOT, prompts, wait_until
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 SLOW_STEPS = "0.05"
+
+
+def shut_down_broker(box: Box) -> None:
+    with redis_client(EmbeddedBroker(box.settings.home).url) as client:
+        client.shutdown(nosave=True)
 
 
 def test_a_batch_is_drained_and_the_worker_leaves_in_order(box: Box) -> None:
@@ -345,7 +351,7 @@ def test_the_embedded_broker_is_brought_back(embedded_box: Box) -> None:
     batch = box.submit(*prompts(120, words=16))
     worker = box.start_worker(fake_step_seconds=SLOW_STEPS)
     wait_until(lambda: box.states(batch).get("succeeded", 0) > 5, "nothing runs")
-    EmbeddedBroker(box.settings.home)._client().shutdown(nosave=True)
+    shut_down_broker(box)
     box.wait_states(batch, succeeded=120)
     assert box.result_count(batch) == 120
     assert worker.process.poll() is None, worker.log
@@ -356,7 +362,7 @@ def test_who_holds_the_embedded_brokers_start_lock_does_not_stop_the_heartbeat(e
     worker = box.start_worker()
     beats = {row.heartbeat_at for row in box.worker_rows()}
     with FileLock(box.settings.home / "broker" / "start.lock"):
-        EmbeddedBroker(box.settings.home)._client().shutdown(nosave=True)
+        shut_down_broker(box)
 
         def beat_twice() -> bool:
             beats.update(row.heartbeat_at for row in box.worker_rows())

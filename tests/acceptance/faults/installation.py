@@ -140,7 +140,7 @@ class Installation(Box):
     def held_by(self, worker: WorkerProcess) -> dict[int, int]:
         """Job id -> lease of what a worker runs, also after its death."""
         held = jobs.join(workers, and_(workers.c.id == jobs.c.worker_id, workers.c.pid == worker.process.pid))
-        with self._read() as c:
+        with self.read() as c:
             query = select(jobs.c.id, jobs.c.lease).select_from(held).where(jobs.c.state == "running")
             return {row.id: row.lease for row in c.execute(query)}
 
@@ -148,13 +148,13 @@ class Installation(Box):
         """Whether none of these leases is held any longer."""
         if not held:
             return True
-        with self._read() as c:
+        with self.read() as c:
             query = select(jobs.c.id, jobs.c.lease, jobs.c.state).where(jobs.c.id.in_(list(held)))
             return all(row.lease > held[row.id] or row.state != "running" for row in c.execute(query))
 
     def unfinished(self, *batches: Accepted) -> int:
         """Jobs without a final state."""
-        with self._read() as c:
+        with self.read() as c:
             query = select(func.count()).where(
                 jobs.c.batch_id.in_([batch.batch_id for batch in batches]), jobs.c.state.in_(("queued", "running"))
             )

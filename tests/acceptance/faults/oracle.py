@@ -105,7 +105,7 @@ class _Batch:
     def __init__(self, installation: Installation, batch: Accepted) -> None:
         self._batch = batch
         self._rows: list[Any] = installation.rows(batch.batch_id)
-        with installation._read() as c:
+        with installation.read() as c:
             query = select(results).join(jobs, jobs.c.id == results.c.job_id).where(jobs.c.batch_id == batch.batch_id)
             found = c.execute(query.order_by(results.c.choice)).all()
         self._answers: dict[int, list[Any]] = {}

@@ -40,7 +40,7 @@ def wait_resumed(
     began = time.monotonic()
 
     def claimed() -> bool:
-        with installation._read() as c:
+        with installation.read() as c:
             latest = c.execute(select(func.max(jobs.c.claimed_at))).scalar_one()
         return latest is not None and latest > moment
 

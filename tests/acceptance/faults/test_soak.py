@@ -139,7 +139,7 @@ class Soak:
 
     def _cut_connections(self) -> None:
         """Every connection of the installation's database but the one that asks."""
-        with self.installation._opened().write() as c:
+        with self.installation.own_database.write() as c:
             c.execute(
                 text(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
@@ -161,8 +161,8 @@ class Soak:
         with self.installation.redis.client() as client:
             clients = int(client.info("clients")["connected_clients"])
         connections = 0
-        if self.installation._opened().sqlite_file is None:
-            with self.installation._opened().read() as c:
+        if self.installation.own_database.sqlite_file is None:
+            with self.installation.own_database.read() as c:
                 query = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
                 connections = int(c.execute(query).scalar_one())
         self.looks.append(

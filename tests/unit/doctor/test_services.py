@@ -19,6 +19,7 @@ from helix_jobs.doctor.broker_state import BrokerState, QueueNames, read_broker_
 from helix_jobs.doctor.clock import judge_skew
 from helix_jobs.doctor.metrics_port import check_metrics
 from helix_jobs.worker.metrics import MetricsServer
+from tests.redis_client import redis_client
 from tests.unit.doctor.verdicts import FAILED, OK, WARNING, levels, only
 from tests.unit.worker.served_figures import QUEUE, worker
 
@@ -118,14 +119,13 @@ def test_a_servers_settings_are_read(short_home):
     broker = EmbeddedBroker(short_home)
     broker.start()
     try:
-        client = broker._client()
-        client.config_set("maxmemory-policy", "volatile-lru")
-        client.config_set("maxmemory", 50 << 20)
-        client.config_set("appendonly", "yes")
-        state = read_broker_state(broker.url, QueueNames("one"))
-        while client.info("persistence")["aof_rewrite_in_progress"]:  # until then it refuses to end
-            time.sleep(0.01)
-        client.close()
+        with redis_client(broker.url) as client:
+            client.config_set("maxmemory-policy", "volatile-lru")
+            client.config_set("maxmemory", 50 << 20)
+            client.config_set("appendonly", "yes")
+            state = read_broker_state(broker.url, QueueNames("one"))
+            while client.info("persistence")["aof_rewrite_in_progress"]:  # until then it refuses to end
+                time.sleep(0.01)
     finally:
         broker.stop()
     assert (state.policy, state.maxmemory, state.appends, state.messages) == ("volatile-lru", 50 << 20, True, 0)

@@ -156,5 +156,5 @@ def _waiting(installation: Installation) -> int:
 
 
 def _ended_jobs(installation: Installation) -> set[int]:
-    with installation._read() as c:
+    with installation.read() as c:
         return set(c.execute(select(jobs.c.id).where(jobs.c.finished_at.is_not(None))).scalars())

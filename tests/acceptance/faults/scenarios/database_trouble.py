@@ -130,7 +130,7 @@ def disk_full(installation: Installation, size: Size) -> Outcome:
 
 
 def _final(installation: Installation) -> set[int]:
-    with installation._read() as c:
+    with installation.read() as c:
         return set(c.execute(select(jobs.c.id).where(jobs.c.finished_at.is_not(None))).scalars())
 
 

@@ -53,10 +53,10 @@ def beside_endless(installation: Installation, size: Size) -> Outcome:
 
 def _spend_attempts(installation: Installation, batch_id: str) -> None:
     """As two workers that died with these jobs leave them."""
-    with installation._opened().write() as c:
+    with installation.own_database.write() as c:
         c.execute(update(jobs).where(jobs.c.batch_id == batch_id).values(attempts=jobs.c.max_attempts - 1))
 
 
 def _most_attempts(installation: Installation) -> int:
-    with installation._read() as c:
+    with installation.read() as c:
         return int(c.execute(select(func.max(jobs.c.attempts))).scalar_one())

@@ -107,7 +107,7 @@ class _Doomed:
     """Two batches that ended long ago, and a worker that stopped then."""
 
     def __init__(self, installation: Installation, count: int) -> None:
-        self._database = installation._opened()
+        self._database = installation.own_database
         self._count = count
         then = now() - LONG_AGO
         with self._database.write() as c:

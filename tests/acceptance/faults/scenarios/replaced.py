@@ -57,8 +57,7 @@ def _back_up(file: Path) -> Path:
 
 def _restore(installation: Installation, file: Path, backup: Path) -> None:
     """As whoever forgot that a worker runs; this process opens the new file."""
-    installation._opened().dispose()
-    del installation._database  # type: ignore[attr-defined]
+    installation.forget_database()
     for name in (f"{file.name}-wal", f"{file.name}-shm"):
         file.with_name(name).unlink(missing_ok=True)
     backup.replace(file)

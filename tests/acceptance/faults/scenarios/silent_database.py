@@ -83,7 +83,7 @@ def stopped(installation: Installation, size: Size) -> Outcome:
 def _idle(installation: Installation) -> set[int]:
     """The processes of this database that are in no transaction."""
     query = "SELECT pid FROM pg_stat_activity WHERE state = 'idle' AND datname = current_database()"
-    with installation._read() as c:
+    with installation.read() as c:
         return set(c.execute(text(query)).scalars())
 
 

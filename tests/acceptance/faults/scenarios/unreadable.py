@@ -39,7 +39,7 @@ def damaged(installation: Installation, size: Size) -> Outcome:
     worker = installation.start(fake_step_seconds="0.02" if installation.fork_server is not None else "0.1")
     wait_ended(installation, batch, 4)
     waiting = [row.id for row in installation.rows(batch.batch_id)][-size.faults :]
-    database = installation._opened()
+    database = installation.own_database
     damages = _DAMAGES[database.dialect]
     for number, job_id in enumerate(waiting):
         statement = f"UPDATE jobs SET {damages[number % len(damages)]} WHERE id = {job_id} AND state = 'queued'"  # noqa: S608  (a test's own rows)
