@@ -7,10 +7,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 from tests.services import missing_service
+from tests.worker_box import wait_until
 
 # PgBouncer refuses to run as root.
 _USER = "postgres"
@@ -70,14 +70,15 @@ class PgBouncer:
         shutil.rmtree(self._folder)
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                said = (self._folder / "log").read_text()
-                assert self._process.poll() is None, said
-                assert time.monotonic() < deadline, said
-                time.sleep(0.05)
-            else:
-                return
+        wait_until(lambda: self._answers() or self._process.poll() is not None, self._said, 20)
+        assert self._process.poll() is None, self._said()
+
+    def _answers(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def _said(self) -> str:
+        return (self._folder / "log").read_text()

@@ -34,12 +34,19 @@ ROOT = Path(__file__).parents[1]
 PATIENCE = 45.0
 
 
-def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], timeout: float = PATIENCE) -> None:
-    """Wait for something another process does; fail with ``what``, asked for then, if it does not."""
+def comes_true(condition: Callable[[], Any], timeout: float) -> bool:
+    """Look again and again; return whether another thread or process makes it true within so many seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, f"timed out: {what if isinstance(what, str) else what()}"
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(0.05)
+    return True
+
+
+def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], timeout: float = PATIENCE) -> None:
+    """Wait for something another process does; fail with ``what``, asked for then, if it does not."""
+    assert comes_true(condition, timeout), f"timed out: {what if isinstance(what, str) else what()}"
 
 
 def prompts(count: int, words: int = 6) -> list[str]:

@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from helix_jobs import HelixClient
 from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.settings import Settings
 from tests.acceptance.readme_text import ROOT
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,12 +117,13 @@ class Scene:
                 start_new_session=True,
             )
         self.worker = worker
-        deadline = time.monotonic() + PATIENCE
         with HelixClient(self.settings) as client:
-            while not any(live.pid == worker.pid for live in client.live_workers()):
-                assert worker.poll() is None, f"{command}: {log.read_text(encoding='utf-8')}"
-                assert time.monotonic() < deadline, f"{command} is not ready: {log.read_text(encoding='utf-8')}"
-                time.sleep(0.1)
+            wait_until(
+                lambda: any(live.pid == worker.pid for live in client.live_workers()) or worker.poll() is not None,
+                lambda: f"{command} is not ready: {log.read_text(encoding='utf-8')}",
+                PATIENCE,
+            )
+        assert worker.poll() is None, f"{command}: {log.read_text(encoding='utf-8')}"
 
     def stop_worker(self) -> None:
         """Ctrl-C, once; the worker must end well."""

@@ -42,7 +42,7 @@ class Neighbour(threading.Thread):
             except DatabaseUnreachableError:
                 self.refused += 1
             self.seconds.append(time.perf_counter() - started)
-            time.sleep(0.02)
+            self.stop.wait(0.02)
 
 
 def read(database) -> None:

@@ -16,6 +16,7 @@ from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.schema import jobs
 from tests.ended_batches import ended_batch_of
 from tests.store_helpers import new_jobs, now, register
+from tests.worker_box import wait_until
 
 JOBS = 1_000_000
 
@@ -24,7 +25,7 @@ class Neighbour(threading.Thread):
     """Submits small batches and takes their jobs, one transaction after the other, and notes how long each took."""
 
     def __init__(self, database) -> None:
-        super().__init__()
+        super().__init__(daemon=True)  # a test that fails does not stop it
         self._database = database
         self.stop = threading.Event()
         self.seconds: list[float] = []
@@ -39,7 +40,7 @@ class Neighbour(threading.Thread):
             for job in self._timed(lambda c: publishing.publishable(c, 1)):
                 self._timed(lambda c, i=job.id: claims.claim(c, i, worker_id="w1", now=now()))
                 self.claimed += 1
-            time.sleep(0.02)
+            self.stop.wait(0.02)
 
     def _timed(self, function):
         started = time.perf_counter()
@@ -56,8 +57,7 @@ def test_a_million_jobs_go_beside_a_writer(database, monkeypatch):
     assert [batch.id for batch in plan.batches] == [batch_id]
     neighbour = Neighbour(database)
     neighbour.start()
-    while len(neighbour.seconds) < 100:
-        time.sleep(0.1)
+    wait_until(lambda: len(neighbour.seconds) >= 100, "the neighbour stands still", 600.0)
     # The first ones pay for the log that the million left.
     alone = sorted(neighbour.seconds[50:])
     neighbour.seconds = []

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import psutil
@@ -24,7 +23,7 @@ from helix_jobs.locks import FileLock
 from helix_jobs.settings import Settings
 from helix_jobs.worker.shared_broker import leave_broker
 from tests.redis_client import redis_client
-from tests.worker_box import wait_until
+from tests.worker_box import comes_true, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,7 +151,8 @@ def test_it_outlives_a_killed_user_for_the_next_one(
     user.wait()
     assert broker.is_running()
     assert not broker.start(), "it is taken over"
-    time.sleep(2.5)  # longer than nobody may use it
+    # Longer than nobody may use it.
+    assert not comes_true(lambda: gone(short_tmp), 2.5), "it ends although somebody uses it"
     assert broker.is_running()
     assert broker.stop()
     wait_until(lambda: gone(short_tmp), "its keeper lives on")
@@ -163,7 +163,7 @@ def test_it_ends_when_its_last_user_was_killed(
 ) -> None:
     assert not broker.stop()
     user.send_signal(signal.SIGSTOP)
-    time.sleep(2.5)
+    assert not comes_true(lambda: gone(short_tmp), 2.5), "it ends although somebody uses it"
     assert broker.is_running(), "one that is frozen uses it all the same"
     user.send_signal(signal.SIGKILL)
     wait_until(lambda: gone(short_tmp), "it is left behind")
@@ -180,8 +180,8 @@ def test_it_ends_when_its_directory_is_deleted(short_tmp: Path, broker: Embedded
 def test_a_log_that_has_grown_too_large_is_emptied_and_written_on(short_tmp: Path, broker: EmbeddedBroker) -> None:
     log = short_tmp / "broker" / "broker.log"
     os.truncate(log, broker_keeper.LOG_BYTES)
-    time.sleep(2.5 * broker_keeper.LOOK_SECONDS)
-    assert log.stat().st_size == broker_keeper.LOG_BYTES, "it has room yet"
+    changes = comes_true(lambda: log.stat().st_size != broker_keeper.LOG_BYTES, 2.5 * broker_keeper.LOOK_SECONDS)
+    assert not changes, "it has room yet"
     os.truncate(log, broker_keeper.LOG_BYTES + 1)
     wait_until(lambda: log.stat().st_size == 0, "it grows for ever")
     with redis_client(broker.url) as client:

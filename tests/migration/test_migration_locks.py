@@ -19,6 +19,7 @@ from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import current_revision, downgrade, head_revision, upgrade
 from helix_jobs.storage.migration_locks import LockPatience, TablesHeldError, describe_holders, lock_tables
 from tests.store_helpers import stored_batch
+from tests.worker_box import wait_until
 
 PATIENCE = LockPatience(wait_seconds=0.5, attempts=3, pause_seconds=0.2)
 
@@ -201,11 +202,8 @@ def test_a_deadlock_with_another_transaction_is_one_more_attempt(older, holder):
     holder.execute("SELECT count(*) FROM jobs")
     with ThreadPoolExecutor(1) as pool:
         upgraded = pool.submit(upgrade, older, patience=LockPatience(wait_seconds=20.0, attempts=2, pause_seconds=0.1))
-        deadline = time.monotonic() + 30.0
-        while not _waits_for(older, "jobs"):
-            assert not upgraded.done(), upgraded.result()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: _waits_for(older, "jobs") or upgraded.done(), "it does not wait for the table", 30.0)
+        assert not upgraded.done(), upgraded.result()
         holder.execute("SELECT count(*) FROM batches")
         holder.commit()
         assert upgraded.result(timeout=30) == head_revision()

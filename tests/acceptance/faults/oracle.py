@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,6 +13,7 @@ from helix_jobs.engine.fake_engine import fake_output
 from helix_jobs.storage.schema import jobs, results
 from helix_jobs.storage.states import FINAL_STATES
 from helix_jobs.token_logprobs import TokenLogprobs
+from tests.worker_box import comes_true
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -195,14 +195,15 @@ def _check_numbers(row: Any, result: Any) -> list[str]:
 def _broker_leftovers(installation: Installation) -> list[str]:
     """Give the living worker time to take what is left, then say what it left."""
     publisher, names = installation.publisher(), installation.names
-    deadline = time.monotonic() + BROKER_SECONDS
-    while True:
-        depth, unacked = publisher.depth(), installation.redis.unacked(names)
-        if depth == unacked == 0 or time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
+    left: dict[str, int] = {}
+
+    def is_empty() -> bool:
+        left["messages wait in the queue"] = publisher.depth()
+        left["messages are unacked"] = installation.redis.unacked(names)
+        return not any(left.values())
+
+    comes_true(is_empty, BROKER_SECONDS)
     publisher.close()
-    left = {"messages wait in the queue": depth, "messages are unacked": unacked}
     return [f"{count} {what}" for what, count in left.items() if count]
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
-import time
 import types
 
 import psutil
@@ -13,6 +12,7 @@ from helix_jobs.bench.peer import PEERS, PEERS_FOLDER, PeerError, PeerJob, PeerP
 from helix_jobs.bench.process_memory import peak_memory
 from helix_jobs.engine.request import EncodedRequest
 from helix_jobs.engine.sampling_params import SamplingParams
+from tests.worker_box import wait_until
 
 JOB = PeerJob(
     model="m", gguf=None, draft=None, dtype="float32", batch_size=2, max_model_len=64, kv_cache_bytes=1, num_threads=3
@@ -113,12 +113,15 @@ def test_what_a_peer_started_ends_with_it(fake_peer, tmp_path, monkeypatch):
         child = psutil.Process(int((tmp_path / "pid").read_text()))
         assert child.is_running()
         peer.close()
-    deadline = time.monotonic() + 30
-    # An orphan that was killed may stay a zombie until the system's first process takes note.
-    with contextlib.suppress(psutil.NoSuchProcess):
-        while child.status() != psutil.STATUS_ZOMBIE:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    wait_until(lambda: has_ended(child), "it outlives the peer")
+
+
+def has_ended(process):
+    """An orphan that was killed may stay a zombie until the system's first process takes note."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_a_hanging_peer_is_killed_on_close(fake_peer, monkeypatch):

@@ -7,7 +7,6 @@ import shutil
 import socket
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from helix_jobs.worker.metrics import MetricsServer
 from tests.redis_client import redis_client
 from tests.unit.doctor.verdicts import FAILED, OK, WARNING, levels, only
 from tests.unit.worker.served_figures import QUEUE, worker
+from tests.worker_box import wait_until
 
 # clock
 
@@ -124,8 +124,8 @@ def test_a_servers_settings_are_read(short_home):
             client.config_set("maxmemory", 50 << 20)
             client.config_set("appendonly", "yes")
             state = read_broker_state(broker.url, QueueNames("one"))
-            while client.info("persistence")["aof_rewrite_in_progress"]:  # until then it refuses to end
-                time.sleep(0.01)
+            # Until then it refuses to end.
+            wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], "its file is not written")
     finally:
         broker.stop()
     assert (state.policy, state.maxmemory, state.appends, state.messages) == ("volatile-lru", 50 << 20, True, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from dataclasses import replace
 
 import psycopg
@@ -20,6 +19,7 @@ from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.time_limits import TimeLimits
 from tests.store_helpers import ping, stored_batch
 from tests.tcp_proxy import TcpProxy
+from tests.worker_box import wait_until
 
 QUICK = TimeLimits(statement=1.0, answer_margin=0.5, sign_of_life=0.3)
 
@@ -192,16 +192,16 @@ def test_a_thread_that_waits_gets_an_error_when_its_call_is_ended(through_proxy,
         except DatabaseUnreachableError as error:
             errors.append(str(error))
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    deadline = time.monotonic() + 20
-    while not errors and time.monotonic() < deadline:
-        # What the switch does, with a limit that stands for a minute.
+    def is_told():
+        """Do what the switch does, with a limit that stands for a minute."""
         through_proxy.calls._calls.update(
             {key: type(call)(call.began, call.descriptor, 0.0) for key, call in through_proxy.calls._calls.items()}
         )
         through_proxy.calls.close_overdue(0.5)
-        time.sleep(0.05)
+        return errors
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    wait_until(is_told, "it waits on")
     thread.join(20)
-    assert errors
     ping(through_proxy)

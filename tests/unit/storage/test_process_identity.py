@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from helix_jobs.storage.process_identity import (
     started,
     this_process,
 )
+from tests.worker_box import wait_until
 
 HERE = Here(boot_id="boot", pid_namespace="ns", started={1: "100", 7: UNKNOWN_START}.get)
 WORKER = ProcessIdentity(pid=1, boot_id="boot", pid_namespace="ns", started="100")
@@ -71,10 +71,7 @@ def test_a_child_is_gone_when_it_has_ended_whether_or_not_anybody_waited_for_it(
     assert not is_gone(identity, here())
     child.kill()
     if sys.platform == "linux":
-        deadline = time.monotonic() + 20
-        while not is_gone(identity, here()) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert is_gone(identity, here()), "it has ended and nobody waits for it"
+        wait_until(lambda: is_gone(identity, here()), "it has ended and nobody waits for it")
     child.communicate()
     assert is_gone(identity, here())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -319,17 +318,18 @@ def test_a_job_that_is_withdrawn_as_it_comes_to_the_engine_is_not_computed(make_
     bench = make_bench(hang="endless")
     withdrawn, next_one = bench.add("endless", "a b c")
     engine = bench.service.engine
-    submit, abort, aborted = engine.submit, engine.abort, threading.Event()
+    submit, abort, aborted, submitted = engine.submit, engine.abort, threading.Event(), threading.Event()
 
     def submit_late(request: Any, settle: Any) -> None:
         threading.Thread(target=bench.service.hand_back).start()
         assert aborted.wait(20)
         submit(request, settle)
+        submitted.set()
 
     def abort_early(request_id: str) -> None:
         abort(request_id)
         aborted.set()
-        time.sleep(0.05)
+        assert submitted.wait(20)
 
     engine.submit, engine.abort = submit_late, abort_early
     (running,) = bench.run(withdrawn)

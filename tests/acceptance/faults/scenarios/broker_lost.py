@@ -17,6 +17,7 @@ from helix_jobs.storage.schema import jobs
 from tests.acceptance.faults.progress import ended, wait_ended, wait_resumed
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
 from tests.tcp_proxy import TcpProxy
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from tests.acceptance.faults.installation import Installation
@@ -125,16 +126,20 @@ def lost_one(installation: Installation, size: Size) -> Outcome:
     batch, worker = _begin(installation, size)
     job_id = _take_newest(installation)
     began = time.monotonic()
-    batches, least = [batch], size.jobs
-    while job_id not in _ended_jobs(installation):
-        waiting = _waiting(installation)
-        least = min(least, waiting)
-        if waiting < size.jobs // 2:
+    batches, waiting = [batch], [size.jobs]
+
+    def has_ended() -> bool:
+        """Look, and keep the queue full if it has not."""
+        if job_id in _ended_jobs(installation):
+            return True
+        waiting.append(_waiting(installation))
+        if waiting[-1] < size.jobs // 2:
             batches.append(installation.accept(size.jobs // 2))
-        assert time.monotonic() - began < LOST_SECONDS, f"job {job_id} does not run: {worker.log}"
-        time.sleep(0.1)
+        return False
+
+    wait_until(has_ended, lambda: f"job {job_id} does not run: {worker.log}", LOST_SECONDS)
     recovery = time.monotonic() - began
-    broken = () if least else ("the queue ran dry",)
+    broken = () if min(waiting) else ("the queue ran dry",)
     if "were lost on the way" not in worker.log:
         broken = (*broken, "the loss was not noticed")
     installation.wait_done(*batches, timeout=installation.patience + sum(len(b.prompts) for b in batches) / 4)

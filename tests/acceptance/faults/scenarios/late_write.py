@@ -11,7 +11,7 @@ import psutil
 
 from tests.acceptance.faults.plan import Plan
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
-from tests.worker_box import wait_until
+from tests.worker_box import comes_true, wait_until
 
 if TYPE_CHECKING:
     from tests.acceptance.faults.installation import Installation
@@ -94,7 +94,5 @@ def _wait_running_again(installation: Installation, held: dict[int, int], succes
 
 def _count_fenced(worker: WorkerProcess) -> int:
     """Give the worker time to write, then count what it counted."""
-    deadline = time.monotonic() + LATE_SECONDS
-    while FENCED not in worker.log and time.monotonic() < deadline:
-        time.sleep(0.05)
+    comes_true(lambda: FENCED in worker.log, LATE_SECONDS)
     return worker.log.count(FENCED)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.acceptance.faults.progress import ended, wait_ended, wait_resumed
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import comes_true
 
 if TYPE_CHECKING:
     from tests.acceptance.faults.installation import Installation
@@ -37,9 +37,7 @@ def exhausted(installation: Installation, size: Size) -> Outcome:
         resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (3, hard))
         with installation.redis.client() as client:
             client.client_kill_filter(_type="normal", skipme=True)
-        began = time.monotonic()
-        while worker.process.poll() is None and time.monotonic() - began < WITHOUT_SECONDS:
-            time.sleep(0.1)
+        comes_true(lambda worker=worker: worker.process.poll() is not None, WITHOUT_SECONDS)
         if (code := worker.process.poll()) is None:
             resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
         else:

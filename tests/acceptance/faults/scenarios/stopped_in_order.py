@@ -74,7 +74,7 @@ def _ask(way: str, worker: WorkerProcess, installation: Installation) -> None:
     else:
         worker.send(signal.SIGINT)
         if way == "Ctrl-C twice":
-            time.sleep(0.2)
+            wait_until(lambda: " s to finish" in worker.log, "the first one is not noticed")
             worker.send(signal.SIGINT)
 
 

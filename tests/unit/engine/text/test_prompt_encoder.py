@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -23,7 +22,7 @@ from tests.unit.engine.text.opened_encoder import end_answers, limit, opened, sy
 from tests.unit.engine.text.sample_templates import ENDLESS
 from tests.unit.engine.text.small_tokenizers import byte_level_with_bos
 from tests.unit.engine.tiny_models import VOCAB_SIZE, tokenizer
-from tests.worker_box import wait_until
+from tests.worker_box import comes_true, wait_until
 
 QUESTION = [{"role": "user", "content": "hi"}]
 
@@ -166,16 +165,14 @@ def test_a_process_that_is_killed_at_work_is_asked_again_and_then_given_up(encod
     made.probe()
     ended = set()
 
-    def kill_twice():
-        deadline = time.monotonic() + 100
-        while len(ended) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-            for process in children(made):
-                if process.pid not in ended and process.cpu_times().user > 0.5:
-                    process.kill()
-                    ended.add(process.pid)
+    def are_killed():
+        for process in children(made):
+            if process.pid not in ended and process.cpu_times().user > 0.5:
+                process.kill()
+                ended.add(process.pid)
+        return len(ended) >= 2
 
-    killer = threading.Thread(target=kill_twice)
+    killer = threading.Thread(target=comes_true, args=(are_killed, 100))
     killer.start()
     with pytest.raises(EngineError, match="ended with SIGKILL; `retry` runs it again"):
         made.encode_messages([{"role": "user", "content": "loop"}], {})
