@@ -38,7 +38,7 @@ def loaded_on_device(name: str, model: Any, dtype: torch.dtype) -> LoadedModel:
 
 
 def loaded_on_host(name: str, model: Any, dtype: torch.dtype) -> LoadedModel:
-    decoder = build_decoder(copy_of(model, dtype))
+    decoder = build_decoder(copy_of(model, dtype), keeps_origins=True)
     decoder.pack()
     return LoadedModel(name, decoder)
 

@@ -207,4 +207,4 @@ def _caller() -> str:
 
 def built_on_device(model: Any) -> Decoder:
     """As the loader does it: the model is taken apart on the host, and each finished tensor is moved."""
-    return build_decoder(model, Placement(dtype=model.dtype, device=DIRECTML))
+    return build_decoder(model, Placement(dtype=model.dtype, device=DIRECTML), keeps_origins=True)
