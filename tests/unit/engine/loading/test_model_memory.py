@@ -258,7 +258,7 @@ def test_float32_that_does_not_fit_either_is_said(tmp_path: Path, monkeypatch: p
 
 
 def test_weights_that_do_not_fit_are_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OUT_OF_MEMORY
 
     monkeypatch.setattr(model_loader, "build_decoder", full)
