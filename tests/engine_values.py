@@ -11,6 +11,7 @@ ENGINE_VALUES = {
     "field_checks",
     "grammar_text",
     "matcher",
+    "multiples",
     "prompt_truncation",
     "protocol",
     "reasoning",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from llguidance import LLMatcher, LLParserLimits
 
+from helix_jobs.engine.multiples import with_all_spellings
+
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
@@ -51,7 +53,9 @@ def grammar_text(constraint: Constraint) -> str:
         ValueError: The value of a ``json_schema`` or a ``choice`` is not JSON.
     """
     if constraint.kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(constraint.value, overrides=json_options(constraint.whitespace))
+        return LLMatcher.grammar_from_json_schema(
+            _with_all_spellings(constraint.value), overrides=json_options(constraint.whitespace)
+        )
     if constraint.kind == "json_object":
         return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=json_options(constraint.whitespace))
     if constraint.kind == "choice":
@@ -82,6 +86,11 @@ def json_options(whitespace: Whitespace = "compact") -> JsonCompileOptions:
     if whitespace == "model":
         options["whitespace_pattern"] = rf"[\x20\x0A\x0D\x09]{{1,{MAX_BLANKS}}}"
     return options
+
+
+def _with_all_spellings(schema: str) -> str:
+    """A schema's text; only one that speaks of multiples is read for that."""
+    return json.dumps(with_all_spellings(json.loads(schema))) if '"multipleOf"' in schema else schema
 
 
 def _literal(text: str) -> str:

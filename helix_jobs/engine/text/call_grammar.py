@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from helix_jobs.engine.constraint import Constraint
+from helix_jobs.engine.multiples import with_all_spellings
 from helix_jobs.engine.text.added_tokens import split_at_tokens
 from helix_jobs.engine.text.call_forms import FORMS
 from helix_jobs.engine.text.tagged_arguments import JSON_OPTIONS, tagged_arguments
@@ -61,7 +62,7 @@ def _more_calls(separator: str, *, is_blank: bool) -> str:
 
 def _object_schema(schema: Any) -> dict[str, Any]:  # noqa: ANN401  (any JSON value may be a schema)
     """The schema of a call's arguments, which are an object in any case."""
-    plain = dict(schema) if isinstance(schema, dict) else {}
+    plain = dict(with_all_spellings(schema)) if isinstance(schema, dict) else {}
     plain.setdefault("type", "object")
     return {**plain, "x-guidance": JSON_OPTIONS}
 

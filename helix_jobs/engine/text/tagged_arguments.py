@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.grammar_text import json_options
+from helix_jobs.engine.multiples import with_all_spellings
 from helix_jobs.engine.text.call_forms import is_text
 from helix_jobs.errors import InvalidRequestError
 
@@ -65,7 +66,7 @@ def tagged_arguments(rule: str, function: str, schema: Mapping[str, Any], added_
             rules += [f'{part}: {begin} {part.upper()} "\\n"', f"{part.upper()}: {_text_pattern(function, wanted)}"]
         else:
             value = {**(wanted if isinstance(wanted, dict) else {} if wanted else {"not": {}}), **shared}
-            value_rule = f"%json {json.dumps({**value, 'x-guidance': JSON_OPTIONS})}"
+            value_rule = f"%json {json.dumps({**with_all_spellings(value), 'x-guidance': JSON_OPTIONS})}"
             rules += [f'{part}: {begin} {part}_value "\\n{_END}\\n"', f"{part}_value: {value_rule}"]
     return [f"{rule}: {' '.join(parts)}" if parts else f'{rule}: ""', *rules]
 
