@@ -226,6 +226,30 @@ class Settings:
         default="127.0.0.1",
         metadata=declared(Text(), "Address to serve them on; default: this machine only.", "--metrics-host", "ADDRESS"),
     )
+    serve_host: str = field(
+        default="127.0.0.1",
+        metadata=declared(
+            Text(), "Address that serve answers on; default: this machine only. Others need keys.", "--host", "ADDRESS"
+        ),
+    )
+    serve_port: int = field(
+        default=8000,
+        metadata=declared(WholeNumber(0, 65_535), "Port that serve answers on; 0 takes a free one.", "--port"),
+    )
+    api_keys: str | None = field(
+        default=None,
+        metadata=declared(
+            Text(), "Keys that serve asks for, with commas between them, or sha256: and a key's digest; default: none."
+        ),
+    )
+    max_open_requests: int = field(
+        default=1000,
+        metadata=declared(WholeNumber(1, 100_000), "Requests that may wait for answers of serve at once."),
+    )
+    request_retention: int = field(
+        default=24,
+        metadata=declared(WholeNumber(0, 876_000), "Hours after which serve removes answered requests; 0 keeps them."),
+    )
     log_level: str = field(
         default="info",
         metadata=declared(Choice(LOG_LEVELS), "What to log; debug shows tracebacks of errors.", "--log-level"),

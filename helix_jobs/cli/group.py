@@ -48,6 +48,7 @@ _COMMANDS: Final = {
     "retry": "helix_jobs.cli.cancel:retry",
     "purge": "helix_jobs.cli.purge:purge",
     "worker": "helix_jobs.cli.worker:worker",
+    "serve": "helix_jobs.cli.serve:serve",
     "db": "helix_jobs.cli.db:db",
     "models": "helix_jobs.cli.models:models",
     "doctor": "helix_jobs.cli.doctor:doctor",

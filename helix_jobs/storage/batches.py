@@ -84,6 +84,7 @@ def create_batch(c: Connection, batch: NewBatch) -> StoredBatch:
             "defaults": dict(batch.defaults),
             "metadata": dict(batch.metadata),
             "idempotency_key": batch.idempotency_key,
+            "interactive": batch.interactive,
         },
     ).first()
     if inserted is not None:

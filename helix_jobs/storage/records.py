@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewBatch:
-    """A batch about to be stored, still without jobs."""
+    """A batch about to be stored, still without jobs.
+
+    Attributes:
+        interactive: It is one request of a person who waits for its answer.
+    """
 
     id: str
     created_at: datetime
@@ -25,6 +29,7 @@ class NewBatch:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     idempotency_key: str | None = None
+    interactive: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,6 +97,16 @@ def iter_results(
     return _pages(c, batch_id, query, order, chunk)
 
 
+def answers_of(c: Connection, job_id: int) -> list[JobResult]:
+    """The answers of one ended job; a job without an answer comes once, and one that has not ended not at all.
+
+    Raises:
+        UnreadableRowError: A value of a row cannot be read as its column's type.
+    """
+    rows = fetch_all(c, _QUERY.where(jobs.c.id == job_id, _ENDED).order_by(_CHOICE))
+    return [_job_result(row) for row in rows]
+
+
 def iter_jobs(c: Connection | OpenRead, batch_id: str, state: JobState, *, chunk: int = 1000) -> Iterator[JobSummary]:
     """Stream the batch's jobs in ``state`` in the order of the input, without their requests and answers.
 

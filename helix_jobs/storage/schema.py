@@ -23,6 +23,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    false,
     or_,
     text,
 )
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0007"
+SCHEMA_REVISION: Final = "0008"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -100,6 +101,8 @@ batches = Table(
     _column("idempotency_key", String(255), nullable=True, unique=True),
     # SHA-256 over the accepted lines: tells a repeated submission from another one under the same idempotency key.
     _column("content_digest", String(64), nullable=True),
+    # One request of a person who waits for its answer. Lists of batches leave it out.
+    _column("interactive", Boolean, server_default=false()),
     Index("ix_batches_created_at", "created_at"),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import BindParameter, Connection, bindparam, func, select, text
+from sqlalchemy import BindParameter, Connection, bindparam, func, not_, select, text
 
 from helix_jobs.errors import NotFoundError
 from helix_jobs.storage import status_counters as counters
@@ -78,12 +78,13 @@ def batch_ids(c: Connection) -> list[str]:
 
 
 def list_batches(c: Connection, limit: int = 20, offset: int = 0) -> list[BatchStatus]:
-    """Batches, newest first.
+    """Batches, newest first, without those of interactive requests.
 
     Raises:
         UnreadableRowError: A value of a batch cannot be read.
     """
-    newest = _BATCHES.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit).offset(offset)
+    newest = _BATCHES.where(not_(batches.c.interactive))
+    newest = newest.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit).offset(offset)
     return _statuses(c, fetch_all(c, newest))
 
 

@@ -49,6 +49,7 @@ ARROWS = {
     "intake": {"acceptance", "values"},
     "results": {"intake", "storage"},
     "client": {"acceptance", "broker", "intake", "observability", "storage", "values"},
+    "api": {"broker", "intake", "results", "storage", "values"},
     "worker": {
         *("acceptance", "broker", "engine.loading", "engine.text", "intake", "observability", "storage", "values"),
     },
@@ -58,8 +59,8 @@ ARROWS = {
         *("engine.devices", "engine.grammar", "engine.loading", "engine.model", "engine.speculation", "engine.text"),
     },
     "cli": {
-        *("acceptance", "bench", "client", "doctor", "engine.devices", "engine.loading", "observability", "results"),
-        *("storage", "values", "worker"),
+        *("acceptance", "api", "bench", "client", "doctor", "engine.devices", "engine.loading", "observability"),
+        *("results", "storage", "values", "worker"),
     },
 }
 ARROWS |= {
@@ -105,6 +106,9 @@ LIBRARIES = {
     "kombu": {"broker"},
     "redis": {"bench", "broker", "worker"},
     "click": {"cli"},
+    "fastapi": {"api"},
+    "starlette": {"api"},
+    "uvicorn": {"api"},
     "jsonschema_rs": {"acceptance"},
     "rich": {"cli"},
 }

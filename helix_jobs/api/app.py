@@ -1,0 +1,79 @@
+"""create_app: the FastAPI application."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from helix_jobs._version import __version__
+from helix_jobs.api import generation, health, models
+from helix_jobs.api.figures import Counted
+from helix_jobs.api.guards import Guard
+from helix_jobs.api.problems import Problem, error_object, problem_of
+from helix_jobs.errors import HelixError
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from helix_jobs.api.context import Context
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION: Final = (
+    "OpenAI's interface to Helix: requests become jobs of the queue, and answers rows of the results table."
+)
+
+
+def create_app(context: Context) -> FastAPI:
+    """Build the application. Its routes find the context at ``app.state.context``."""
+    app = FastAPI(title="Helix", version=__version__, description=_DESCRIPTION, redoc_url=None)
+    app.state.context = context
+    for router in (generation.router, models.router, health.router):
+        app.include_router(router)
+    app.add_exception_handler(Problem, _refused)
+    app.add_exception_handler(HelixError, _failed)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _unrouted)
+    app.add_middleware(Guard, access=context.access)
+    app.add_middleware(Counted, figures=context.figures)
+    return app
+
+
+def _refused(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Problem), "registered for it"
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+def _failed(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HelixError), "registered for it"
+    problem = problem_of(error)
+    server = 500  # the first of the server's own
+    if problem.status >= server:
+        logger.warning("%s %s: %s", request.method, _route(request), problem.message)
+    return _refused(request, problem)
+
+
+def _malformed(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError), "registered for it"
+    first: dict[str, Any] = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    problem = Problem(400, f"{'.'.join(place)}: {first['msg']}", param=place[-1], code="invalid_request")
+    return _refused(request, problem)
+
+
+def _unrouted(request: Request, error: Exception) -> JSONResponse:
+    """No such path, or not with this method."""
+    assert isinstance(error, HTTPException), "registered for it"
+    words = {404: f"there is no {request.method} {request.url.path[:200]}; GET /docs lists what there is"}
+    body = {"error": error_object(error.status_code, words.get(error.status_code, error.detail), None, None)}
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+def _route(request: Request) -> str:
+    """The route's pattern: a path may hold names that do not belong into a log."""
+    return getattr(request.scope.get("route"), "path", "an unknown path")

@@ -1,0 +1,56 @@
+"""Context: what the routes share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from helix_jobs.api.access import Access
+from helix_jobs.api.figures import Figures
+from helix_jobs.api.interactive import Interactive
+from helix_jobs.api.job_watch import JobWatch
+from helix_jobs.api.open_requests import OpenRequests
+from helix_jobs.api.workers import Workers
+
+if TYPE_CHECKING:
+    from helix_jobs.settings import Settings
+    from helix_jobs.storage.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts of a running server. ``close`` ends their threads and connections."""
+
+    settings: Settings
+    database: Database
+    access: Access
+    interactive: Interactive
+    watch: JobWatch
+    open_requests: OpenRequests
+    workers: Workers
+    figures: Figures
+
+    @classmethod
+    def of(cls, settings: Settings, database: Database) -> Self:
+        """Make the parts.
+
+        Raises:
+            ConfigurationError: The API keys are malformed, or missing although others than this machine may ask.
+        """
+        access = Access.of(settings.api_keys, settings.serve_host)
+        open_requests = OpenRequests(settings.max_open_requests, is_shared=len(access.digests) > 1)
+        return cls(
+            settings=settings,
+            database=database,
+            access=access,
+            interactive=Interactive(settings, database),
+            watch=JobWatch(database),
+            open_requests=open_requests,
+            workers=Workers(database, database.time_limits.lease),
+            figures=Figures(lambda: open_requests.total),
+        )
+
+    def close(self) -> None:
+        """End the threads and close the connections."""
+        self.watch.close()
+        self.interactive.close()

@@ -1,0 +1,71 @@
+"""What the OpenAPI description says of bodies and refusals that our own code checks."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from helix_jobs.intake.forms import CHAT_ENDPOINT, COMPLETION_ENDPOINT
+
+_WORDS: Final = {
+    400: "The request is wrong: the message names the field, the reason and the remedy.",
+    401: "The API key is missing or wrong.",
+    403: "The request may not be asked from there.",
+    404: "There is no such thing.",
+    408: "The body stopped in the middle.",
+    409: "The request does not fit the state of things, or its idempotency key names another request.",
+    413: "The request is too large.",
+    415: "The body is not of the right type.",
+    422: "No answer was accepted.",
+    429: "Too many requests are open.",
+    500: "The server or the engine failed.",
+    503: "No worker runs, or the database does not answer.",
+}
+_ERROR: Final = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": ["string", "null"]},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_SAMPLING: Final = {
+    "model": {"type": "string", "description": "An adapter's name chooses the adapter; other names change nothing."},
+    "max_tokens": {"type": "integer", "minimum": 0},
+    "temperature": {"type": "number", "minimum": 0},
+    "top_p": {"type": "number"},
+    "n": {"type": "integer", "minimum": 1},
+    "seed": {"type": "integer"},
+    "stop": {"type": ["string", "array", "null"]},
+}
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The refusals that a route may answer with."""
+    return {
+        status: {"description": _WORDS[status], "content": {"application/json": {"schema": _ERROR}}}
+        for status in statuses
+    }
+
+
+def _body(required: str, schema: dict[str, Any]) -> dict[str, Any]:
+    content = {
+        "type": "object",
+        "required": [required],
+        "properties": {required: schema, **_SAMPLING},
+        "description": "Every field that a line of a batch may have.",
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": content}}}}
+
+
+GENERATION_BODIES: Final = {
+    CHAT_ENDPOINT: _body("messages", {"type": "array", "items": {"type": "object"}, "minItems": 1}),
+    COMPLETION_ENDPOINT: _body("prompt", {"type": ["string", "array"]}),
+}
