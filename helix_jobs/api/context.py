@@ -10,6 +10,7 @@ from helix_jobs.api.figures import Figures
 from helix_jobs.api.interactive import Interactive
 from helix_jobs.api.job_watch import JobWatch
 from helix_jobs.api.open_requests import OpenRequests
+from helix_jobs.api.retention import Retention
 from helix_jobs.api.workers import Workers
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Context:
     watch: JobWatch
     open_requests: OpenRequests
     workers: Workers
+    retention: Retention
     figures: Figures
 
     @classmethod
@@ -47,10 +49,12 @@ class Context:
             watch=JobWatch(database),
             open_requests=open_requests,
             workers=Workers(database, database.time_limits.lease),
+            retention=Retention(database, settings.request_retention),
             figures=Figures(lambda: open_requests.total),
         )
 
     def close(self) -> None:
         """End the threads and close the connections."""
         self.watch.close()
+        self.retention.close()
         self.interactive.close()

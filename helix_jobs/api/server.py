@@ -1,8 +1,7 @@
-"""serve: run the application with uvicorn until told to stop."""
+"""Server: runs the application with uvicorn until told to stop."""
 
 from __future__ import annotations
 
-import logging
 import socket
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
@@ -14,12 +13,8 @@ from helix_jobs.api.context import Context
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from helix_jobs.settings import Settings
     from helix_jobs.storage.database import Database
-
-logger = logging.getLogger(__name__)
 
 # Connections that no request uses are closed after this long.
 _KEEP_ALIVE_SECONDS: Final = 30
@@ -28,23 +23,28 @@ _GRACE_SECONDS: Final = 10
 _BACKLOG: Final = 2048
 
 
-def serve(settings: Settings, database: Database, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM.
+class Server:
+    """Serves over HTTP.
 
     Args:
         settings: Where to serve, the keys and the limits.
         database: The database.
-        on_ready: Called with the server's address once it listens.
 
     Raises:
         ConfigurationError: The address cannot be served on, or the API keys are wrong.
     """
-    context = Context.of(settings, database)
-    with closing(context), closing(listening(settings.serve_host, settings.serve_port)) as listener:
-        host, port = listener.getsockname()[:2]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._context = Context.of(settings, database)
+        try:
+            self._listener = listening(settings.serve_host, settings.serve_port)
+        except BaseException:
+            self._context.close()
+            raise
+        host, port = self._listener.getsockname()[:2]
+        self.address: Final = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         config = uvicorn.Config(
-            create_app(context),
+            create_app(self._context),
             log_config=None,  # our own logging
             access_log=False,  # paths do not belong into a log
             server_header=False,
@@ -52,8 +52,16 @@ def serve(settings: Settings, database: Database, on_ready: Callable[[str], None
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
-        server = _Server(config, lambda: on_ready(address))
-        server.run(sockets=[listener])
+        self._server = uvicorn.Server(config)
+
+    def run(self) -> None:
+        """Serve until ``stop``, or in the main thread until SIGINT or SIGTERM. Then everything is closed."""
+        with closing(self._context), closing(self._listener):
+            self._server.run(sockets=[self._listener])
+
+    def stop(self) -> None:
+        """Let ``run`` end; may be called by another thread."""
+        self._server.should_exit = True
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -78,17 +86,3 @@ def listening(host: str, port: int) -> socket.socket:
             f"{host}, port {port}, cannot be served on ({error.strerror}); give another --host or --port"
         ) from error
     return listener
-
-
-class _Server(uvicorn.Server):
-    """Says when it listens."""
-
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
-        await super().startup(sockets)
-        if not self.should_exit:
-            self._on_ready()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from helix_jobs.cli.console import make_console, printable
-from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, current_time_limits, settings_option
+from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, current_time_limits, helix_options
 from helix_jobs.cli.setting_options import setting_options, with_options
 from helix_jobs.cli.streams import discard_output
 from helix_jobs.observability.logging import configure_logging
@@ -32,13 +32,15 @@ class _ServeCommand(HelixCommand):
 @setting_options("serve_host", "serve_port")
 @click.option("--local", is_flag=True, help="Also run a worker, unless one runs already.")
 @setting_options("log_format")
-@settings_option
-def serve(settings: Settings, *, local: bool, **overrides: Any) -> None:  # noqa: ANN401  (click's own values)
+@helix_options
+def serve(settings: Settings, *, local: bool, as_json: bool, **overrides: Any) -> None:  # noqa: ANN401  (click's own values)
     """Answer HTTP requests in OpenAI's form, until stopped.
 
     Requests become jobs of the queue, and answers rows of the results table. Workers answer them: start one with
-    helix worker, or give --local.
+    helix worker, or give --local. --json is --log-format json.
     """
+    if as_json:
+        overrides["log_format"] = "json"
     effective = with_options(settings, overrides)
     configure_logging(effective.log_level, effective.log_format)
     console = make_console()
@@ -47,7 +49,7 @@ def serve(settings: Settings, *, local: bool, **overrides: Any) -> None:  # noqa
         console.print(printable(line), soft_wrap=True)
 
     from helix_jobs.api.access import Access
-    from helix_jobs.api.server import serve as run
+    from helix_jobs.api.server import Server
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.migration import ensure_schema
 
@@ -63,9 +65,9 @@ def serve(settings: Settings, *, local: bool, **overrides: Any) -> None:  # noqa
         stack.callback(database.dispose)
         ensure_schema(database)
 
-        def ready(address: str) -> None:
-            say(f"Serving at {address}/v1, described at {address}/docs. Ctrl-C stops.")
-
+        server = Server(effective, database)
+        # It listens already: who connects from now on is answered.
+        say(f"Serving at {server.address}/v1, described at {server.address}/docs. Ctrl-C stops.")
         # The server ends in order first, and then lets the signal go on.
         with suppress(KeyboardInterrupt):
-            run(effective, database, ready)
+            server.run()

@@ -49,7 +49,7 @@ ARROWS = {
     "intake": {"acceptance", "values"},
     "results": {"intake", "storage"},
     "client": {"acceptance", "broker", "intake", "observability", "storage", "values"},
-    "api": {"broker", "intake", "results", "storage", "values"},
+    "api": {"broker", "client", "intake", "results", "storage", "values"},
     "worker": {
         *("acceptance", "broker", "engine.loading", "engine.text", "intake", "observability", "storage", "values"),
     },
