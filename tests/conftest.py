@@ -64,13 +64,30 @@ def _heed_signals() -> None:
 _heed_signals()
 
 
-def pytest_collection_finish() -> None:
-    """Engines that close have garbage collected; what was imported for the tests is not looked through each time.
+_frozen_imports = 0
 
-    With torch and transformers that took most of a second, several times in many tests.
+
+def _freeze_imports() -> None:
+    """Leave what was imported out of the garbage that is looked for.
+
+    Models that are loaded and engines that close collect garbage. To look through torch and transformers each time took
+    a third of the processor time of tests of tiny models.
     """
+    global _frozen_imports  # noqa: PLW0603  (one for the process, as what it counts)
     gc.collect()
     gc.freeze()
+    _frozen_imports = len(sys.modules)
+
+
+def pytest_collection_finish() -> None:
+    _freeze_imports()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Tests import as well: transformers loads parts of torch with the first model, and each family with its first."""
+    if len(sys.modules) > _frozen_imports + 100:
+        _freeze_imports()
 
 
 @pytest.fixture(autouse=True)
@@ -80,8 +97,9 @@ def _logging_put_back() -> Iterator[None]:
     handlers, levels = list(root.handlers), (root.level, own.level)
     yield
     root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    own.setLevel(levels[1])
+    for logger, level in zip((root, own), levels, strict=True):
+        if logger.level != level:  # setting one has every logger of torch's and transformers' forget what it decided
+            logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

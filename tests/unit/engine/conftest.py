@@ -20,7 +20,7 @@ __all__ = ["_one_thread", "_tokenizers_tried_once"]
 @pytest.fixture(autouse=True)
 def _same_numbers_in_any_order():
     """A test's random tensors do not depend on which tests ran before it in the same process."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # manual_seed seeds other devices too, and keeps its callers for each
 
 
 @pytest.fixture(scope="session")

@@ -228,7 +228,7 @@ def tiny_config(architecture: str = "llama", **overrides: Any) -> Any:
 def tiny_model(architecture: str = "llama", seed: int = 0, vocab_size: int = VOCAB_SIZE, **overrides: Any) -> Any:
     """A random model whose greedy outputs vary: wide initial weights keep its logits far apart."""
     config = tiny_config(architecture, vocab_size=vocab_size, **overrides)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     for module in model.modules() if architecture == "nemotron_h" else ():
         # transformers raises a prompt's time steps to time_step_min; nothing else may differ.
