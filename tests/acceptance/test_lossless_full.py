@@ -5,6 +5,9 @@ comes first depends on the shapes that were multiplied: transformers differs fro
 computed in one pass instead of step by step. So there every output that differs must differ first at a near-tie, which
 is shown; and where products round alike in any number of rows, all outputs equal Helix' own in any company.
 
+The demo's quantised file is served from its blocks, with float32 activations. transformers' own reader makes plain
+float32 numbers of the same file, and its outputs are the reference.
+
 A command of its own: ``python -m pytest -m slow -s tests/acceptance/test_lossless_full.py``. Most of the first run's
 time is transformers'; outputs that it made token by token are kept in pytest's cache directory.
 """
@@ -16,9 +19,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.loading import weight_format
 from helix_jobs.engine.loading.demo_model import ensure_demo_model
 from helix_jobs.engine.loading.load_engine import with_compiled_kernels
 from helix_jobs.engine.loading.model_loader import load_models
@@ -62,19 +67,56 @@ def requests():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_480_first_turns_equal_transformers(pytestconfig, demo_home, tmp_path, dtype, speculation):
     models = load_models("demo", "int8", device=torch.device("cpu"), dtype=dtype, home=demo_home)
+    compare(
+        with_compiled_kernels(models, "auto", tmp_path),
+        ensure_demo_model(demo_home, print),
+        dtype,
+        speculation,
+        kept(pytestconfig),
+    )
+
+
+@pytest.fixture(scope="module")
+def decoded_folder(demo_gguf, tmp_path_factory):
+    """The quantised file's numbers in float32, as transformers' own reader decodes them."""
+    folder = tmp_path_factory.mktemp("decoded")
+    model = AutoModelForCausalLM.from_pretrained(demo_gguf.parent, gguf_file=demo_gguf.name, dtype=torch.float32)
+    model.hf_quantizer = None  # its weights are plain numbers by now, and it would not let them be saved
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def _float32_activations(monkeypatch):
+    """The dtype ``packed`` names no type of activations; some processors would take bfloat16."""
+    monkeypatch.setattr(weight_format, "resolve_dtype", lambda *_: torch.float32)
+
+
+@pytest.mark.usefixtures("_float32_activations")
+@pytest.mark.parametrize("speculation", SPECULATIONS)
+def test_480_first_turns_from_blocks_equal_transformers(pytestconfig, demo_gguf, decoded_folder, tmp_path, speculation):
+    models = load_models(
+        str(demo_gguf), "int8", device=torch.device("cpu"), dtype="packed", home=tmp_path, on_progress=print
+    )
     models = with_compiled_kernels(models, "auto", tmp_path)
+    assert models.target.dtype_name == "q4_1"
+    compare(models, decoded_folder, "float32", speculation, kept(pytestconfig))
+
+
+def kept(pytestconfig):
+    """Where transformers' outputs are kept between runs."""
+    return pytestconfig.cache.mkdir("helix-references")
+
+
+def compare(models, reference, dtype, speculation, folder):
+    """Answer all first turns, print every difference from transformers' outputs, and fail where there may be none."""
     engine = Engine(
         models, EngineConfig(max_batch_size=32, speculation=SPECULATIONS[speculation]), CacheConfig(num_blocks=1500)
     )
     encoded = [engine.encode(request) for request in requests()]
     assert len(encoded) == 480
-    outputs = ReferenceOutputs(
-        ensure_demo_model(demo_home, print),
-        dtype,
-        models.eos_token_ids,
-        MAX_TOKENS,
-        pytestconfig.cache.mkdir("helix-references"),
-    )
+    outputs = ReferenceOutputs(reference, dtype, models.eos_token_ids, MAX_TOKENS, folder)
     results = engine.generate(encoded)
     engine.check_integrity()
 
