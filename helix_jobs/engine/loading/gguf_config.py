@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from transformers import CONFIG_MAPPING
 
+from helix_jobs.engine.loading.gguf_family import ROTARY
 from helix_jobs.engine.loading.gguf_settings import PATTERN
 from helix_jobs.engine.loading.tensor_names import HEAD
 from helix_jobs.engine.model.families.settings import FULL, SLIDING
@@ -39,7 +40,7 @@ def gguf_config(gguf: GgufFile) -> PretrainedConfig:
         "head_dim": gguf.head_dim,
         "max_position_embeddings": settings["context_length"],
         family.epsilon[1]: settings[family.epsilon[0]],
-        "rope_parameters": _rope_by_layer(gguf),
+        ROTARY: _rope_by_layer(gguf),
         "sliding_window": None if family.window == "none" else window,
         "tie_word_embeddings": HEAD not in gguf.tensors,
         **{f"{kind}_token_id": gguf.vocabulary.get(f"ggml.{kind}_token_id") for kind in ("bos", "eos")},
@@ -53,9 +54,7 @@ def gguf_config(gguf: GgufFile) -> PretrainedConfig:
         made[setting] = f"{family.layers}.0.{parameter}" in gguf.tensors
     if isinstance(family.window, int):
         made["layer_types"] = [FULL] * gguf.num_layers if window is None else _layer_types(gguf)
-    if family.model_type == "gpt2":  # it has no rotary positions, and as many keys as queries
-        for key in ("rope_parameters", "head_dim", "num_key_value_heads", "intermediate_size"):
-            del made[key]
+    made = {key: value for key, value in made.items() if key not in family.lacks}
     if SHORT_FACTORS in gguf.rotary:  # transformers 5 has it in both places
         made["original_max_position_embeddings"] = settings["rope.scaling.original_context_length"]
     config: PretrainedConfig = CONFIG_MAPPING[family.model_type](**made)

@@ -9,10 +9,14 @@ from helix_jobs.engine.loading.gguf_family import (
     FEED_FORWARD,
     HEAD_NORMS,
     LLAMA,
+    NO_HEAD_SETTINGS,
     NORMS,
     NORMS_AROUND,
     PAIRS,
+    ROTARY,
+    SPLIT,
     GgufFamily,
+    Listed,
     of,
 )
 from helix_jobs.engine.model.families.settings import FULL
@@ -88,7 +92,7 @@ LFM2: Final = {
 LFM2_CONV: Final = {"conv.conv.weight": of("shortconv.conv.weight", form="conv")}
 LFM2_OUTER: Final = {"token_embd": "embed_tokens", "token_embd_norm": "embedding_norm", "output": "lm_head"}
 LFM2_WIDTH: Final = {"shortconv.l_cache": "conv_L_cache"}
-_GPT2: Final = {
+GPT2: Final = {
     "attn_norm": "ln_1",
     "attn_qkv": "attn.c_attn",
     "attn_output": "attn.c_proj",
@@ -96,6 +100,7 @@ _GPT2: Final = {
     "ffn_up": "mlp.c_fc",
     "ffn_down": "mlp.c_proj",
 }
+GPT2_OUTER: Final = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f", "output": "lm_head"}
 
 LLAMA_FAMILY: Final = GgufFamily(model_type="llama", modules=LLAMA, permuted=PAIRS, has_frequencies=True)
 
@@ -108,12 +113,13 @@ DENSE_FAMILIES: Final = {
     ),
     "gpt2": GgufFamily(
         model_type="gpt2",
-        modules=_GPT2,
-        outer={"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f", "output": "lm_head"},
+        modules=GPT2,
+        outer=GPT2_OUTER,
         layers="h",
         transposed=frozenset({"attn_qkv", "attn_output", "ffn_up", "ffn_down"}),
         settings={"feed_forward_length": "n_inner"},
         epsilon=("attention.layer_norm_epsilon", "layer_norm_epsilon"),
+        lacks=NO_HEAD_SETTINGS | {ROTARY},
     ),
     # The language models of those that also read images; what these add to hidden states does not count for text.
     "qwen2vl": GgufFamily(model_type="qwen2", modules=LLAMA),
@@ -211,6 +217,36 @@ DENSE_FAMILIES: Final = {
             "attention_bias": "self_attn.q_proj.bias",
             "attention_out_bias": "self_attn.o_proj.bias",
         },
+    ),
+    "apertus": GgufFamily(
+        model_type="apertus",
+        modules={
+            **ATTENTION,
+            **HEAD_NORMS,
+            **_UNGATED,
+            "attn_norm": "attention_layernorm",
+            "ffn_norm": "feedforward_layernorm",
+        },
+        listed={
+            "mlp.act_fn.alpha_n": Listed("xielu.alpha_n", (1,)),
+            "mlp.act_fn.alpha_p": Listed("xielu.alpha_p", (1,)),
+            "mlp.act_fn.beta": Listed("xielu.beta"),
+            "mlp.act_fn.eps": Listed("xielu.eps"),
+        },
+        has_frequencies=True,
+    ),
+    "chatglm": GgufFamily(
+        model_type="glm",
+        modules={**_STACKED_FEED_FORWARD, **ATTENTION},
+        parameters=SPLIT,
+        rotates_part=True,
+        present={"attention_bias": "self_attn.q_proj.bias"},
+    ),
+    "jais2": GgufFamily(
+        model_type="jais2",
+        modules={**NORMS, **ATTENTION, **_UNGATED},
+        epsilon=_LAYER_NORM,
+        present={"attention_bias": "self_attn.q_proj.bias", "mlp_bias": "mlp.up_proj.bias"},
     ),
     "ernie4_5": GgufFamily(model_type="ernie4_5", modules=LLAMA),
     "hunyuan-dense": GgufFamily(model_type="hunyuan_v1_dense", modules={**LLAMA, **HUNYUAN_NORMS}),

@@ -29,7 +29,11 @@ Form = Literal[
     "delta",  # queries, keys, values and gates of a delta rule, which transformers has key head by key head
     "decoded",  # a table that does not stay in blocks
     "latent",  # head by head the transposed matrix of keys, and the one of values
+    "grouped",  # queries, keys and values, which transformers has group by group: a key's queries, the key, its value
+    "flat",  # its numbers in one row
 ]
+# Which rows of a tensor with queries, keys and values are meant.
+Share = Literal["all", "queries", "keys", "values"]
 # Whether the value heads of a delta rule stand in the file's order, in which the ones of a key head are not neighbours:
 # nowhere, in the last rows (or numbers), or in the columns.
 Tiling = Literal["none", "rows", "columns"]
@@ -45,16 +49,30 @@ class Source(NamedTuple):
         parts: Names of tensors, without their layer's.
         form: See ``Form``.
         tiling: See ``Tiling``.
+        share: See ``Share``.
     """
 
     parts: tuple[str, ...]
     form: Form
     tiling: Tiling = "none"
+    share: Share = "all"
 
 
-def of(*parts: str, form: Form = "plain", tiling: Tiling = "none") -> Source:
+class Listed(NamedTuple):
+    """Where a parameter of one number comes from.
+
+    Attributes:
+        setting: The whole name of the file's list with a number for each layer.
+        shape: The parameter's own.
+    """
+
+    setting: str
+    shape: tuple[int, ...] = ()
+
+
+def of(*parts: str, form: Form = "plain", tiling: Tiling = "none", share: Share = "all") -> Source:
     """A parameter made of these tensors."""
-    return Source(parts, form, tiling)
+    return Source(parts, form, tiling, share)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +105,11 @@ class GgufFamily:
         rotates_part: Whether a part of each head may be rotated.
         has_frequencies: Whether a file may divide frequencies by numbers of its own; ``proportional`` are those that
             are one, or so large that a pair is not rotated.
+        states_original: Whether a file with factors for short and for long texts states how long a text the short ones
+            are for; else they are for any.
+        needs_base: Whether a file has to state the base of its frequencies, as the usual one is not the family's.
+        lacks: Settings of other families that the configuration does not have.
+        listed: Parameters of a layer that are numbers of a list.
         local: What stands behind the names of widths of heads in layers with a window, where the others have widths of
             their own.
         is_sparse: Whether it has experts.
@@ -120,6 +143,10 @@ class GgufFamily:
     local_theta: float | Literal["shared"] | None = None
     rotates_part: bool = False
     has_frequencies: bool | Literal["proportional"] = False
+    states_original: bool = True
+    needs_base: bool = False
+    lacks: frozenset[str] = frozenset()
+    listed: Mapping[str, Listed] = field(default_factory=dict)
     local: str = ""
     is_sparse: bool = False
     is_latent: bool = False
@@ -146,7 +173,19 @@ NORMS_AROUND: Final = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_SHARES: Final[tuple[tuple[str, Share], ...]] = (("q_proj", "queries"), ("k_proj", "keys"), ("v_proj", "values"))
 PAIRS: Final = frozenset({"attn_q", "attn_k"})
+ROTARY: Final = "rope_parameters"
+# Heads are equal parts of the hidden size, and the width of the feed-forward has another name.
+NO_HEAD_SETTINGS: Final = frozenset({"head_dim", "num_key_value_heads", "intermediate_size"})
+
+
+# Queries, keys and values in one tensor, where transformers has a module of each; other files have three.
+SPLIT: Final = {
+    f"self_attn.{module}.{kind}": of(f"attn_qkv.{kind}", share=share)
+    for module, share in _SHARES
+    for kind in ("weight", "bias")
+}
 
 
 def stacks(block: str) -> dict[str, Source]:

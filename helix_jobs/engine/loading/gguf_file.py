@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,8 @@ from helix_jobs.engine.loading.gguf_config import LONG_FACTORS, ROTARY_FACTORS, 
 from helix_jobs.engine.loading.gguf_parts import gguf_tensors, read_gguf_parts
 from helix_jobs.engine.loading.gguf_registry import GGUF_ARCHITECTURES, SERVED_OTHERWISE, family_of
 from helix_jobs.engine.loading.gguf_settings import DRAFT_LAYERS, KEY_HEADS, check_heads, check_settings, unread
-from helix_jobs.engine.loading.gguf_tensors import GgufWeight, weights_of, without_draft_layers
+from helix_jobs.engine.loading.gguf_tensors import Heads, weights_of, without_draft_layers
+from helix_jobs.engine.loading.stored_tensor import StoredTensor
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -21,8 +23,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.loading.gguf_family import GgufFamily
     from helix_jobs.engine.loading.gguf_header import GgufHeader
-    from helix_jobs.engine.loading.gguf_tensors import GgufTensor
-    from helix_jobs.engine.loading.stored_tensor import StoredTensor
+    from helix_jobs.engine.loading.gguf_tensors import GgufTensor, GgufWeight
 
 _ORIGINAL: Final = "rope.scaling.original_context_length"
 # Of a pair that is not rotated.
@@ -46,6 +47,7 @@ class GgufFile:
         rotary: Float32 divisors of the inverse frequencies, ``[rotated dimensions / 2]``, by their tensors' names.
         head_dim: Width of a head.
         num_kv_heads: Number of key-value heads, in layers that have any.
+        listed: Parameters of transformers' model that are one number each, and stand among the file's settings.
         settings: Settings of its architecture, without that prefix.
     """
 
@@ -59,7 +61,13 @@ class GgufFile:
     rotary: Mapping[str, torch.Tensor]
     head_dim: int
     num_kv_heads: int
+    listed: Mapping[str, float]
     settings: Mapping[str, Any]
+
+    @property
+    def heads(self) -> Heads:
+        """Those of its layers with attention."""
+        return Heads(self.settings["attention.head_count"], self.num_kv_heads, self.head_dim)
 
 
 def read_gguf(name: str, path: Path) -> GgufFile:
@@ -78,13 +86,15 @@ def read_gguf(name: str, path: Path) -> GgufFile:
     _check_kind(name, header)
     architecture = header.settings["general.architecture"]
     settings = _without_prefix(header.settings, f"{architecture}.")
-    family = family_of(architecture, settings)
+    tensors = gguf_tensors(name, headers)
+    family = family_of(architecture, settings, tensors)
     check_settings(name, architecture, family, settings)
     heads = settings["attention.head_count"]
     head_dim = settings.get(f"attention.key_length{family.local}") or settings["embedding_length"] // heads
     check_heads(name, architecture, family, settings, head_dim)
-    tensors = gguf_tensors(name, headers)
     rotary = _rotary(name, family, tensors, settings.get("rope.dimension_count") or head_dim)
+    if not family.states_original:
+        settings.setdefault(_ORIGINAL, settings["context_length"])
     if SHORT_FACTORS in rotary and not isinstance(settings.get(_ORIGINAL), int):
         raise ModelError(f"model {name}: the GGUF file lacks {architecture}.{_ORIGINAL}; fetch it again")
     for tensor in rotary:
@@ -94,25 +104,47 @@ def read_gguf(name: str, path: Path) -> GgufFile:
         num_layers -= settings[DRAFT_LAYERS]
         tensors = without_draft_layers(tensors, num_layers)
     _check_types(name, {tensor.stored.kind for tensor in tensors.values()})
-    weights = weights_of(family, tensors)
-    kv_heads = settings.get(KEY_HEADS, heads)
+    stated = settings.get(KEY_HEADS, heads)
+    kv_heads = max(stated) if isinstance(stated, list) else stated
+    weights = weights_of(family, tensors, Heads(heads, kv_heads, head_dim))
+    listed = {
+        f"{family.layers}.{layer}.{parameter}": (number, source.shape)
+        for parameter, source in family.listed.items()
+        for layer, number in enumerate(_numbers(name, source.setting, header.settings, num_layers))
+    }
     return GgufFile(
         files=tuple(one.path for one in headers),
         architecture=architecture,
         family=family,
         num_layers=num_layers,
         weights=weights,
-        tensors={parameter: weight.stored for parameter, weight in weights.items()},
+        tensors={
+            **{parameter: weight.stored for parameter, weight in weights.items()},
+            **{parameter: StoredTensor("F32", shape) for parameter, (_, shape) in listed.items()},
+        },
         vocabulary=_without_prefix(header.settings, "tokenizer."),
         rotary=rotary,
         head_dim=head_dim,
-        num_kv_heads=max(kv_heads) if isinstance(kv_heads, list) else kv_heads,
+        num_kv_heads=kv_heads,
+        listed={parameter: number for parameter, (number, _) in listed.items()},
         settings=settings,
     )
 
 
 def _without_prefix(settings: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in settings.items() if key.startswith(prefix)}
+
+
+def _numbers(name: str, setting: str, settings: Mapping[str, Any], count: int) -> list[float]:
+    """A list of one number for each layer."""
+    found = settings.get(setting)
+    if (
+        not isinstance(found, list)
+        or len(found) != count
+        or not all(isinstance(number, float) and math.isfinite(number) for number in found)
+    ):
+        raise ModelError(f"model {name}: the GGUF file has no {setting} for each of its {count} layers; fetch it again")
+    return found
 
 
 def _rotary(name: str, family: GgufFamily, tensors: Mapping[str, GgufTensor], rotated: int) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from helix_jobs.engine.loading.gguf_family import (
     GgufFamily,
     of,
 )
-from helix_jobs.engine.loading.gguf_settings import PATTERN
+from helix_jobs.engine.loading.gguf_settings import PATTERN, by_layer
 
 if TYPE_CHECKING:
     from helix_jobs.engine.loading.gguf_file import GgufFile
@@ -27,7 +27,7 @@ def _settings(gguf: GgufFile) -> dict[str, Any]:
     """Of layers with a window, of the others, and of the last ones, which read the keys of others."""
     settings = gguf.settings
     local, full = (settings[PATTERN].index(has_window) for has_window in (True, False))
-    heads, widths = (_listed(settings[key], gguf.num_layers) for key in (_KEY_HEADS, _WIDTH))
+    heads, widths = (by_layer(settings[key], gguf.num_layers) for key in (_KEY_HEADS, _WIDTH))
     return {
         "num_key_value_heads": heads[local],
         "num_global_key_value_heads": heads[full],
@@ -36,10 +36,6 @@ def _settings(gguf: GgufFile) -> dict[str, Any]:
         "use_double_wide_mlp": widths[-1] != widths[0],
         "vocab_size_per_layer_input": gguf.tensors["embed_tokens.weight"].shape[0],
     }
-
-
-def _listed(value: Any, count: int) -> list[int]:  # noqa: ANN401  (a number, or one for each layer)
-    return value if isinstance(value, list) else [value] * count
 
 
 GEMMA4: Final = GgufFamily(

@@ -36,19 +36,37 @@ def _widths_and_method(gguf: GgufFile) -> dict[str, Any]:
 
 _EXPERTS: Final = {key: theirs for key, theirs in DEEPSEEK.items() if key != "expert_weights_norm"}
 
+
+def _minicpm3_widths(gguf: GgufFile) -> dict[str, Any]:
+    """Widths of a head; that of its values follows from the matrix that makes keys and values."""
+    heads, rotated, keys = gguf.settings["attention.head_count"], gguf.settings[_ROTATED], gguf.head_dim
+    made = gguf.tensors.get("layers.0.self_attn.kv_b_proj.weight")
+    rows = 0 if made is None else made.shape[0]
+    return {
+        "num_key_value_heads": heads,
+        "head_dim": rotated,
+        "qk_rope_head_dim": rotated,
+        "qk_nope_head_dim": keys - rotated,
+        "v_head_dim": rows // heads - (keys - rotated),
+    }
+
+
+_LATENT: Final = {
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_output": "self_attn.o_proj",
+}
 DEEPSEEK_V2: Final = GgufFamily(
     model_type="deepseek_v2",
     modules={
         **NORMS,
         **FEED_FORWARD,
         **SHARED_EXPERTS,
+        **_LATENT,
         "attn_q": "self_attn.q_proj",
-        "attn_q_a": "self_attn.q_a_proj",
-        "attn_q_a_norm": "self_attn.q_a_layernorm",
-        "attn_q_b": "self_attn.q_b_proj",
-        "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
-        "attn_kv_a_norm": "self_attn.kv_a_layernorm",
-        "attn_output": "self_attn.o_proj",
         "ffn_gate_inp": "mlp.gate",
     },
     parameters={
@@ -75,4 +93,17 @@ DEEPSEEK_V3: Final = replace(
     made=_widths,
     neutral={"expert_gating_func": (2,)},
     has_draft_layers=True,
+)
+# llama.cpp knows the factors of embeddings, residuals and logits by heart, and files do not state them.
+MINICPM3: Final = GgufFamily(
+    model_type="minicpm3",
+    modules={**NORMS, **FEED_FORWARD, **_LATENT, "attn_kv_b": "self_attn.kv_b_proj"},
+    settings={"attention.kv_lora_rank": "kv_lora_rank"},
+    optional={"attention.q_lora_rank": "q_lora_rank"},
+    constants={"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},
+    made=_minicpm3_widths,
+    read_by_made=frozenset({"attention.key_length", _ROTATED}),
+    scalings=frozenset({"longrope"}),
+    states_original=False,
+    is_latent=True,
 )

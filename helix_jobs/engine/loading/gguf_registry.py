@@ -8,10 +8,18 @@ from helix_jobs.engine.loading.gguf_delta_families import DELTA_FAMILIES
 from helix_jobs.engine.loading.gguf_dense_families import DENSE_FAMILIES, MINISTRAL3, OLMO3
 from helix_jobs.engine.loading.gguf_expert_families import EXPERT_FAMILIES, GRANITE_WITH_SHARED, MIXTRAL
 from helix_jobs.engine.loading.gguf_gemma4 import GEMMA4, GEMMA4_WITH_EXPERTS
-from helix_jobs.engine.loading.gguf_latent_families import DEEPSEEK_V2, DEEPSEEK_V3
+from helix_jobs.engine.loading.gguf_gpt_families import (
+    FALCON_WITH_GROUPS,
+    FALCON_WITH_TWO_NORMS,
+    GPT_FAMILIES,
+    SECOND_NORM,
+)
+from helix_jobs.engine.loading.gguf_latent_families import DEEPSEEK_V2, DEEPSEEK_V3, MINICPM3
+from helix_jobs.engine.loading.gguf_mamba_families import GRANITE_HYBRID_WITH_EXPERTS, MAMBA_FAMILIES
+from helix_jobs.engine.loading.gguf_settings import KEY_HEADS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     from helix_jobs.engine.loading.gguf_family import GgufFamily
 
@@ -19,8 +27,11 @@ _FIRST: Final[dict[str, GgufFamily]] = {
     **DENSE_FAMILIES,
     **EXPERT_FAMILIES,
     **DELTA_FAMILIES,
+    **GPT_FAMILIES,
+    **MAMBA_FAMILIES,
     "gemma4": GEMMA4,
     "deepseek2": DEEPSEEK_V2,
+    "minicpm3": MINICPM3,
 }
 GGUF_ARCHITECTURES: Final = tuple(_FIRST)
 # V2 and V3 both say deepseek2; the third generation scores experts by sigmoids, by llama.cpp's number.
@@ -32,30 +43,32 @@ _OTHERS: Final[dict[tuple[str, str | None], GgufFamily]] = {
     ("mistral3", "attention.temperature_scale"): MINISTRAL3,
     ("olmo2", "attention.sliding_window"): OLMO3,
     ("granitemoe", "expert_shared_feed_forward_length"): GRANITE_WITH_SHARED,
+    ("granitehybrid", "expert_count"): GRANITE_HYBRID_WITH_EXPERTS,
 }
-# By architecture, and the setting that tells a further family of the same one.
+# By architecture, and the setting or tensor that tells a further family of the same one.
 FAMILIES: Final[dict[tuple[str, str | None], GgufFamily]] = {
     **{(architecture, None): family for architecture, family in _FIRST.items()},
     **_OTHERS,
     ("deepseek2", _GATING): DEEPSEEK_V3,
+    ("falcon", SECOND_NORM): FALCON_WITH_TWO_NORMS,
+    ("falcon", KEY_HEADS): FALCON_WITH_GROUPS,
 }
 # Architectures, as files name them, of families that are served from safetensors.
-SERVED_OTHERWISE: Final = frozenset(
-    {
-        *("apertus", "chatglm", "falcon", "falcon-h1", "gptj", "gptneox", "granitehybrid"),
-        *("jais2", "minicpm3", "nemotron_h", "nemotron_h_moe", "phi2"),
-        *("starcoder", "starcoder2"),
-    }
-)
+SERVED_OTHERWISE: Final = frozenset({"gptj"})  # llama.cpp has a name for it, and writes no such files
 
 
-def family_of(architecture: str, settings: Mapping[str, Any]) -> GgufFamily:
+def family_of(architecture: str, settings: Mapping[str, Any], tensors: Container[str] = ()) -> GgufFamily:
     """The family of a file.
 
     Args:
         architecture: Of ``GGUF_ARCHITECTURES``.
         settings: The file's settings of it, without that prefix.
+        tensors: The names of its tensors.
     """
+    if architecture == "falcon" and SECOND_NORM in tensors:
+        return FALCON_WITH_TWO_NORMS
+    if architecture == "falcon" and settings.get(KEY_HEADS, 1) != 1:
+        return FALCON_WITH_GROUPS
     if architecture == "deepseek2" and settings.get(_GATING) == _SIGMOID:
         return DEEPSEEK_V3
     for (name, key), family in _OTHERS.items():

@@ -1,4 +1,4 @@
-"""The order of rows in GGUF files that is not transformers': rotated pairs, and the heads of a delta rule."""
+"""The order of rows in GGUF files that is not transformers': rotated pairs, groups, and the heads of a delta rule."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from helix_jobs.engine.loading.gguf_settings import DELTA_SIZES
+from helix_jobs.engine.model.row_order import row_order
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from helix_jobs.engine.loading.gguf_tensors import Heads
 
 
 def halves_order(num_rows: int, head_dim: int) -> torch.Tensor:
     """Which row of a file stands where in queries or keys: of each head first every pair's first number."""
     return torch.arange(num_rows).view(-1, head_dim // 2, 2).transpose(1, 2).reshape(-1)
+
+
+def grouped_rows(heads: Heads) -> torch.Tensor:
+    """Which row of all queries, all keys and all values stands where group by group."""
+    stored = row_order(heads.queries, heads.keys, heads.width, is_grouped=True, interleaved_dim=0)
+    assert stored is not None, "groups have an order of their own"
+    return stored.argsort()
 
 
 def value_order(num_rows: int, settings: Mapping[str, Any]) -> torch.Tensor | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.engine.loading.gguf_family import ROTARY
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ _REMARKS: Final = (
 )
 
 
+def by_layer(value: int | list[int], count: int) -> list[int]:
+    """A setting's number for each of the first ``count`` layers, whether the file has a list or one for all."""
+    return value[:count] if isinstance(value, list) else [value] * count
+
+
 def unread(name: str, what: str) -> UnsupportedArchitectureError:
     """The refusal of a file whose model is served from safetensors."""
     return UnsupportedArchitectureError(f"model {name}: {what}; use the model's safetensors")
@@ -129,7 +135,7 @@ def check_heads(name: str, architecture: str, family: GgufFamily, settings: Mapp
     if family.is_latent:
         return
     rotated = settings.get(f"rope.dimension_count{family.local}") or head_dim
-    if rotated != head_dim and family.model_type != "gpt2" and not (family.rotates_part and rotated < head_dim):
+    if rotated != head_dim and ROTARY not in family.lacks and not (family.rotates_part and rotated < head_dim):
         raise unread(name, "that heads are rotated in part cannot be read from a GGUF file")
     widths = {(settings.get(f"attention.value_length{family.local}") or head_dim, head_dim)}
     if family.local:
@@ -137,6 +143,8 @@ def check_heads(name: str, architecture: str, family: GgufFamily, settings: Mapp
         widths |= {(settings.get(key) or width, width) for key in ("attention.value_length", "rope.dimension_count")}
     if any(one != other for one, other in widths):
         raise unread(name, "heads whose values are not as wide as their keys are not supported")
+    if family.needs_base and "rope.freq_base" not in settings:
+        raise unread(name, f"the base of rotary positions ({architecture}.rope.freq_base) is not in the GGUF file")
     window = settings.get("attention.sliding_window") or None
     if window is not None and window < settings["context_length"] and family.window == "none":
         raise unread(name, f"a sliding window ({window}) cannot be read from a GGUF file of a {architecture} model")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from helix_jobs.engine.loading.gguf_family import Form, GgufFamily, Tiling
+    from helix_jobs.engine.loading.gguf_family import Form, GgufFamily, Share, Source, Tiling
 
 _LAYER: Final = re.compile(r"blk\.(\d{1,9})\.(.+)")
 _KINDS: Final = ("weight", "bias")
@@ -49,6 +50,38 @@ class GgufTensor:
             return np.fromfile(stream, dtype="<f4", count=self.stored.elements)
 
 
+class Span(NamedTuple):
+    """Consecutive rows, or numbers, of a tensor.
+
+    Attributes:
+        first: The first one.
+        length: How many.
+        total: All of the tensor.
+    """
+
+    first: int
+    length: int
+    total: int
+
+
+class Heads(NamedTuple):
+    """Heads of queries, of keys and of values, and their width."""
+
+    queries: int
+    keys: int
+    width: int
+
+    def span(self, share: Share) -> Span | None:
+        """The rows of a share in a tensor with all queries, then all keys, then all values; None for all rows."""
+        queries, keys = self.queries * self.width, self.keys * self.width
+        total = queries + 2 * keys
+        if share == "queries":
+            return Span(0, queries, total)
+        if share == "all":
+            return None
+        return Span(queries + (0 if share == "keys" else keys), keys, total)
+
+
 @dataclass(frozen=True, slots=True)
 class GgufWeight:
     """One parameter.
@@ -57,11 +90,13 @@ class GgufWeight:
         parts: The tensors that it is made of.
         form: How.
         tiling: See ``Tiling``.
+        span: The rows of its tensor that it consists of; None for all.
     """
 
     parts: tuple[GgufTensor, ...]
     form: Form
     tiling: Tiling = "none"
+    span: Span | None = None
 
     @property
     def stored(self) -> StoredTensor:
@@ -79,6 +114,8 @@ class GgufWeight:
         first = shapes[0]
         if any(len(shape) != len(first) for shape in shapes):
             return ()
+        if self.span is not None:
+            return (self.span.length, *first[1:]) if first[0] == self.span.total else ()
         if self.form in STACKED_FORMS:
             return _stacked(shapes, is_flipped=self.form != "stack")
         shaped: dict[Form, tuple[int, ...]] = {
@@ -87,6 +124,7 @@ class GgufWeight:
             "conv": (*first[:-1], 1, *first[-1:]),
             "latent": _latent(shapes),
             **dict.fromkeys(("rows", "delta"), (sum(shape[0] for shape in shapes), *first[1:])),
+            **dict.fromkeys(("flat", "exponential"), (math.prod(first),)),
         }
         return shaped.get(self.form, first)
 
@@ -107,21 +145,32 @@ def _stacked(shapes: list[tuple[int, ...]], *, is_flipped: bool) -> tuple[int, .
     return (count, *(rest[::-1] if is_flipped else rest))
 
 
-def weights_of(family: GgufFamily, tensors: Mapping[str, GgufTensor]) -> dict[str, GgufWeight]:
+def weights_of(family: GgufFamily, tensors: Mapping[str, GgufTensor], heads: Heads) -> dict[str, GgufWeight]:
     """The parameters that a file's tensors make, by transformers' names; an unknown tensor keeps its name.
 
     Tensors of a parameter that lacks others of its parts are left out, so that the parameter is found missing.
+
+    Args:
+        family: How the file is read.
+        tensors: Its tensors by its names of them.
+        heads: Those of its layers with attention.
     """
-    owners = {part: parameter for parameter, source in family.parameters.items() for part in source.parts}
+    owners: dict[str, list[tuple[str, Source]]] = {}
+    for parameter, source in family.parameters.items():
+        for part in source.parts:
+            owners.setdefault(part, []).append((parameter, source))
     found: dict[str, GgufWeight] = {}
     for name, tensor in tensors.items():
         layer = _LAYER.fullmatch(name)
-        if layer is not None and (parameter := owners.get(layer[2])) is not None:
-            source = family.parameters[parameter]
-            parts = [tensors.get(f"blk.{layer[1]}.{part}") for part in source.parts]
-            there = tuple(part for part in parts if part is not None)
-            if len(there) == len(parts):
-                found[f"{family.layers}.{layer[1]}.{parameter}"] = GgufWeight(there, source.form, source.tiling)
+        own = () if layer is None else owners.get(layer[2], ())
+        if layer is not None and own:
+            for parameter, source in own:
+                parts = [tensors.get(f"blk.{layer[1]}.{part}") for part in source.parts]
+                there = tuple(part for part in parts if part is not None)
+                if len(there) == len(parts):
+                    found[f"{family.layers}.{layer[1]}.{parameter}"] = GgufWeight(
+                        there, source.form, source.tiling, heads.span(source.share)
+                    )
             continue
         module, _, kind = (name if layer is None else layer[2]).rpartition(".")
         theirs = (family.outer if layer is None else family.modules).get(module)

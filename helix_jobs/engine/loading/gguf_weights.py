@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from helix_jobs.engine.loading.bare_model import compute_frequencies, put
 from helix_jobs.engine.loading.gguf_config import ROTARY_FACTORS
-from helix_jobs.engine.loading.gguf_row_order import delta_rows, halves_order, value_order
+from helix_jobs.engine.loading.gguf_row_order import delta_rows, grouped_rows, halves_order, value_order
 from helix_jobs.engine.loading.gguf_tensors import STACKED_FORMS
 from helix_jobs.engine.loading.model_sizes import skeleton
 from helix_jobs.engine.loading.tensor_names import HEAD
@@ -67,12 +67,16 @@ def read_gguf_weights(name: str, config: PretrainedConfig, gguf: GgufFile, dtype
             if is_unread is not None and is_unread(config, parameter):
                 continue
             module_name, _, kind = parameter.rpartition(".")
-            module = head if parameter == HEAD else base.get_submodule(module_name)
+            module = head if module_name == HEAD.removesuffix(".weight") else base.get_submodule(module_name)
             if weight.form in STACKED_FORMS:
                 put(module, kind, _stack(tensors, weight, dtype))
                 continue
             is_kept = kind == "weight" and (module is embedding or isinstance(module, (nn.Linear, Conv1D)))
             put(module, kind, _weight(tensors, weight, gguf, dtype, is_kept=is_kept))
+    for parameter, number in gguf.listed.items():
+        module_name, _, kind = parameter.rpartition(".")
+        module = base.get_submodule(module_name)
+        put(module, kind, torch.full(getattr(module, kind).shape, number))
     if HEAD not in gguf.tensors:
         put(head, "weight", embedding.weight)
     tied: PreTrainedModel = model
@@ -150,15 +154,17 @@ def _weight(
     if weight.form == "latent":
         return _latent(tensors, weight)
     kinds = {part.stored.kind for part in weight.parts}
-    rows = [tensors.rows(part) for part in weight.parts]
+    is_vector, span = len(weight.parts[0].stored.shape) == 1, weight.span
+    own_rows = (0, None) if span is None or is_vector else (span.first, span.length)
+    rows = [tensors.rows(part, *own_rows) for part in weight.parts]
     kind, shape = kinds.pop(), weight.stored.shape
     if kinds:  # parts of several types have no common blocks
         numbers = zip(rows, weight.parts, strict=True)
         kind, rows = "F32", [_numbers(one, part.stored.kind).float().view(torch.uint8) for one, part in numbers]
-    is_vector = len(weight.parts[0].stored.shape) == 1
     data = torch.cat(rows) if len(rows) > 1 else rows[0]
     if is_vector:  # in one row of plain numbers
         data = _numbers(data, kind).view(-1, 1)
+        data = data if span is None else data[span.first : span.first + span.length]
     if (order := _order_of_rows(weight, gguf, len(data))) is not None:
         data = data.index_select(0, order)
     columns = None
@@ -189,6 +195,8 @@ def _order_of_rows(weight: GgufWeight, gguf: GgufFile, num_rows: int) -> torch.T
         return halves_order(num_rows, gguf.head_dim)
     if weight.form == "delta":
         return delta_rows(gguf.settings)
+    if weight.form == "grouped":
+        return grouped_rows(gguf.heads)
     return value_order(num_rows, gguf.settings) if weight.tiling == "rows" else None
 
 

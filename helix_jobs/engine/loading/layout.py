@@ -55,6 +55,11 @@ def check_layout(
         raise _unread(name, sorted(unread), is_gguf=is_gguf)
     missing = sorted(needed.keys() - there.keys() - ({HEAD} if config.tie_word_embeddings else set()))
     first = needed[missing[0]].name if missing else ""
+    if missing == [HEAD] and is_gguf:
+        raise UnsupportedArchitectureError(
+            f"model {name}: the GGUF file has no output head ({HEAD}), for which its embedding cannot stand here; "
+            "use the model's safetensors"
+        )
     if missing == [HEAD]:
         raise ModelError(
             f"model {name} lacks its output head ({HEAD}); if the model uses its embedding as head, set "

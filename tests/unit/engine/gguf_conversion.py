@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tests.unit.engine.gguf_dense_conversions import DENSE_CONVERSIONS
+from tests.unit.engine.gguf_gpt_conversions import GPT_CONVERSIONS
+from tests.unit.engine.gguf_mamba_conversions import MAMBA_CONVERSIONS
 from tests.unit.engine.gguf_sparse_conversions import SPARSE_CONVERSIONS
 from tests.unit.engine.model_files import write_gguf
 
@@ -21,7 +23,7 @@ _SIZES = {
     "rope_theta": 10000.0,
 }
 
-CONVERSIONS = {**DENSE_CONVERSIONS, **SPARSE_CONVERSIONS}
+CONVERSIONS = {**DENSE_CONVERSIONS, **GPT_CONVERSIONS, **MAMBA_CONVERSIONS, **SPARSE_CONVERSIONS}
 
 
 def write_converted(path: Path, architecture: str, **more: Any) -> Any:
@@ -43,5 +45,6 @@ def write_converted(path: Path, architecture: str, **more: Any) -> Any:
         convert=own.convert,
         leave_out=leave_out,
         more=more.pop("more", own.more),
+        stated=more.pop("stated", own.stated),
         **{**_SIZES, **own.overrides, **more},
     )

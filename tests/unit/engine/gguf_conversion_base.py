@@ -26,6 +26,7 @@ class Conversion:
         convert: See ``write_gguf``.
         leave_out: See ``write_gguf``.
         more: See ``write_gguf``.
+        stated: See ``write_gguf``.
     """
 
     model_type: str
@@ -34,6 +35,7 @@ class Conversion:
     convert: Callable[[str, torch.Tensor, Any], Tensors] = unchanged
     leave_out: tuple[str, ...] = ()
     more: dict[str, torch.Tensor] = field(default_factory=dict)
+    stated: Callable[[Any], dict[str, Any]] = lambda _: {}
 
 
 GEMMA4 = {

@@ -163,3 +163,18 @@ def minimax(name: str, weight: torch.Tensor, config: Any) -> Tensors:
         yield f"blk.{name.split('.')[2]}.exp_probs_b.bias", weight
     else:
         yield from with_experts_apart(name, weight, config)
+
+
+def apertus(name: str, weight: torch.Tensor, _config: Any) -> Tensors:
+    """Numbers of activations are settings."""
+    if ".act_fn." not in name:
+        yield name, weight
+
+
+def activations(model: Any) -> dict[str, list[float]]:
+    """Apertus' numbers of activations, layer by layer."""
+    functions = [layer.mlp.act_fn for layer in model.model.layers]
+    return {
+        f"xielu.{part}": [float(getattr(function, part)) for function in functions]
+        for part in ("alpha_p", "alpha_n", "beta", "eps")
+    }

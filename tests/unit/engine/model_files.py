@@ -73,6 +73,7 @@ def write_gguf(
     model_type: str | None = None,
     convert: Callable[[str, torch.Tensor, Any], Iterable[tuple[str, torch.Tensor]]] | None = None,
     prepare: Callable[[Any], None] = lambda _: None,
+    stated: Callable[[Any], dict[str, Any]] = lambda _: {},
     part_size: int | None = None,
     **overrides: Any,
 ) -> Any:
@@ -93,6 +94,7 @@ def write_gguf(
         model_type: Transformers' name of the architecture, where it is another one.
         convert: Makes a weight what the converter makes of it, under names that it knows or gives.
         prepare: Changes the model before its weights are written.
+        stated: Further settings that follow from the model's weights, by their whole name.
         part_size: The most tensors of a part, of a file that is split; then ``path`` is the name that parts are named
             after. None for one file.
         overrides: Of the model's configuration.
@@ -106,7 +108,7 @@ def write_gguf(
     _add_sizes(writer, config)
     _add_tokenizer(writer, vocabulary, pre)
     named = {f"{architecture}.{key}": value for key, value in (settings or {}).items()}
-    _add_settings(writer, {**named, **(general or {})})
+    _add_settings(writer, {**named, **(general or {}), **stated(model)})
     for key in leave_out:
         del writer.kv_data[0][f"{architecture}.{key}"]
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -159,7 +161,7 @@ def _add_sizes(writer: gguf.GGUFWriter, config: Any) -> None:
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
     else:
         head_dim = stated(config, "head_dim") or config.hidden_size // config.num_attention_heads
-        writer.add_head_count_kv(stated(config, "num_key_value_heads"))
+        writer.add_head_count_kv(stated(config, "num_key_value_heads") or config.num_attention_heads)
         writer.add_key_length(head_dim)
         writer.add_layer_norm_rms_eps(getattr(config, "rms_norm_eps", None) or getattr(config, "norm_eps", 1e-5))
         writer.add_rope_freq_base(10000.0)

@@ -13,6 +13,7 @@ from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import with_native
 from helix_jobs.engine.loading import weight_format
 from helix_jobs.engine.loading.gguf_registry import FAMILIES, SERVED_OTHERWISE, gguf_model_types
+from helix_jobs.engine.loading.model_loader import open_source
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
@@ -139,6 +140,19 @@ def test_settings_of_a_family_are_needed(tmp_path: Path, architecture: str, leav
         ("olmo2:olmo3", {"attention.sliding_window_pattern": [1, 0]}, ModelError, "sliding_window_pattern"),
         ("dots1", {"expert_gating_func": 1}, UnsupportedArchitectureError, "expert_gating_func"),
         ("olmo2", {"rope.dimension_count": 4}, UnsupportedArchitectureError, "heads are rotated in part"),
+        ("falcon:40b", {"attention.head_count_kv": 1}, ModelError, "has the shape"),
+        (
+            "chatglm:in one",
+            {"attention.head_count_kv": 1},
+            ModelError,
+            r"has the shape \[\] and its configuration says",
+        ),
+        ("granitehybrid", {"rope.scaling.finetuned": True}, UnsupportedArchitectureError, "rope.scaling.finetuned"),
+        ("granitehybrid", {"attention.head_count_kv": 2}, UnsupportedArchitectureError, "of its weights"),
+        ("granitehybrid", {"ssm.inner_size": 64}, ModelError, "has the shape"),
+        ("nemotron_h", {"feed_forward_length": [0, 96, 0, 0, 64]}, ModelError, "says feed_forward_length"),
+        ("nemotron_h", {"feed_forward_length": [0, 0, 0, 0, 96]}, UnsupportedArchitectureError, "of its weights"),
+        ("minicpm3", {"attention.key_length": 8}, UnsupportedArchitectureError, "has qk_nope_head_dim 0"),
         ("phi3:long", {"rope.dimension_count": 4}, ModelError, "rope_factors_long.weight does not fit its heads"),
     ],
 )
@@ -149,6 +163,49 @@ def test_settings_that_no_model_has_are_refused(
     write_converted(path, architecture, settings=settings)
     with pytest.raises(error, match=message):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "error", "message"),
+    [
+        (
+            "falcon:11b",
+            {"leave_out": ("rope.freq_base",)},
+            UnsupportedArchitectureError,
+            r"rope.freq_base\) is not in .*safetensors",
+        ),
+        (
+            "falcon-h1",
+            {"tie_word_embeddings": True},
+            UnsupportedArchitectureError,
+            "no output head .* use the model's safetensors",
+        ),
+        (
+            "apertus",
+            {"general": {"xielu.beta": [0.5]}, "stated": lambda _: {}},
+            ModelError,
+            "has no xielu.alpha_n for each of its 2",
+        ),
+        ("apertus", {"stated": lambda _: {"xielu.alpha_n": [0.5, float("nan")]}}, ModelError, "has no xielu.alpha_n"),
+    ],
+)
+def test_what_a_file_does_not_tell_is_refused(
+    tmp_path: Path, architecture: str, more: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_converted(path, architecture, **more)
+    with pytest.raises(error, match=message):
+        load(path)
+
+
+def test_what_files_of_a_family_leave_out_is_that_of_its_models(tmp_path: Path) -> None:
+    """StarCoder 2 has one window in all its sizes, and Falcon H1's factors are in the weights."""
+    path = tmp_path / "tiny.gguf"
+    write_converted(path, "starcoder2")
+    assert open_source(str(path), tmp_path, print).config.sliding_window == 4096
+    write_converted(path, "falcon-h1")
+    config = open_source(str(path), tmp_path, print).config
+    assert (config.ssm_multipliers, config.key_multiplier) == ([1.0] * 5, 1.0)
 
 
 def test_frequencies_that_are_not_proportional_are_refused(tmp_path: Path) -> None:
