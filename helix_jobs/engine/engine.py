@@ -131,6 +131,7 @@ class Engine:
             masks=self._masks,
             drafts_any=self._speculator.drafts_any,
             adapters=models.adapters,
+            original_context=models.target.decoder.attention.spec.original_context,
         )
 
     @property

@@ -40,6 +40,7 @@ class NewSequences:
         masks: Computes the masks of grammars.
         drafts_any: Whether drafters may draft for any sequence; otherwise only for those with a grammar.
         adapters: The target's.
+        original_context: See ``Sequence``.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class NewSequences:
         masks: MaskWorker,
         drafts_any: bool,
         adapters: SequenceOf[LoadedAdapter] = (),
+        original_context: int | None = None,
     ) -> None:
         self._codec = codec
         self._encoding = encoding
@@ -63,6 +65,7 @@ class NewSequences:
         self._vocab_size = vocab_size
         self._masks = masks
         self._drafts_any = drafts_any
+        self._original_context = original_context
         # The target counts them from 1.
         self._adapters = {one.name: (number, one.digest) for number, one in enumerate(adapters, 1)}
 
@@ -103,9 +106,10 @@ class NewSequences:
             None if pool is None else StateTable(pool, self._pool.block_size) for pool in self._states
         )
         number, digest = (0, None) if request.adapter is None else self._adapters[request.adapter]
+        original = self._original_context
         sequence = Sequence(
             request,
-            BlockTable(self._pool, digest),
+            BlockTable(self._pool, digest, is_long=original is not None and len(request.prompt_token_ids) > original),
             stop_ids,
             self._info.max_model_len,
             processors,
@@ -114,6 +118,7 @@ class NewSequences:
             states=states,
             draft_states=draft_states,
             adapter=number,
+            original_context=original,
         )
         if len(sequence) >= self._info.max_model_len:
             # ``encode`` refuses such a prompt; another engine with a longer context may have encoded it.

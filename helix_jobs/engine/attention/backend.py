@@ -103,6 +103,13 @@ class AttentionSpec:
         return tuple(dict.fromkeys(layer.rotary for layer in self.layers if layer.rotary is not None))
 
     @cached_property
+    def original_context(self) -> int | None:
+        """The longest sequence before other rotary frequencies set in (LongRoPE); None where none do."""
+        found = {table.original_context for table in self.rotaries} - {None}
+        assert len(found) <= 1, "one length decides for all layers"
+        return next(iter(found), None)
+
+    @cached_property
     def windows(self) -> tuple[int | None, ...]:
         """The windows of its layers, each once."""
         return tuple(dict.fromkeys(layer.window for layer in self.layers))

@@ -30,6 +30,7 @@ class TokenSlice:
             first token, and keeps nothing.
         further: The block tables of the sections of layers behind the first one, see ``CacheSections``.
         adapter: The adapter that it is computed with, counted from 1; 0 for the model itself.
+        is_long: Whether the sequence has outgrown the target's original context, see ``rotary_rows``.
     """
 
     num_tokens: int
@@ -38,6 +39,7 @@ class TokenSlice:
     state: StateSpan | None = None
     further: Sequence[Sequence[int]] = ()
     adapter: int = 0
+    is_long: bool = False
 
     def table(self, section: int) -> Sequence[int]:
         """The block table of a section of layers."""
@@ -58,6 +60,7 @@ class StepLayout:
         states: The part that recurrent layers need; None for a model without them.
         further: The same tokens for the layers of each section behind the first one, whose blocks are others.
         adapters: What adapted products need; None if no token has an adapter.
+        rotary_rows: ``[T]`` row of each token in rotary tables with long frequencies; None for a model without them.
     """
 
     num_tokens: int
@@ -68,3 +71,4 @@ class StepLayout:
     states: object = None
     further: tuple[StepLayout, ...] = ()
     adapters: Any = None
+    rotary_rows: torch.Tensor | None = None

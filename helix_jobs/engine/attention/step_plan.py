@@ -61,6 +61,7 @@ class StepPlan:
         states: The part of recurrent layers; None for a model without them.
         further: The plans of the same tokens for each section of layers behind the first one.
         adapters: The part of adapted products; None if no token has an adapter.
+        rotary_rows: As in the layout.
     """
 
     num_tokens: int
@@ -73,13 +74,16 @@ class StepPlan:
     states: AttentionPlan | None = None
     further: tuple[StepPlan, ...] = ()
     adapters: AttentionPlan | None = None
+    rotary_rows: IntArray | None = None
 
     def arrays(self) -> list[IntArray]:
         """The arrays to upload."""
         states = [] if self.states is None else self.states.arrays()
         further = [array for plan in self.further for array in plan.arrays()]
         adapters = [] if self.adapters is None else self.adapters.arrays()
-        return [self.positions, *self.write_rows.values(), *self.attention.arrays(), *states, *further, *adapters]
+        rows = [] if self.rotary_rows is None else [self.rotary_rows]
+        kept = [self.positions, *self.write_rows.values(), *self.attention.arrays()]
+        return [*kept, *states, *further, *adapters, *rows]
 
     def on_device(self, uploaded: Iterator[torch.Tensor], shared: SharedTensors | None = None) -> StepLayout:
         """Make the layout from the uploaded ``arrays``; ``shared`` as in ``AttentionPlan``."""
@@ -93,6 +97,7 @@ class StepPlan:
             states=None if self.states is None else self.states.on_device(uploaded, shared),
             further=tuple(plan.on_device(uploaded, shared) for plan in self.further),
             adapters=None if self.adapters is None else self.adapters.on_device(uploaded, shared),
+            rotary_rows=None if self.rotary_rows is None else next(uploaded),
         )
 
 

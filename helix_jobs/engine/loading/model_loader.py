@@ -33,7 +33,6 @@ from helix_jobs.engine.loading.model_weights import read_weights
 from helix_jobs.engine.loading.trial_pass import TRIAL_TEXT, logits_are_finite
 from helix_jobs.engine.loading.vocabulary import check_vocabularies, end_token_ids, turn_end_ids
 from helix_jobs.engine.loading.weight_format import INT8, PACKED, WeightFormat, check_packs, format_of
-from helix_jobs.engine.model.architecture import context_limits
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.placement import Float16OverflowError, Placement
@@ -230,7 +229,7 @@ def load_models(
         tokenizer=target_source.tokenizer,
         eos_token_ids=end_token_ids(target_source.tokenizer, target_source.config, read.generation_config),
         vocab_size=min(loaded_target.decoder.vocab_size, int(target_source.config.vocab_size)),
-        max_context=_max_context(target_source),
+        max_context=int(target_source.config.max_position_embeddings),
         turn_end_ids=(
             turn_end_ids(target_source.tokenizer, None if template is None else template.probe)
             | target_source.turn_end_ids
@@ -239,17 +238,6 @@ def load_models(
         chat_forms=forms,
         prompts=prompts,
     )
-
-
-def _max_context(target: ModelSource) -> int:
-    limits = context_limits(target.config)
-    reason = min(limits, key=lambda key: limits[key])  # of equal limits the first: "positions", which needs no log line
-    if reason != "positions":
-        logger.info(
-            "model %s serves %d of its %d tokens of context: its %s ends there",
-            target.checkpoint.name, limits[reason], limits["positions"], reason,
-        )  # fmt: skip
-    return limits[reason]
 
 
 @dataclass(frozen=True, slots=True)

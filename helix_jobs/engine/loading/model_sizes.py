@@ -14,7 +14,6 @@ from transformers.pytorch_utils import Conv1D
 from helix_jobs.engine.devices.devices import compiles_each_shape
 from helix_jobs.engine.kernels.cpu.int8_decoder import NativeInt8Decoder
 from helix_jobs.engine.loading.stored_tensor import NO_BLOCKS, StoredBlocks
-from helix_jobs.engine.model.architecture import context_limits
 from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.model.recurrences import build_recurrence
@@ -229,7 +228,7 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
         ),
         vocab_size=head.shape[0],
         layer_inputs=0 if inputs is None else inputs.width * len(description.layers),
-        context=min(context_limits(config).values()),
+        context=int(config.max_position_embeddings),
         has_small_steps=NativeInt8Decoder.describes(description),
     )
 

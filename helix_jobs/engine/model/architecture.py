@@ -17,6 +17,7 @@ from helix_jobs.engine.model.description_files import read_config
 from helix_jobs.engine.model.families.registry import FAMILIES, describe
 from helix_jobs.engine.model.families.settings import stated
 from helix_jobs.engine.model.not_served import NOT_SERVED
+from helix_jobs.engine.model.rope_settings import ORIGINAL_CONTEXT, named, original_contexts, rope_settings
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
@@ -28,19 +29,17 @@ if TYPE_CHECKING:
 
 SUPPORTED_MODEL_TYPES: Final = {family.model_type: family.class_name for family in FAMILIES.values()}
 _SUPPORTED: Final = f"supported are {', '.join((*SUPPORTED_MODEL_TYPES, *TEXT_TOWERS))}"
-# With these types a token's rotation depends on its position alone. ``dynamic`` recomputes its frequencies once a
+# With these types a token's rotation depends on its position alone, with ``longrope`` also on whether its sequence has
+# outgrown the original context. ``dynamic`` recomputes its frequencies once a
 # position leaves the context that the configuration states (``max_position_embeddings``), and no position does here:
 # within it they are the plain ones.
 _ROPE_TYPES: Final = ("default", "linear", "llama3", "yarn", "longrope", "proportional", "dynamic")
-# This type does so once a position leaves the original context.
-_LONG_ROPE: Final = "longrope"
 # Settings that scale positions: a number or a list of numbers, each greater than zero. No scaling has them all.
 _ROPE_NUMBERS: Final = (
     *("factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),
     *("partial_rotary_factor", "short_factor", "long_factor", "alpha"),
 )
 _PARTIAL_ROTATION: Final = ("partial_rotary_factor", "rotary_pct")
-_ORIGINAL_CONTEXT: Final = "original_max_position_embeddings"
 # Model types whose feed-forwards hold the weights of their activation.
 _WITH_XIELU: Final = frozenset({"apertus"})
 _QUANTIZATION: Final = "quantization_config"
@@ -92,8 +91,10 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
         raise UnsupportedArchitectureError(
             f"model {name}: the architecture {config.model_type!r} is served with transformers 5 alone; install it"
         )
-    for rope in map(_rope_type, _rope_settings(config)):
+    for rope in map(named, rope_settings(config)):
         _check_rope(name, rope)
+    if len(original_contexts(config)) > 1:
+        raise _unsupported(name, "has several original contexts; supported is one for all layers")
     # Gemma 4 says ``vision`` where only the parts of an image see each other.
     is_causal = getattr(config, "is_causal", True) and (
         getattr(config, "use_bidirectional_attention", None) in (None, False, "vision")
@@ -164,7 +165,7 @@ def _check_rope_numbers(name: str, config: PretrainedConfig) -> None:
 
     The numbers of a scaling count only where positions are scaled.
     """
-    for parameters in _rope_settings(config):
+    for parameters in rope_settings(config):
         _check_rotation(name, config, parameters)
 
 
@@ -179,10 +180,10 @@ def _check_rotation(name: str, config: PretrainedConfig, parameters: dict[str, A
             "fetch the model again"
         )
     numbers = {"rope_theta": parameters.get("rope_theta", getattr(config, "rope_theta", None))}
-    if _rope_type(parameters) != "default":
+    if named(parameters) != "default":
         numbers |= {key: parameters.get(key) for key in _ROPE_NUMBERS}
         # The original context may stand in either place.
-        numbers[_ORIGINAL_CONTEXT] = [parameters.get(_ORIGINAL_CONTEXT), getattr(config, _ORIGINAL_CONTEXT, None)]
+        numbers[ORIGINAL_CONTEXT] = [parameters.get(ORIGINAL_CONTEXT), getattr(config, ORIGINAL_CONTEXT, None)]
     for key, value in numbers.items():
         for number in value if isinstance(value, list) else [value]:
             if number is None:
@@ -205,36 +206,3 @@ def _check_rope(name: str, rope: str) -> None:
     if rope in _ROPE_TYPES:
         return
     raise _unsupported(name, f"scales its positions with {rope!r}; supported are {', '.join(_ROPE_TYPES)}")
-
-
-def context_limits(config: PretrainedConfig) -> dict[str, int]:
-    """The limits of the context, each in tokens of prompt and output together; the smallest one applies.
-
-    Long-context rotary scaling has no effect within the original context, and such a model is served up to that length:
-    beyond it transformers chooses the frequencies by the length of the whole sequence, so the keys of tokens already
-    computed would change while the sequence grows.
-    """
-    length = int(config.max_position_embeddings)
-    limits = {"positions": length}
-    for parameters in _rope_settings(config):
-        if _rope_type(parameters) != _LONG_ROPE:
-            continue
-        original = parameters.get(_ORIGINAL_CONTEXT)
-        limits["original context"] = int(original or getattr(config, _ORIGINAL_CONTEXT, None) or length)
-    return limits
-
-
-def rope_type(config: PretrainedConfig) -> str:
-    """The rotary scaling's name, of a family whose layers all have the same."""
-    return _rope_type(_rope_settings(config)[0])
-
-
-def _rope_type(parameters: dict[str, Any]) -> str:
-    return str(parameters.get("rope_type", parameters.get("type", "default")))
-
-
-def _rope_settings(config: PretrainedConfig) -> list[dict[str, Any]]:
-    """The rotary settings of each kind of layer. Transformers 5 keeps them in ``rope_parameters``, 4 in others."""
-    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    by_kind = [one for one in settings.values() if isinstance(one, dict)]
-    return by_kind or [settings]

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
 from helix_jobs.engine.attention.dense import DenseAttention
 from helix_jobs.engine.attention.query_factor import QueryFactor
-from helix_jobs.engine.attention.rotary import RotaryTable, WideRotaryTable
+from helix_jobs.engine.attention.rotary import LongFrequencies, RotaryTable, WideRotaryTable
 from helix_jobs.engine.model.activations import ACTIVATIONS, XIELU
 from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
 from helix_jobs.engine.model.expert_assembly import build_experts
@@ -30,11 +31,12 @@ from helix_jobs.engine.model.linear_origin import Origins
 from helix_jobs.engine.model.mapped_pages import MappedPages
 from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.model.recurrences import build_recurrence, recurrent_products
+from helix_jobs.engine.model.rope_settings import LONG_ROPE, long_layer_type, original_contexts
 from helix_jobs.engine.model.row_order import gated_order, pair_order, row_order
 from helix_jobs.engine.model.stored_parts import StoredParts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from helix_jobs.engine.model.description import (
         AttentionDescription,
@@ -261,26 +263,41 @@ class _Assembly:
 
     def _rotary(self, rotary: RotaryDescription, head_dim: int) -> RotaryTable:
         if (rotary, head_dim) not in self._rotaries:
-            frequencies, scaling = _frequencies(self._model.base_model, rotary)
+            long = _long_frequencies(self._model.config, rotary)
+            frequencies, scaling = _frequencies(self._model.base_model, rotary, has_long=long is not None)
             if rotary.is_reversed:
                 frequencies = -frequencies
             dtype, device = self._place.dtype, self._place.device
             self._rotaries[rotary, head_dim] = (
-                WideRotaryTable(frequencies, scaling, head_dim, device)
+                WideRotaryTable(frequencies, scaling, head_dim, device, long=long)
                 if rotary.is_wide and dtype is not torch.float32
-                else RotaryTable(frequencies, scaling, head_dim, dtype, device)
+                else RotaryTable(frequencies, scaling, head_dim, dtype, device, long=long)
             )
         return self._rotaries[rotary, head_dim]
 
 
-def _frequencies(base: nn.Module, rotary: RotaryDescription) -> tuple[torch.Tensor, float]:
+def _frequencies(base: nn.Module, rotary: RotaryDescription, *, has_long: bool) -> tuple[torch.Tensor, float]:
     """A rotary module's inverse frequencies ``[rotary_dim / 2]``, and its factor of cosines and sines."""
     if rotary.theta is not None:
         exponents = torch.arange(0, rotary.rotary_dim, 2, dtype=torch.int64).float() / rotary.rotary_dim
         return 1.0 / rotary.theta**exponents, 1.0
     module: Any = base.get_submodule(rotary.module)
     prefix = "" if rotary.layer_type is None else f"{rotary.layer_type}_"
-    return getattr(module, f"{prefix}inv_freq"), float(getattr(module, f"{prefix}attention_scaling"))
+    # With LongRoPE, a forward of transformers' own leaves the long frequencies in the place of the short ones.
+    name = "original_inv_freq" if has_long else "inv_freq"
+    return getattr(module, f"{prefix}{name}"), float(getattr(module, f"{prefix}attention_scaling"))
+
+
+def _long_frequencies(config: PretrainedConfig, rotary: RotaryDescription) -> LongFrequencies | None:
+    """The frequencies of sequences beyond the original context, where the scaling has others for them (LongRoPE)."""
+    if rotary.theta is not None or not long_layer_type(config, rotary.layer_type):
+        return None
+    assert not rotary.is_reversed, "no family has both"
+    for original in original_contexts(config):
+        kind = {} if rotary.layer_type is None else {"layer_type": rotary.layer_type}
+        inverse, _ = ROPE_INIT_FUNCTIONS[LONG_ROPE](config, torch.device("cpu"), seq_len=original + 1, **kind)
+        return LongFrequencies(original, inverse)
+    return None
 
 
 def _optional(

@@ -10,6 +10,7 @@ import torch
 
 from helix_jobs.engine.attention.clock import AttentionClock
 from helix_jobs.engine.attention.kv_cache import PagedKVCache
+from helix_jobs.engine.attention.rotary import rotary_rows
 from helix_jobs.engine.config import StateConfig
 from helix_jobs.engine.devices.devices import compiles_each_shape, has_dear_waits
 from helix_jobs.engine.devices.shape_sizes import padded_rows, token_size
@@ -122,9 +123,12 @@ class ModelRunner:
     def plan(self, slices: Sequence[TokenSlice], least_tokens: int = 0) -> StepPlan:
         """Pack slices for this model's cache. See ``AttentionBackend.plan``."""
         attention, num_sections = self.decoder.attention, len(self.cache.sections.windows)
-        plan = attention.plan(slices, self.cache, least_tokens)
-        if num_sections > 1:
-            further = [attention.plan(slices, self.cache, least_tokens, section) for section in range(1, num_sections)]
+        plan, *further = [attention.plan(slices, self.cache, least_tokens, section) for section in range(num_sections)]
+        original = attention.spec.original_context
+        if original is not None:
+            rows = rotary_rows(slices, plan, original)
+            plan, *further = [replace(one, rotary_rows=rows) for one in (plan, *further)]
+        if further:
             assert all(one.order == plan.order for one in further), "sections pack tokens alike"
             plan = replace(plan, further=tuple(further))
         switch = self.decoder.adapters

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # In the place of a block that was freed because no later token sees it.
 FREED: Final = -1
+# Marks the root of prefixes of long sequences.
+_LONG: Final = "+long"
 
 
 class BlockTable:
@@ -28,15 +30,19 @@ class BlockTable:
         prefixes: One for each leading full block that was looked up. They outlive the blocks, so that a preempted
             sequence need not be hashed again.
         num_frozen: How many leading blocks are frozen.
+        is_long: Whether they are computed as tokens of a sequence beyond the model's original context (LongRoPE).
 
     Args:
         pool: Where blocks come from.
         computed_with: What computes the tokens, where it is not the model alone: the digest of an adapter. Only tables
-            with the same one share blocks.
+            with the same one, and both long or both not, share blocks.
+        is_long: Of the first tokens, as above.
     """
 
-    def __init__(self, pool: BlockPool, computed_with: str | None = None) -> None:
+    def __init__(self, pool: BlockPool, computed_with: str | None = None, *, is_long: bool = False) -> None:
         self._pool = pool
+        self._computed_with = computed_with
+        self.is_long = False
         self._root = None if computed_with is None else pool.prefix_cache.root(computed_with)
         self.sections: tuple[list[int], ...] = tuple([] for _ in pool.sections.windows)
         self.prefixes: list[Prefix] = []
@@ -46,6 +52,16 @@ class BlockTable:
         self._num_freed = [0] * len(self.sections)
         # How many leading blocks other sequences have computed, as far as they were cached in full.
         self._num_common = 0
+        if is_long:
+            self.begin_long()
+
+    def begin_long(self) -> None:
+        """From now on this table, which is empty, holds tokens of a sequence beyond the original context."""
+        assert not self.blocks, "what the blocks hold was computed as tokens of a short sequence"
+        if not self.is_long:
+            self.is_long = True
+            self._root = self._pool.prefix_cache.root(f"{self._computed_with or ''}{_LONG}")
+            self.prefixes.clear()
 
     @property
     def blocks(self) -> list[int]:

@@ -148,6 +148,9 @@ class Scheduler:
         budget = _Budget(self._prompt_tokens.value, self._scored_rows)
         for sequence in self.running:
             sequence.settle()
+        for sequence in self.active[::-1]:
+            if sequence.has_outgrown:
+                self.preempt(sequence)  # its tokens are computed again, by other frequencies
         index = 0
         while index < len(self.running):
             sequence = self.running[index]

@@ -40,6 +40,8 @@ class Sequence:
         states: Its states in the target's recurrent layers; None for a target without them.
         draft_states: The same for the draft model.
         adapter: The target's adapter that computes it, counted from 1; 0 for the target itself.
+        original_context: Tokens behind which the target computes all of a sequence in another way (LongRoPE); None for
+            a target that does not.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Sequence:
         states: StateTable | None = None,
         draft_states: StateTable | None = None,
         adapter: int = 0,
+        original_context: int | None = None,
     ) -> None:
         assert request.prompt_token_ids, "requests are encoded before they are queued"
         self.request = request
@@ -85,6 +88,7 @@ class Sequence:
         self.draft_states = draft_states
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
+        self._original_context = original_context
         # What it adds to the engine's count of prompt tokens: all its prompt, which a request's choices share.
         counted = self.num_prompt_tokens if request.num_counted is None else request.num_counted
         self.num_counted_prompt_tokens = counted if request.choice == 0 else 0
@@ -185,7 +189,15 @@ class Sequence:
         if self.was_recomputed or not self.may_draft:
             return 0
         length = len(self.token_ids)
-        return max(0, min(depth, self.max_len - length - 1, self.table.pool_capacity - length))
+        room = min(self.max_len - length - 1, self.table.pool_capacity - length)
+        if self._original_context is not None and not self.table.is_long:
+            room = min(room, self._original_context - length)
+        return max(0, min(depth, room))
+
+    @property
+    def has_outgrown(self) -> bool:
+        """Whether its tokens are computed as those of a shorter sequence than it is now."""
+        return self._original_context is not None and len(self) > self._original_context and not self.table.is_long
 
     def commit(self, token_ids: SequenceOf[int], now: float) -> list[int]:
         """Append verified tokens until one ends the output; a stop token is appended only if the request keeps it.
@@ -350,6 +362,8 @@ class Sequence:
         self.num_computed = 0
         self.num_draft_computed = 0
         self.num_verified = 0
+        if self.has_outgrown:
+            self.table.begin_long()
 
     def result(self, output_text: str) -> GenerationResult:
         """The immutable result of this request."""

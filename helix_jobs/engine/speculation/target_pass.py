@@ -87,7 +87,7 @@ class TargetPass:
             sequence = turn.sequence
             num_tokens, (blocks, *further) = turn.num_known + turn.num_drafted, sequence.table.sections
             states, adapter = sequence.begin_states(turn.end), sequence.adapter
-            slices.append(TokenSlice(num_tokens, turn.start, blocks, states, further, adapter))
+            slices.append(TokenSlice(num_tokens, turn.start, blocks, states, further, adapter, sequence.table.is_long))
             tokens.append([*sequence.token_ids[turn.start : turn.end], *turn.draft_ids])
         plan = self._target.plan(slices)
         greedy_rows: list[int] = []

@@ -14,8 +14,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from helix_jobs.engine.loading.model_loader import load_models
-from helix_jobs.engine.model.architecture import rope_type
 from helix_jobs.engine.model.families.settings import stated
+from helix_jobs.engine.model.rope_settings import rope_type
 from tests.unit.engine.block_files import scaled_blocks
 from tests.unit.engine.tiny_models import CPU, roughen, tiny_model, tokenizer
 

@@ -362,11 +362,18 @@ def ragged_logits(
     pool = StatePool(states)
     spans = [StateTable(pool, block_size) for _ in prompts]
     rows: list[list[torch.Tensor]] = [[] for _ in prompts]
+    original = decoder.attention.spec.original_context
     for start in range(0, max(map(len, prompts)), chunk):
         parts = [(i, list(prompt[start : start + chunk])) for i, prompt in enumerate(prompts) if len(prompt) > start]
         plan = runner.plan(
             [
-                TokenSlice(len(tokens), start, tables[i], spans[i].begin(start, start + len(tokens)))
+                TokenSlice(
+                    len(tokens),
+                    start,
+                    tables[i],
+                    spans[i].begin(start, start + len(tokens)),
+                    is_long=original is not None and len(prompts[i]) > original,
+                )
                 for i, tokens in parts
             ]
         )

@@ -133,15 +133,19 @@ class CompiledStep:
         self._spec = spec
         self._cache = cache
         self._rotate_and_store, self._paged_attention = native.paged(has_scales=cache.has_scales)
-        positions = layout.positions.data_ptr()
-        # Key-value heads -> positions and rows of the step's tokens.
-        self._tokens = {count: (positions, rows.data_ptr()) for count, rows in layout.write_rows.items()}
-        # Layer -> its cosines and signed sines by position, and the width that the kernel rotates. Nothing is rotated
-        # there in layers without rotation, and in those that do more to rotated heads: ``heads`` prepares these.
+        # Key-value heads -> rows of the cache in which the step's tokens are written.
+        self._write_rows = {count: rows.data_ptr() for count, rows in layout.write_rows.items()}
+        # Layer -> the tokens' rows of its cosines and signed sines, these, and the width that the kernel rotates.
+        # Nothing is rotated there in layers without rotation, and in those that do more to rotated heads: ``heads``
+        # prepares these.
         rotary = [None if _needs_heads(own) else own.rotary for own in spec.layers]
         tables = {table: table.tables(layout.num_positions) for table in spec.rotaries}
-        pointers = {table: (cos.data_ptr(), sin.data_ptr(), cos.shape[-1]) for table, (cos, sin) in tables.items()}
-        self._rotary = [(None, None, 0) if table is None else pointers[table] for table in rotary]
+        pointers = {
+            table: (table.rows(layout).data_ptr(), cos.data_ptr(), sin.data_ptr(), cos.shape[-1])
+            for table, (cos, sin) in tables.items()
+        }
+        unrotated = (layout.positions.data_ptr(), None, None, 0)
+        self._rotary = [unrotated if table is None else pointers[table] for table in rotary]
         self._heads = StepHeads(spec, layout) if any(map(_needs_heads, spec.layers)) else None
         self._kept = (layout, tables)
         self._slices = (slices.pieces.data_ptr(), slices.blocks.data_ptr())
@@ -157,10 +161,10 @@ class CompiledStep:
         # each: [T, num_heads * head_dim]
         queries = qkv.new_empty((len(qkv), num_heads * shape.head_dim))
         output = torch.empty_like(queries)
-        cos, sin, rotary_dim = self._rotary[layer]
+        rows, cos, sin, rotary_dim = self._rotary[layer]
         self._rotate_and_store(
-            qkv.data_ptr(), *self._tokens[shape.num_kv_heads], cos, sin, queries.data_ptr(), *pool, self._num_tokens,
-            num_heads, shape.num_new_heads, shape.head_dim, rotary_dim,
+            qkv.data_ptr(), rows, self._write_rows[shape.num_kv_heads], cos, sin, queries.data_ptr(), *pool,
+            self._num_tokens, num_heads, shape.num_new_heads, shape.head_dim, rotary_dim,
         )  # fmt: skip
         self._paged_attention(
             queries.data_ptr(), *pool, *self._slices, output.data_ptr(), self._num_pieces, num_heads,

@@ -186,7 +186,7 @@ class NativeInt8Decoder:
         cos, sin = rotary.tables(layout.num_positions)
         seconds = ctypes.c_double(0.0)
         step = _Step(
-            layout.num_tokens, len(direct.pieces), layout.positions.data_ptr(), write_rows.data_ptr(),
+            layout.num_tokens, len(direct.pieces), rotary.rows(layout).data_ptr(), write_rows.data_ptr(),
             direct.pieces.data_ptr(), direct.blocks.data_ptr(), cos.data_ptr(), sin.data_ptr(),
             ctypes.pointer(seconds),
         )  # fmt: skip

@@ -171,7 +171,9 @@ class DraftModelDrafter:
         """Plan the pass that computes all missing tokens. The first sequences are those that draft, as ``ranked``."""
         starts = _disjoint_starts(ends)
         slices = [
-            TokenSlice(end - start, start, blocks, _begin_states(sequence, start, end), further)
+            TokenSlice(
+                end - start, start, blocks, _begin_states(sequence, start, end), further, is_long=sequence.table.is_long
+            )
             for (sequence, end), start in zip(ends, starts, strict=True)
             for blocks, *further in (sequence.table.sections,)
         ]
@@ -190,7 +192,14 @@ class DraftModelDrafter:
     ) -> PlannedPass:
         """Plan the pass that reads the ``position``-th draft tokens, which the pass before leaves on the device."""
         slices = [
-            TokenSlice(1, one.num_known + position, blocks, _states_behind(one.sequence), further)
+            TokenSlice(
+                1,
+                one.num_known + position,
+                blocks,
+                _states_behind(one.sequence),
+                further,
+                is_long=one.sequence.table.is_long,
+            )
             for one in batch
             for blocks, *further in (one.sequence.table.sections,)
         ]

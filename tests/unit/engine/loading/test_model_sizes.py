@@ -98,8 +98,8 @@ def test_the_matrix_of_latents_is_no_product() -> None:
 
 def test_the_context_is_that_which_is_served() -> None:
     scaling = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-    limited = tiny_config("phi3", rope_parameters=scaling, original_max_position_embeddings=64)
-    assert model_sizes("m", limited).context == 64
+    scaled = tiny_config("phi3", rope_parameters=scaling, original_max_position_embeddings=64)
+    assert model_sizes("m", scaled).context == 256
     assert model_sizes("m", tiny_config("phi3")).context == 256
 
 

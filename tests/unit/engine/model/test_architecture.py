@@ -14,7 +14,8 @@ from helix_jobs.engine.config import CacheConfig, EngineConfig
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.activations import ACTIVATIONS
-from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES, check_architecture, context_limits
+from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES, check_architecture
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.not_served import NOT_SERVED
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS
@@ -304,13 +305,29 @@ def test_layers_with_a_window_of_no_length(architecture: str) -> None:
         check_architecture("m", config)
 
 
-def test_long_rotary_scaling_is_served_up_to_where_it_sets_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger="helix_jobs")
+def test_long_rotary_scaling_is_served_to_the_end_of_the_context(tmp_path: Path) -> None:
     rope = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [4.0, 5.0, 6.0, 7.0]}
     model = tiny_model("phi3", original_max_position_embeddings=64, sliding_window=128, rope_scaling=rope)
-    assert context_limits(model.config) == {"positions": 256, "original context": 64}
-    assert load(save_checkpoint(tmp_path, model)).max_context == 64
-    assert "serves 64 of its 256 tokens of context: its original context ends there" in caplog.text
+    models = load(save_checkpoint(tmp_path, model))
+    assert models.max_context == 256
+    assert models.target.decoder.attention.spec.original_context == 64
+
+
+def test_a_long_rotary_scaling_that_is_never_reached() -> None:
+    rope = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [4.0, 5.0, 6.0, 7.0]}
+    model = tiny_model("phi3", original_max_position_embeddings=256, rope_scaling=rope)
+    assert build_decoder(model).attention.spec.original_context is None
+
+
+@pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="OLMo 3 is served with transformers 5")
+def test_layers_of_several_original_contexts() -> None:
+    config = tiny_config("olmo3")
+    config.rope_parameters = {
+        kind: {**LONGROPE, "original_max_position_embeddings": length}
+        for kind, length in (("full_attention", 64), ("sliding_attention", 32))
+    }
+    with pytest.raises(UnsupportedArchitectureError, match="has several original contexts"):
+        check_architecture("m", config)
 
 
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 10000.0}
@@ -382,7 +399,7 @@ def test_a_window_that_is_turned_off_may_be_any_number() -> None:
                 "sliding_window": 262144,
                 "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
             },
-            4096,
+            131072,
         ),
         (
             "Qwen2.5-7B",
@@ -396,4 +413,4 @@ def test_a_window_that_is_turned_off_may_be_any_number() -> None:
 def test_how_far_known_models_are_served(name: str, architecture: str, settings: dict[str, Any], context: int) -> None:
     config = tiny_config(architecture, **settings)
     check_architecture(name, config)
-    assert min(context_limits(config).values()) == context
+    assert config.max_position_embeddings == context
