@@ -20,7 +20,7 @@ class StepHeads:
 
     def __init__(self, spec: AttentionSpec, layout: StepLayout) -> None:
         self._spec = spec
-        self._rotations = {table: table.at(layout) for table in spec.rotaries}
+        self._rotations = {table: table.at(table.rows(layout), layout.num_positions) for table in spec.rotaries}
         factors = dict.fromkeys(layer.query_factor for layer in spec.layers if layer.query_factor is not None)
         self._factors = {factor: factor.at(layout.positions, layout.num_positions) for factor in factors}
 

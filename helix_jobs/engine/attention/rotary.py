@@ -85,10 +85,14 @@ class RotaryTable:
         """The longest sequence before other frequencies set in; None where none do."""
         return None if self._long is None else self._long.original_context
 
-    def at(self, layout: StepLayout) -> Rotation:
-        """Look up the rotation of a step's tokens."""
-        cos, sin = self.tables(layout.num_positions)
-        rows = self.rows(layout)
+    def at(self, rows: torch.Tensor, num_positions: int) -> Rotation:
+        """Look up the rotation of a step's tokens.
+
+        Args:
+            rows: From ``rows``; positions ``[T]`` where all frequencies are the same.
+            num_positions: All positions are below it. The host knows it, so nothing is downloaded.
+        """
+        cos, sin = self.tables(num_positions)
         return Rotation(cos.index_select(0, rows), sin.index_select(0, rows))
 
     def rows(self, layout: StepLayout) -> torch.Tensor:
@@ -99,10 +103,7 @@ class RotaryTable:
         return layout.rotary_rows
 
     def tables(self, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and signed sines of at least ``num_positions`` positions, each ``[rows, 1, rotary_dim]``.
-
-        The host knows that number, so nothing is downloaded.
-        """
+        """Cosines and signed sines of at least ``num_positions`` positions, each ``[rows, 1, rotary_dim]``."""
         if num_positions > self._num_positions:
             self._grow(num_positions)
         return self._cos, self._sin
