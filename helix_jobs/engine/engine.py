@@ -378,7 +378,7 @@ class Engine:
         """The result of the request whose last sequence has ended with this one; none if others are left."""
         turnover = self._scorings.take(sequence)
         if turnover is None:
-            result = final_result(sequence, self._codec, self._chat_forms.calls)
+            result = final_result(sequence, self._codec, self._chat_forms)
             if sequence.error is not None:
                 for other in self._choices.beside(sequence):
                     self._scheduler.abort(other)

@@ -101,7 +101,8 @@ class NewSequences:
         )
         grammar: OutputGrammar | None = None
         if request.grammar is not None:
-            grammar = OutputGrammar(request.grammar, self._masks, stop_ids, request.reasoning)
+            reasoning = None if request.grammar_has_thinking else request.reasoning
+            grammar = OutputGrammar(request.grammar, self._masks, stop_ids, reasoning)
         states, draft_states = (
             None if pool is None else StateTable(pool, self._pool.block_size) for pool in self._states
         )

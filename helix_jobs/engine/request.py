@@ -101,6 +101,7 @@ class EncodedRequest:
         score_choices: The request's own.
         option_token_ids: The tokens of each of its options, which continue the prompt's.
         grammar: The form that the answer must have, behind the thinking, compiled; None without one.
+        grammar_has_thinking: The grammar begins with the first token and says itself how the answer thinks.
         choice: Which of the request's answers this one asks for. The engine makes a request for each from the first.
         continues: The answer goes on with the last message's text.
         reasoning: How the answer thinks before it answers; None if it does not.
@@ -121,6 +122,7 @@ class EncodedRequest:
     score_choices: ScoreChoices | None = None
     option_token_ids: tuple[tuple[int, ...], ...] = ()
     grammar: Grammar | None = None
+    grammar_has_thinking: bool = False
     choice: int = 0
     continues: bool = False
     reasoning: ReasoningForm | None = None

@@ -75,7 +75,8 @@ class RequestEncoding:
         if bad_words and not {(end,) for end in self.stop_ids(params, is_chat=is_chat)}.isdisjoint(bad_words):
             raise InvalidRequestError("bad_words: one is a token that ends the answer; leave it out, or use min_tokens")
         # Compiled here, and not in a step: a constraint takes as long as its author wants, within limits.
-        constraint = self._forced_call(request) or request.constraint
+        forced_call = self._forced_call(request)
+        constraint = forced_call or request.constraint
         grammar = None if constraint is None else self._grammars.compile(constraint)
         return EncodedRequest(
             request_id=request.request_id,
@@ -88,8 +89,9 @@ class RequestEncoding:
             score_choices=request.score_choices,
             option_token_ids=options,
             grammar=grammar,
+            grammar_has_thinking=forced_call is not None and self._chat_forms.has_channels,
             continues=request.continue_final_message,
-            reasoning=self._chat_forms.reasoning_after(prompt.thinking),
+            reasoning=self._chat_forms.reasoning_after(prompt.thinking, request.tools),
             max_reasoning_tokens=None if request.reasoning is None else request.reasoning.max_tokens,
             tools=request.tools,
             adapter=adapter,
@@ -100,6 +102,11 @@ class RequestEncoding:
         if request.tools is None or not request.tools.is_forced:
             return None
         assert self._chat_forms.calls is not None, "the prompt is refused where the form of calls is unknown"
+        if self._chat_forms.has_channels and request.continue_final_message:
+            raise InvalidRequestError(
+                "tool_choice: this model writes a call in a message of its own, so the one that is continued can be "
+                "no call; give auto or none, or end the messages with the user's"
+            )
         return call_constraint(request.tools, self._chat_forms.calls, self._codec.added_tokens)
 
     def stop_ids(self, params: SamplingParams, *, is_chat: bool) -> frozenset[int]:

@@ -233,6 +233,7 @@ def load_models(
         turn_end_ids=(
             turn_end_ids(target_source.tokenizer, None if template is None else template.probe)
             | target_source.turn_end_ids
+            | forms.turn_ends
         )
         - forms.within_turn,
         chat_forms=forms,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.reasoning import Phase, place_of
+from helix_jobs.engine.reasoning import MAX_HEADER, Phase, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ReasoningBudget:
-    """A logits processor that allows only the closing's next token once the budget is spent.
+    """A logits processor that allows only the next tokens of a closing once the budget is spent.
 
     What it does at a position follows from the tokens before it alone, so it is the same in target and draft, and after
     a rejected draft or a preemption.
@@ -34,28 +34,39 @@ class ReasoningBudget:
 
     def shape(self, logits: torch.Tensor, output_ids: Sequence[int]) -> None:
         """Leave one token, if the thinking must close; otherwise change nothing."""
-        token_id = forced_token(output_ids, self._form, self._budget)
-        if token_id is not None:
-            logits.fill_(float("-inf"))
-            logits[token_id] = 0.0
+        token_ids = closing_tokens(output_ids, self._form, self._budget)
+        if not token_ids:
+            return
+        allowed = list(token_ids)
+        # Where one token is left, its own score may be that of a token that nothing else allows.
+        scores = logits[allowed] if len(allowed) > 1 else 0.0
+        logits.fill_(float("-inf"))
+        logits[allowed] = scores
 
 
-def forced_token(output_ids: Sequence[int], form: ReasoningForm, budget: int) -> int | None:
-    """The token of the closing that must come next; None while the budget is not spent, and in the answer.
+def closing_tokens(output_ids: Sequence[int], form: ReasoningForm, budget: int) -> frozenset[int]:
+    """The tokens of a closing of which one must come next; none while the budget is not spent, and in the answer.
 
-    A closing that the model has begun by itself is completed, not begun anew.
+    A closing that the model has begun by itself is completed, not begun anew. Behind a closing that only leads to the
+    end, the model is free to write the rest of the header.
     """
     if len(output_ids) < budget:  # before the thinking is looked for, which takes longer the longer it is
-        return None
+        return frozenset()
     place = place_of(output_ids, form)
     thought = len(output_ids) - place.start
     if place.phase is not Phase.THINKING or thought < budget:
-        return None
-    closing = form.closing_ids
-    for count in range(min(len(closing), thought), 0, -1):
-        if tuple(output_ids[len(output_ids) - count :]) == closing[:count]:
-            return closing[count] if count < len(closing) else None
-    return closing[0]
+        return frozenset()
+    first = form.closings[0][0]
+    reach = max(map(len, form.closings)) + (MAX_HEADER if form.header_starts else 0)
+    for begin in range(max(place.start, len(output_ids) - reach), len(output_ids)):
+        if output_ids[begin] != first:
+            continue
+        written = tuple(output_ids[begin:])
+        if any(written[: len(closing)] == closing for closing in form.closings):
+            return frozenset()
+        if found := {closing[len(written)] for closing in form.closings if closing[: len(written)] == written}:
+            return frozenset(found)
+    return frozenset({first})
 
 
 def budget_of(request: EncodedRequest) -> tuple[ReasoningBudget, ...]:

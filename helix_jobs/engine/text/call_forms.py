@@ -10,10 +10,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.engine.text.channels import messages_of, split_at_marks
 from helix_jobs.engine.text.gemma_arguments import arguments_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from helix_jobs.engine.text.channels import Message
 
 _BLANK: Final = re.compile(r"\s*")
 
@@ -49,6 +52,7 @@ class CallForm:
         separator: Text between two calls; None if an answer holds one only.
         opens: Token or text before the first call.
         closes: Text behind the last call.
+        thought: Texts around a thought before the call, where the grammar says how the answer thinks; else empty.
         is_tagged: Arguments stand one by one in tags, not together as JSON; see ``tagged_arguments``.
     """
 
@@ -61,6 +65,7 @@ class CallForm:
     separator: str | None = None
     opens: str = ""
     closes: str = ""
+    thought: tuple[str, str] | None = None
     is_tagged: bool = False
 
 
@@ -90,9 +95,25 @@ def read_calls(text: str, form: str, parameters: Mapping[str, Any]) -> tuple[str
         words, calls = FORMS[form].read(text, parameters)
     except NoCallsError:
         return text, []
-    if not calls or any(call.name not in parameters for call in calls):
-        return text, []
-    return words.strip(), calls
+    return (words.strip(), calls) if _are_offered(calls, parameters) else (text, [])
+
+
+def read_message_calls(messages: Sequence[Message], parameters: Mapping[str, Any]) -> list[Call]:
+    """The calls of an answer in messages; none if one of them is broken, or of a function that was not offered.
+
+    Args:
+        messages: The answer's messages.
+        parameters: As in ``read_calls``.
+    """
+    try:
+        calls = _calls_of(messages)[1]
+    except NoCallsError:
+        return []
+    return calls if _are_offered(calls, parameters) else []
+
+
+def _are_offered(calls: Sequence[Call], parameters: Mapping[str, Any]) -> bool:
+    return bool(calls) and all(call.name in parameters for call in calls)
 
 
 def _read_hermes(text: str, parameters: Mapping[str, Any]) -> tuple[str, list[Call]]:
@@ -185,6 +206,24 @@ def _read_gemma(text: str, parameters: Mapping[str, Any]) -> tuple[str, list[Cal
         place = _behind(text, end, "<tool_call|>")
     # A model that waits for the answers to its calls writes their mark.
     return _joined([*words, text[place:].removesuffix("<|tool_response>")]), calls
+
+
+def _read_channels(text: str, parameters: Mapping[str, Any]) -> tuple[str, list[Call]]:
+    del parameters
+    return _calls_of(messages_of(split_at_marks(text)))
+
+
+def _calls_of(messages: Sequence[Message]) -> tuple[str, list[Call]]:
+    words, calls = [], []
+    for message in messages:
+        if message.function is None:
+            words.append("" if message.is_thought else message.text)
+            continue
+        value, end = _json_at(message.text, 0)
+        if message.text[end:].strip():
+            raise NoCallsError
+        calls.append(_call_of({"name": message.function, "arguments": value}, "arguments"))
+    return _joined(words), calls
 
 
 def _json_at(text: str, place: int) -> tuple[Any, int]:
@@ -316,6 +355,15 @@ FORMS: Final[Mapping[str, CallForm]] = {
             before="[TOOL_CALLS]",
             between="[ARGS]",
             separator="",
+        ),
+        # gpt-oss (harmony). A call is a message of its own, and ends the turn.
+        CallForm(
+            "harmony",
+            r"to=functions\.NAME<\|channel\|>commentary",
+            _read_channels,
+            before="<|channel|>commentary to=functions.",
+            between=" <|constrain|>json<|message|>",
+            thought=("<|channel|>analysis<|message|>", "<|end|><|start|>assistant"),
         ),
         # Gemma 4.
         CallForm("gemma", r"<\|tool_call>call:NAME\{", _read_gemma),

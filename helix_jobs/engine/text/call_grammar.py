@@ -48,7 +48,12 @@ def call_constraint(tools: ToolUse, form: str, added_tokens: Mapping[str, int]) 
             rules.append(f"arguments_{number}: %json {json.dumps(_object_schema(offered[name]))}")
     call = " | ".join(f"call_{number}" for number in range(len(names)))
     more = "" if separator is None else _more_calls(_text(separator, added_tokens), is_blank=separator.isspace())
-    start = " ".join(filter(None, (_text(shape.opens, added_tokens), "call", more, _text(shape.closes, added_tokens))))
+    opens, closes = (_text(text, added_tokens) for text in (shape.opens, shape.closes))
+    if shape.thought is not None:
+        begin, end = (_text(text, added_tokens) for text in shape.thought)
+        rules += [f"thought: {begin} THOUGHT {end}", "THOUGHT: /(?s:.*)/"]
+        opens = "thought*"
+    start = " ".join(filter(None, (opens, "call", more, closes)))
     return Constraint("grammar", "\n".join([f"start: {start}", f"call: {call}", *rules]) + "\n")
 
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.engine.text.added_tokens import added_tokens
 from helix_jobs.engine.text.encoded_prompt import Thinking
-from helix_jobs.engine.text.reasoning_forms import reasoning_form, within_turn
+from helix_jobs.engine.text.reasoning_forms import markers_of, reasoning_form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from helix_jobs.engine.chat_options import ToolUse
     from helix_jobs.engine.reasoning import ReasoningForm
     from helix_jobs.engine.text.encoded_prompt import FoundTemplate
 
@@ -24,6 +25,7 @@ class ChatForms:
         reasoning: How it marks thinking.
         calls: The name of its form of calls, see ``call_forms``.
         within_turn: Tokens that end a message inside a turn, and so no answer.
+        turn_ends: Tokens that end an answer, beside those that the model's files name.
         has_template: The model has a chat template, and so takes messages.
         shows_tools: The template shows functions to the model.
     """
@@ -31,6 +33,7 @@ class ChatForms:
     reasoning: ReasoningForm | None = None
     calls: str | None = None
     within_turn: frozenset[int] = frozenset()
+    turn_ends: frozenset[int] = frozenset()
     has_template: bool = False
     shows_tools: bool = False
 
@@ -43,11 +46,24 @@ class ChatForms:
         tools = "tools" if self.shows_tools and self.calls is not None else "no tools"
         return f"messages, {'no thinking' if self.reasoning is None else 'thinking'}, {tools}"
 
-    def reasoning_after(self, thinking: Thinking) -> ReasoningForm | None:
-        """How an answer thinks whose prompt leaves the thinking so; None if it does not think."""
-        if self.reasoning is None or thinking is Thinking.CLOSED:
+    @property
+    def has_channels(self) -> bool:
+        """Whether an answer is made of messages, each with a header that names its channel."""
+        return self.reasoning is not None and bool(self.reasoning.header_starts)
+
+    def reasoning_after(self, thinking: Thinking, tools: ToolUse | None = None) -> ReasoningForm | None:
+        """How an answer thinks; None if it does not.
+
+        Args:
+            thinking: What the prompt leaves of the thinking.
+            tools: The functions that the answer may call.
+        """
+        form = self.reasoning
+        if form is None or thinking is Thinking.CLOSED:
             return None
-        return replace(self.reasoning, starts_open=thinking is Thinking.OPEN)
+        to_text, to_call = form.closings[:1], form.closings[-1:]
+        closings = to_text if tools is None else to_call if tools.is_forced else form.closings
+        return replace(form, closings=closings, starts_open=thinking is Thinking.OPEN)
 
 
 def chat_forms(tokenizer: PreTrainedTokenizerBase, found: FoundTemplate | None) -> ChatForms:
@@ -58,11 +74,17 @@ def chat_forms(tokenizer: PreTrainedTokenizerBase, found: FoundTemplate | None) 
     forms = ChatForms(calls=tools.call_form, has_template=True, shows_tools=tools.shows_tools)
     if found.markers is None:
         return forms
-    vocabulary = tokenizer.get_vocab()
+    vocabulary, markers = tokenizer.get_vocab(), markers_of(found.markers)
     return replace(
         forms,
         reasoning=reasoning_form(
-            found.markers, found.opening_ids, found.closing_ids, vocabulary, added_tokens(tokenizer)
+            found.markers,
+            found.opening_ids,
+            found.closings,
+            vocabulary,
+            added_tokens(tokenizer),
+            header_starts=found.header_starts,
         ),
-        within_turn=frozenset(vocabulary[token] for token in within_turn(found.markers) if token in vocabulary),
+        within_turn=frozenset(vocabulary[token] for token in markers.within_turn if token in vocabulary),
+        turn_ends=frozenset(vocabulary[token] for token in markers.turn_ends if token in vocabulary),
     )

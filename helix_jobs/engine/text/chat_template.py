@@ -134,10 +134,10 @@ class ChatTemplate:
         """What a prompt leaves of the thinking."""
         if self.markers is None:
             return Thinking.CLOSED
-        opened, closed = rendering.lead.rfind(self.markers.opening), rendering.lead.rfind(self.markers.end)
-        if opened > closed:
+        opened, closed = (_end_of_last(rendering.lead, text) for text in (self.markers.opening, self.markers.end))
+        if opened and opened >= closed:  # they are equal where the opening ends as the end does
             return Thinking.OPEN
-        return Thinking.CLOSED if closed >= 0 else Thinking.FREE
+        return Thinking.CLOSED if closed else Thinking.FREE
 
     def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
         for name in arguments:
@@ -247,6 +247,12 @@ class _Trial:
     arguments: Mapping[str, Any]
     tools: Sequence[Mapping[str, Any]] | None
     continues: bool = False
+
+
+def _end_of_last(text: str, part: str) -> int:
+    """The place behind the last occurrence; 0 for none."""
+    found = text.rfind(part)
+    return 0 if found < 0 else found + len(part)
 
 
 def _left_out_error(number: int, messages: Sequence[Message]) -> RefusedMessagesError:

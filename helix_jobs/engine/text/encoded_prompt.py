@@ -39,10 +39,12 @@ class FoundTemplate:
         probe: What it does.
         markers: The name of the form in which it marks thinking, see ``reasoning_forms``; None if it marks none.
         opening_ids: Tokens of the form's opening.
-        closing_ids: Tokens that close the thinking.
+        closings: Tokens of each text that closes the thinking, see ``Markers.closings``.
+        header_starts: The first token of each text with which a header may begin.
     """
 
     probe: Probe
     markers: str | None = None
     opening_ids: tuple[int, ...] = ()
-    closing_ids: tuple[int, ...] = ()
+    closings: tuple[tuple[int, ...], ...] = ()
+    header_starts: tuple[int, ...] = ()

@@ -12,22 +12,23 @@ from helix_jobs.exhaustion import is_shortage
 if TYPE_CHECKING:
     from helix_jobs.engine.request import GenerationResult
     from helix_jobs.engine.schedule.sequence import Sequence
+    from helix_jobs.engine.text.chat_forms import ChatForms
     from helix_jobs.engine.text.codec import TextCodec
 
 
-def final_result(sequence: Sequence, codec: TextCodec, call_form: str | None) -> GenerationResult:
+def final_result(sequence: Sequence, codec: TextCodec, forms: ChatForms) -> GenerationResult:
     """The result of one choice; a request whose output cannot be read fails alone.
 
     Args:
         sequence: The choice that has ended.
         codec: Decodes the output.
-        call_form: The form in which the model writes calls; None if it writes none.
+        forms: What the model writes beside words.
 
     Raises:
         MemoryError, OSError, RuntimeError: The machine is short of a resource; the request is not at fault.
     """
     try:
-        result = replace(result_of(sequence, codec, call_form), is_valid=is_valid(sequence))
+        result = replace(result_of(sequence, codec, forms), is_valid=is_valid(sequence))
         return with_logprobs(result, sequence, codec)
     except Exception as error:
         if is_shortage(error):

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from helix_jobs.engine.matcher import GrammarError
 from helix_jobs.engine.reasoning import Phase, place_of, reasoning_end
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.engine.text.call_forms import read_calls
+from helix_jobs.engine.text.call_forms import read_calls, read_message_calls
+from helix_jobs.engine.text.channels import messages_of, parts_of
 from helix_jobs.errors import EngineError
 from helix_jobs.exhaustion import is_shortage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from helix_jobs.engine.reasoning import ReasoningForm
+    from helix_jobs.engine.reasoning import Place
     from helix_jobs.engine.request import EncodedRequest, GenerationResult
     from helix_jobs.engine.schedule.sequence import Sequence
+    from helix_jobs.engine.text.call_forms import Call
+    from helix_jobs.engine.text.chat_forms import ChatForms
     from helix_jobs.engine.text.codec import Context, TextCodec
     from helix_jobs.engine.text.stop_strings import StopStringWatch
 
 logger = logging.getLogger(__name__)
-
-_NO_CALLS: Final[tuple[Mapping[str, Any], ...]] = ()
 
 
 def apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int) -> int:
@@ -63,26 +63,24 @@ class _Answer:
     reasoning_tokens: int | None = None
 
 
-def result_of(sequence: Sequence, codec: TextCodec, call_form: str | None = None) -> GenerationResult:
+def result_of(sequence: Sequence, codec: TextCodec, forms: ChatForms | None = None) -> GenerationResult:
     """The result of an output that has ended: its answer, its thinking and its calls. See ``final_result``.
 
     Args:
         sequence: The request that has ended.
         codec: Decodes the output.
-        call_form: The form in which the model writes calls; None if it writes none.
+        forms: What the model writes beside words; None for nothing.
 
     Raises:
         Exception: The output cannot be decoded.
     """
-    answer, calls = _read(sequence, codec), _NO_CALLS
+    if forms is not None and forms.has_channels and sequence.request.is_chat:
+        answer, found = _read_messages(sequence, codec)
+    else:
+        answer, found = _with_calls(sequence, _read(sequence, codec), codec, None if forms is None else forms.calls)
     tools = sequence.request.tools
-    if tools is not None and call_form is not None:
-        # Some models write the marks of their calls in special tokens.
-        whole = answer.text if sequence.stopped_text is not None else codec.decode_all(answer_ids(sequence))
-        words, found = read_calls(whole, call_form, tools.parameters)
-        # Trade-off: where one call was asked for, the first stays and the others go; refusing the answer would lose it.
-        calls = _named(sequence, found if tools.is_parallel else found[:1])
-        answer = replace(answer, text=words) if calls else answer
+    # Trade-off: where one call was asked for, the first stays and the others go; refusing the answer would lose it.
+    calls = _named(sequence, found if tools is None or tools.is_parallel else found[:1])
     result = replace(
         sequence.result(answer.text),
         reasoning_text=answer.reasoning_text,
@@ -91,6 +89,41 @@ def result_of(sequence: Sequence, codec: TextCodec, call_form: str | None = None
     )
     is_call = calls and result.finish_reason is FinishReason.STOP
     return replace(result, finish_reason=FinishReason.TOOL_CALLS) if is_call else result
+
+
+def _with_calls(
+    sequence: Sequence, answer: _Answer, codec: TextCodec, call_form: str | None
+) -> tuple[_Answer, list[Call]]:
+    """The answer's words and its calls, which stand in its text."""
+    tools = sequence.request.tools
+    if tools is None or call_form is None:
+        return answer, []
+    # Some models write the marks of their calls in special tokens.
+    whole = answer.text if sequence.stopped_text is not None else codec.decode_all(answer_ids(sequence))
+    words, found = read_calls(whole, call_form, tools.parameters)
+    return (replace(answer, text=words), found) if found else (answer, [])
+
+
+def _read_messages(sequence: Sequence, codec: TextCodec) -> tuple[_Answer, list[Call]]:
+    """The parts of an answer in messages, each of which has a channel."""
+    request, output_ids = sequence.request, sequence.output_token_ids
+    messages = messages_of(parts_of(output_ids, codec), continues=request.reasoning is None)
+    thinking = "\n".join(filter(None, (message.text for message in messages if message.is_thought)))
+    num_thought = None
+    if request.reasoning is not None:
+        num_thought = len(_thought_ids(output_ids, place_of(output_ids, request.reasoning), request))
+    calls: list[Call] = []
+    if sequence.stopped_text is not None:
+        text = sequence.stopped_text
+    else:
+        calls = [] if request.tools is None else read_message_calls(messages, request.tools.parameters)
+        words = [
+            message.text if calls else message.shown
+            for message in messages
+            if not message.is_thought and not (calls and message.function is not None)
+        ]
+        text = words[0] if len(words) == 1 else "\n".join(filter(None, (word.strip() for word in words)))
+    return _Answer(text, thinking.strip("\n") or None, num_thought), calls
 
 
 def _read(sequence: Sequence, codec: TextCodec) -> _Answer:
@@ -105,15 +138,14 @@ def _read(sequence: Sequence, codec: TextCodec) -> _Answer:
         if text is None:
             text = codec.decode(output_ids, context_of(sequence.request, codec))
         return _Answer(text, reasoning_tokens=0)
-    # What follows a spent budget is its closing, which the output's end may have cut.
-    thought = output_ids[place.start : place.stop][: sequence.request.max_reasoning_tokens]
+    thought = _thought_ids(output_ids, place, sequence.request)
     rest = "" if place.phase is Phase.THINKING else codec.decode(output_ids[place.answer :])
     if form.is_spelt:  # the end may begin and end within a token
         shown = output_ids if place.phase is Phase.ANSWER else output_ids[: place.start + len(thought)]
         before, _, after = codec.decode(shown).partition(form.end)
         reasoning, rest = before.lstrip().removeprefix(form.opening), after
     else:
-        reasoning = _thinking_text(thought, form, codec)
+        reasoning = codec.decode(thought).removeprefix(form.opening)
     if sequence.stopped_text is not None:
         rest = sequence.stopped_text
     # Templates write these line breaks around the thinking; they belong to neither part.
@@ -125,11 +157,9 @@ def context_of(request: EncodedRequest, codec: TextCodec) -> Context | None:
     return codec.context(request.prompt_token_ids) if request.continues or not request.is_chat else None
 
 
-def _thinking_text(token_ids: list[int], form: ReasoningForm, codec: TextCodec) -> str:
-    if not form.inner:
-        return codec.decode(token_ids).removeprefix(form.opening)
-    between = "|".join(map(re.escape, form.inner))
-    return "\n".join(filter(None, re.split(f"(?:{between})+", codec.decode_all(token_ids))))
+def _thought_ids(output_ids: list[int], place: Place, request: EncodedRequest) -> list[int]:
+    """The tokens of the thinking. What follows a spent budget is its closing, which the output's end may have cut."""
+    return output_ids[place.start : place.stop][: request.max_reasoning_tokens]
 
 
 def answer_ids(sequence: Sequence) -> list[int]:
@@ -141,7 +171,7 @@ def answer_ids(sequence: Sequence) -> list[int]:
     return [] if start is None else output_ids[start:]
 
 
-def _named(sequence: Sequence, calls: list[Any]) -> tuple[Mapping[str, Any], ...]:
+def _named(sequence: Sequence, calls: list[Call]) -> tuple[Mapping[str, Any], ...]:
     """The calls in OpenAI's form. An id is a function of prompt and output, so that a retried job has the same."""
     request = sequence.request
     root = repr((request.seed, request.prompt_token_ids, sequence.output_token_ids))

@@ -124,7 +124,13 @@ class PromptEncoder:
         probe = Probe(
             tuple(ContentForm(form) for form in ready["forms"]), ready["after_answer"], ToolProbe(**ready["tools"])
         )
-        return FoundTemplate(probe, ready["markers"], tuple(ready["opening_ids"]), tuple(ready["closing_ids"]))
+        return FoundTemplate(
+            probe,
+            ready["markers"],
+            tuple(ready["opening_ids"]),
+            tuple(map(tuple, ready["closings"])),
+            tuple(ready["header_starts"]),
+        )
 
     def encode_prompt(self, prompt: str, most: int | None = None) -> tuple[int, ...]:
         """Token ids of a plain prompt, the tokenizer's special tokens added.

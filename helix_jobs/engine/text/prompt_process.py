@@ -58,14 +58,18 @@ class PromptWorker:
         if template is None:
             return {"damage": self._damage}
         markers = template.markers
-        tags = ("", "") if markers is None else (markers.opening, markers.closed_by)
-        opening_ids, closing_ids = (self._tokenize(tag, add_special_tokens=False) for tag in tags)
-        return {
+        answer = {
             "damage": self._damage,
             **asdict(template.probe),
             "markers": None if markers is None else markers.name,
-            "opening_ids": opening_ids,
-            "closing_ids": closing_ids,
+        }
+        opening = "" if markers is None else markers.opening
+        closings, headers = ((), ()) if markers is None else (markers.closings, markers.headers)
+        return {
+            **answer,
+            "opening_ids": self._tokenize(opening, add_special_tokens=False),
+            "closings": [self._tokenize(closing, add_special_tokens=False) for closing in closings],
+            "header_starts": [self._tokenize(header, add_special_tokens=False)[0] for header in headers],
         }
 
     def answer(self, request: dict[str, Any]) -> Answer:

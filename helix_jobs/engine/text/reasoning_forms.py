@@ -23,33 +23,42 @@ class Markers:
         name: The form's name.
         opening: Begins the thinking.
         end: Ends it; the answer follows.
-        closing: Closes the thinking at any place; the end unless the form needs more.
-        inner: Texts between two thoughts.
+        sign: What a template of such a model writes; the end unless other templates write that, too.
+        closing: Closes the thinking at any place, and a text follows; the end unless the form needs more.
+        call_closing: Closes the thinking, and a call follows; empty where a call stands within a text.
+        headers: Texts with which the first message's header may begin; none where messages have no headers.
         within_turn: Tokens that end a message, but not the turn: thinking and answer are messages of their own.
+        turn_ends: Tokens that end a turn, beside those that the model's files name.
     """
 
     name: str
     opening: str
     end: str
+    sign: str = ""
     closing: str = ""
-    inner: tuple[str, ...] = ()
+    call_closing: str = ""
+    headers: tuple[str, ...] = ()
     within_turn: tuple[str, ...] = ()
+    turn_ends: tuple[str, ...] = ()
 
     @property
-    def closed_by(self) -> str:
-        """The text that closes the thinking."""
-        return self.closing or self.end
+    def closings(self) -> tuple[str, ...]:
+        """The texts that close the thinking: where a text follows, and where a call does."""
+        return (self.closing or self.end, *filter(None, [self.call_closing]))
 
 
 FORMS: Final = (
-    # gpt-oss (harmony): each message names its channel. An answer may be the only message.
+    # gpt-oss (harmony): each message names its channel, and the prompt ends within the first one's header.
     Markers(
         "harmony",
         "<|channel|>analysis<|message|>",
-        "<|channel|>final<|message|>",
+        "<|message|>",
+        sign="<|channel|>final<|message|>",
         closing="<|end|><|start|>assistant<|channel|>final<|message|>",
-        inner=("<|end|>", "<|start|>assistant", "<|channel|>analysis<|message|>", "<|channel|>commentary<|message|>"),
+        call_closing="<|end|><|start|>assistant<|channel|>commentary to=functions",
+        headers=("<|channel|>", " to=functions"),
         within_turn=("<|end|>",),
+        turn_ends=("<|call|>",),
     ),
     # Gemma 4.
     Markers("channel", "<|channel>thought", "<channel|>"),
@@ -74,7 +83,7 @@ def find_markers(template: str, added_tokens: Iterable[str]) -> Markers | None:
     """
     tokens = frozenset(added_tokens)
     for form in FORMS:
-        if form.end in template:
+        if (form.sign or form.end) in template:
             return form
     for form in FORMS:
         if all(_is_token_made(text, tokens) for text in (form.opening, form.end)):
@@ -82,17 +91,19 @@ def find_markers(template: str, added_tokens: Iterable[str]) -> Markers | None:
     return None
 
 
-def within_turn(name: str) -> tuple[str, ...]:
-    """Tokens of the form called ``name`` that end a message and not the turn."""
-    return _BY_NAME[name].within_turn
+def markers_of(name: str) -> Markers:
+    """The texts of the form called ``name``."""
+    return _BY_NAME[name]
 
 
 def reasoning_form(
     name: str,
     opening_ids: tuple[int, ...],
-    closing_ids: tuple[int, ...],
+    closings: tuple[tuple[int, ...], ...],
     vocabulary: Mapping[str, int],
     added_tokens: Iterable[str],
+    *,
+    header_starts: Iterable[int] = (),
 ) -> ReasoningForm:
     """The form called ``name`` in the tokens of one model.
 
@@ -102,9 +113,10 @@ def reasoning_form(
     Args:
         name: From ``find_markers``.
         opening_ids: The opening's tokens.
-        closing_ids: The closing's tokens.
+        closings: Each closing's tokens.
         vocabulary: Token -> id, in the tokenizer's own spelling.
         added_tokens: Tokens that the tokenizer never splits.
+        header_starts: The first token of each text with which a header may begin.
     """
     markers, added = _BY_NAME[name], frozenset(added_tokens)
     pieces: dict[int, str] = {}
@@ -132,11 +144,11 @@ def reasoning_form(
         opening=markers.opening,
         end=markers.end,
         opening_ids=opening_ids,
-        closing_ids=closing_ids,
+        closings=closings,
         pieces=pieces,
         enders=frozenset(enders),
         is_spelt=last not in added,
-        inner=markers.inner,
+        header_starts=frozenset(header_starts),
     )
 
 

@@ -120,7 +120,7 @@ def thinks_until(end: tuple[int, ...]) -> ReasoningForm:
         opening="<open>",
         end=text,
         opening_ids=(),
-        closing_ids=end,
+        closings=(end,),
         pieces=pieces,
         enders=frozenset({end[-1]}),
         starts_open=True,

@@ -80,7 +80,7 @@ def test_a_closing_that_max_tokens_cuts_is_no_part_of_the_thinking(model, max_to
     engine = tiny_engine(model, "none")
     (whole,), (result,) = engine.generate([asked]), engine.generate([cut])
     assert whole.output_token_ids[:max_tokens] == result.output_token_ids
-    assert result.output_token_ids[budget:] == form.closing_ids[: max_tokens - budget]
+    assert result.output_token_ids[budget:] == form.closings[0][: max_tokens - budget]
     assert (result.reasoning_tokens, result.output_text) == (budget, "")
     assert result.reasoning_text == opened(engine).codec.decode(result.output_token_ids[:budget])
 
@@ -97,7 +97,7 @@ def test_a_sampled_thinking_keeps_its_budget(model, draft):
         thought = place.stop - place.start
         assert thought <= 4
         if thought == 4 and place.answer:
-            assert result.output_token_ids[4:7] == form.closing_ids
+            assert result.output_token_ids[4:7] == form.closings[0]
         lengths.add(len(result.output_token_ids))
     assert len(lengths) > 1, "some answers end by themselves"
 

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from helix_jobs.engine.reasoning import Phase, Place, place_of, reasoning_end
-from helix_jobs.engine.sampling.reasoning_budget import forced_token
-from helix_jobs.engine.text.reasoning_forms import find_markers, reasoning_form, within_turn
+from helix_jobs.engine.sampling.reasoning_budget import closing_tokens
+from helix_jobs.engine.text.reasoning_forms import find_markers, markers_of, reasoning_form
 from tests.unit.engine.reasoning_models import FIRST, OPENING, SECOND, THIRD, many_tokens, one_token
 
 BLANK, WORD = 3, 20
@@ -18,7 +18,7 @@ SPELT = ["<", "/", ">", "think", "th", "ink", "</", ">Ċ", ">ĊĊ", ".</", "<thi
 
 def spelt(*, starts_open=False):
     vocabulary = {token: number for number, token in enumerate(SPELT)}
-    form = reasoning_form("think", (0, 3, 2), (6, 3, 2), vocabulary, ())
+    form = reasoning_form("think", (0, 3, 2), ((6, 3, 2),), vocabulary, ())
     return form if not starts_open else type(form)(**{**vars_of(form), "starts_open": True})
 
 
@@ -143,15 +143,15 @@ def test_the_end_of_any_text_in_any_cut_is_where_its_characters_say():
     ],
 )
 def test_the_closing_is_forced_token_by_token(output, budget, forced):
-    assert forced_token(output, many_tokens(starts_open=True), budget) == forced
+    assert closing_tokens(output, many_tokens(starts_open=True), budget) == ({forced} if forced is not None else set())
 
 
 def test_nothing_is_forced_before_the_model_opens_its_thinking():
     form = one_token()
-    assert forced_token([], form, 0) is None
-    assert forced_token([BLANK], form, 0) is None
-    assert forced_token([OPENING], form, 0) == FIRST
-    assert forced_token([WORD, WORD], form, 0) is None
+    assert not closing_tokens([], form, 0)
+    assert not closing_tokens([BLANK], form, 0)
+    assert closing_tokens([OPENING], form, 0) == {FIRST}
+    assert not closing_tokens([WORD, WORD], form, 0)
 
 
 @pytest.mark.parametrize(
@@ -173,24 +173,105 @@ def test_a_models_form_is_that_of_its_template_or_of_its_tokens(template, tokens
 
 def test_a_marker_that_is_a_token_is_told_by_that_token_alone():
     vocabulary = {"<think>": 0, "</think>": 1, "</": 2, "think": 3, ">": 4, "a": 5}
-    form = reasoning_form("think", (0,), (1,), vocabulary, ("<think>", "</think>"))
+    form = reasoning_form("think", (0,), ((1,),), vocabulary, ("<think>", "</think>"))
     assert reasoning_end([0, 2, 3, 4, 5, 1, 5], form) == 6
     assert not form.is_spelt
 
 
+ADDED = ("<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|constrain|>")
+HEADER_WORDS = (
+    *("analysis", "fin", "al", "final", "commentary", "assistant", "hm", "yes", "<|", "channel"),
+    *("\u0120to", "=functions", ".", "wait", "json"),
+)
+CHANNEL_IDS = {token: number for number, token in enumerate((*ADDED, *HEADER_WORDS))}
+C, M, E, S = range(4)
+THOUGHT = [C, CHANNEL_IDS["analysis"], M, CHANNEL_IDS["hm"]]
+TO_TEXT = (E, S, CHANNEL_IDS["assistant"], C, CHANNEL_IDS["final"], M)
+TO_CALL = (
+    *(E, S, CHANNEL_IDS["assistant"], C),
+    *(CHANNEL_IDS["commentary"], CHANNEL_IDS["\u0120to"], CHANNEL_IDS["=functions"]),
+)
+CALL_HEADER = [CHANNEL_IDS["."], CHANNEL_IDS["wait"], 4, CHANNEL_IDS["json"], M]
+
+
+def channels(*closings):
+    opening = (C, CHANNEL_IDS["analysis"], M)
+    return reasoning_form("harmony", opening, closings, CHANNEL_IDS, ADDED, header_starts=(C, CHANNEL_IDS["\u0120to"]))
+
+
 def test_channels_are_told_by_their_tokens_and_the_words_between():
-    added = ("<|channel|>", "<|message|>", "<|end|>", "<|start|>")
-    words = ("analysis", "fin", "al", "final", "assistant", "hm", "yes", "<|", "channel")
-    vocabulary = {token: number for number, token in enumerate((*added, *words))}
-    channel, message, end, start = range(4)
-    closing = (end, start, vocabulary["assistant"], channel, vocabulary["final"], message)
-    form = reasoning_form("harmony", (channel, vocabulary["analysis"], message), closing, vocabulary, added)
-    thought = [channel, vocabulary["analysis"], message, vocabulary["hm"]]
-    assert place_of(thought, form) == Place(Phase.THINKING, 3, 4)
-    assert place_of([*thought, *closing, vocabulary["yes"]], form) == Place(Phase.ANSWER, 3, 4, 10)
-    split = [channel, vocabulary["fin"], vocabulary["al"], message]
-    assert reasoning_end([*thought, *split], form) == 8
-    assert reasoning_end([channel, vocabulary["final"], message, vocabulary["yes"]], form) == 3
-    assert forced_token(thought, form, 1) == end
-    assert forced_token([*thought, end], form, 1) == start
-    assert within_turn("harmony") == ("<|end|>",)
+    form = channels(TO_TEXT)
+    assert place_of(THOUGHT, form) == Place(Phase.THINKING, 3, 4)
+    assert place_of([*THOUGHT, *TO_TEXT, CHANNEL_IDS["yes"]], form) == Place(Phase.ANSWER, 3, 4, 10)
+    split = [E, S, CHANNEL_IDS["assistant"], C, CHANNEL_IDS["fin"], CHANNEL_IDS["al"], M]
+    assert place_of([*THOUGHT, *split], form) == Place(Phase.ANSWER, 3, 4, 11)
+    assert reasoning_end([C, CHANNEL_IDS["final"], M, CHANNEL_IDS["yes"]], form) == 3
+    assert markers_of("harmony").within_turn == ("<|end|>",)
+
+
+def test_another_thought_does_not_end_the_thinking_and_a_call_does():
+    form, second = channels(TO_TEXT, TO_CALL), [E, S, CHANNEL_IDS["assistant"], *THOUGHT]
+    assert place_of([*THOUGHT, *second], form) == Place(Phase.THINKING, 3, 11)
+    called = [*THOUGHT, *second, *TO_CALL, *CALL_HEADER]
+    assert place_of(called, form) == Place(Phase.ANSWER, 3, 11, len(called))
+    by_role = [*THOUGHT, E, S, CHANNEL_IDS["assistant"], *TO_CALL[5:], CHANNEL_IDS["."], CHANNEL_IDS["wait"], C,
+               CHANNEL_IDS["commentary"], M]  # fmt: skip
+    assert place_of(by_role, form) == Place(Phase.ANSWER, 3, 4, len(by_role))
+
+
+@pytest.mark.parametrize(
+    "first", [[C, CHANNEL_IDS["commentary"]], [CHANNEL_IDS["\u0120to"], CHANNEL_IDS["=functions"]]]
+)
+def test_an_output_within_its_first_header_is_undecided(first):
+    form = channels(TO_TEXT)
+    for length in range(1, len(first) + 1):
+        assert place_of(first[:length], form) == Place(Phase.UNDECIDED)
+    assert place_of([*first, M], form) == Place(Phase.ANSWER, answer=len(first) + 1)
+    endless = [*first, *[CHANNEL_IDS["hm"]] * 200]
+    assert place_of(endless, form) == Place(Phase.ANSWER)
+    assert place_of([CHANNEL_IDS["yes"]], form) == Place(Phase.ANSWER)
+
+
+def test_a_budget_leaves_the_choice_between_a_text_and_a_call():
+    both, text, call = channels(TO_TEXT, TO_CALL), channels(TO_TEXT), channels(TO_CALL)
+    shared = [*THOUGHT]
+    for expected in TO_TEXT[:4]:
+        assert closing_tokens(shared, both, 1) == {expected}
+        shared.append(expected)
+    final, commentary = CHANNEL_IDS["final"], CHANNEL_IDS["commentary"]
+    assert closing_tokens(shared, both, 1) == {final, commentary}
+    assert closing_tokens(shared, text, 1) == {final}
+    assert closing_tokens(shared, call, 1) == {commentary}
+    assert closing_tokens([*shared, final], both, 1) == {M}
+    assert not closing_tokens([*shared, final, M], both, 1)
+    assert closing_tokens([*shared, commentary], both, 1) == {TO_CALL[5]}
+    for length in range(len(CALL_HEADER) + 1):
+        assert not closing_tokens([*THOUGHT, *TO_CALL, *CALL_HEADER[:length]], both, 1), "the header is the model's own"
+
+
+def test_a_second_thought_counts_for_the_budget_and_its_header_is_not_completed():
+    form = channels(TO_TEXT, TO_CALL)
+    second = [*THOUGHT, E, S, CHANNEL_IDS["assistant"], C, CHANNEL_IDS["analysis"]]
+    assert closing_tokens(second, form, 6) == {E}
+    assert not closing_tokens(second, form, 99)
+
+
+def test_the_place_in_random_messages_is_where_a_reader_of_headers_finds_it():
+    dice = random.Random(11)
+    words = [token for token in CHANNEL_IDS if token not in ADDED]
+    headers = [["<|channel|>", "analysis"], ["<|channel|>", "final"], ["<|channel|>", "commentary"],
+               ["<|channel|>", "commentary", "\u0120to", "=functions", ".", "wait", "<|constrain|>", "json"],
+               ["\u0120to", "=functions", ".", "wait", "<|channel|>", "commentary"]]  # fmt: skip
+    ended = 0
+    for _ in range(2000):
+        output, expected = [], None
+        for number in range(dice.randrange(1, 5)):
+            header = dice.choice(headers if number else headers[:1])
+            output += (["<|end|>", "<|start|>", "assistant"] if number else []) + [*header, "<|message|>"]
+            if expected is None and header != headers[0]:
+                expected = len(output)
+            output += [dice.choice(words) for _ in range(dice.randrange(4))]
+        ids = [CHANNEL_IDS[token] for token in output]
+        assert reasoning_end(ids, channels(TO_TEXT, TO_CALL)) == expected, output
+        ended += expected is not None
+    assert ended > 500

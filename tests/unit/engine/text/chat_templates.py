@@ -40,6 +40,22 @@ CHANNELS = (
     "{% else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
 )
+# As with gpt-oss: functions in a message of the developer, and one call in a message of its own.
+CHANNEL_CALLS = (
+    "{{ '<|start|>system<|message|>Reasoning: ' + (reasoning_effort or 'medium') + '<|end|>' }}"
+    "{% if tools %}{{ '<|start|>developer<|message|># Tools\n\nnamespace functions {\n\n' }}{% for t in tools %}"
+    "{{ '// ' + (t.function.description or '') + '\ntype ' + t.function.name + ' = () => any;\n\n' }}{% endfor %}"
+    "{{ '}<|end|>' }}{% endif %}{% set seen = namespace(name='') %}{% for m in messages %}{% if m.tool_calls %}"
+    "{% if m.thinking %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}"
+    "{% set f = m.tool_calls[0].function %}{% set seen.name = f.name %}"
+    "{{ '<|start|>assistant to=functions.' + f.name + '<|channel|>commentary json<|message|>' }}"
+    "{{ f.arguments | tojson + '<|call|>' }}{% elif m.role == 'tool' %}{{ '<|start|>functions.' + seen.name }}"
+    "{{ ' to=assistant<|channel|>commentary<|message|>' + m.content | tojson + '<|end|>' }}"
+    "{% elif m.role == 'assistant' %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content }}"
+    "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}"
+    "{% else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
 # As with Gemma 4: closed in the prompt unless asked for.
 THOUGHT_CHANNEL = (
     "{{ bos_token }}{% if enable_thinking is defined and enable_thinking %}{{ '<|turn>system\n<|think|>\n<turn|>\n' }}"

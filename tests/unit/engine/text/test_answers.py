@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from helix_jobs.engine.chat_options import ReasoningOptions, ToolUse
 from helix_jobs.engine.grammar.grammars import Grammars
@@ -26,8 +24,10 @@ from helix_jobs.engine.text.stop_strings import StopStringWatch
 from helix_jobs.errors import InvalidRequestError
 from tests.unit.engine.reasoning_models import one_token
 from tests.unit.engine.text.bounded_prompts import SHORT
+from tests.unit.engine.text.call_models import HARMONY, byte_tokenizer
 from tests.unit.engine.text.chat_templates import (
     BRACKETS,
+    CHANNEL_CALLS,
     CHANNELS,
     MISTRAL_NEMO,
     OPENED,
@@ -36,23 +36,9 @@ from tests.unit.engine.text.chat_templates import (
 )
 from tests.unit.engine.text.small_tokenizers import sentence_pieces
 
-HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>")
 QUESTION = [{"role": "user", "content": "Name a river"}]
 TOOLS = ToolUse(tools=({"type": "function", "function": {"name": "wait"}},))
 CALL = '<tool_call>\n{"name": "wait", "arguments": {"s": "é"}}\n</tool_call>'
-
-
-def byte_tokenizer(template, tokens=(), special=()):
-    """A token for each byte, and those that are given."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", bos_token="<s>")
-    made.add_tokens(list(tokens))
-    made.add_special_tokens({"additional_special_tokens": list(special)})
-    made.chat_template = template
-    return made
 
 
 class Served:
@@ -94,7 +80,7 @@ class Served:
                 break
         if sequence.finish_reason is None:
             sequence.finish(reason)
-        return result_of(sequence, self.codec, self.forms.calls)
+        return result_of(sequence, self.codec, self.forms)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +92,7 @@ def served():
         "opened": Served(OPENED, ["<think>", "</think>"]),
         "special": Served(BRACKETS, (), ["[THINK]", "[/THINK]", "[INST]", "[/INST]"]),
         "channels": Served(CHANNELS, (), HARMONY),
+        "channel calls": Served(CHANNEL_CALLS, (), HARMONY),
         "thought channel": Served(THOUGHT_CHANNEL, (), ["<|channel>", "<channel|>", "<|turn>", "<turn|>"]),
         "nemo": Served(MISTRAL_NEMO, (), ["[TOOL_CALLS]", "[INST]", "[/INST]"]),
     }
@@ -178,6 +165,7 @@ def test_stop_strings_count_in_the_answer(served, kind, stop):
 
 def test_ends_of_messages_inside_a_turn_are_known(served):
     channels = served["channels"]
+    assert channels.forms.turn_ends == {channels.tokenizer.convert_tokens_to_ids("<|call|>")}
     assert channels.forms.within_turn == {channels.tokenizer.convert_tokens_to_ids("<|end|>")}
     assert not served["tokens"].forms.within_turn
 
@@ -233,6 +221,132 @@ def test_a_call_that_is_demanded_becomes_a_constraint(served):
     assert forced.grammar.accepts(CALL)
     assert not forced.grammar.accepts("Look:")
     assert served["tokens"].encode(tools=TOOLS).grammar is None
+
+
+THOUGHT = "<|channel|>analysis<|message|>hm \u00e9<|end|><|start|>assistant"
+CHANNEL_CALL = '<|channel|>commentary to=functions.wait <|constrain|>json<|message|>{"s": "\u00e9"}'
+BY_ROLE = ' to=functions.wait<|channel|>commentary json<|message|>{"s":"\u00e9"}'
+PREAMBLE = "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "thinking"),
+    [
+        (THOUGHT + CHANNEL_CALL, "", "hm \u00e9"),
+        (THOUGHT + BY_ROLE, "", "hm \u00e9"),
+        (CHANNEL_CALL, "", None),
+        (BY_ROLE, "", None),
+        (THOUGHT + PREAMBLE + CHANNEL_CALL, "I look.", "hm \u00e9"),
+        (PREAMBLE + THOUGHT + CHANNEL_CALL, "I look.", "hm \u00e9"),
+        (THOUGHT + THOUGHT + CHANNEL_CALL, "", "hm \u00e9\nhm \u00e9"),
+        (THOUGHT + "<|channel|>commentary to=functions.wait json<|message|>{}", "", "hm \u00e9"),
+        (THOUGHT + "<|channel|>commentary to=functions.wait<|message|>{}", "", "hm \u00e9"),
+        (THOUGHT + "<|channel|>analysis to=functions.wait<|message|>{}", "", "hm \u00e9"),
+    ],
+)
+def test_a_call_in_a_message_of_its_own_is_read(served, text, words, thinking):
+    result = served["channel calls"].answer(text, tools=TOOLS)
+    assert (result.output_text, result.reasoning_text) == (words, thinking)
+    assert result.finish_reason is FinishReason.TOOL_CALLS
+    (call,) = result.tool_calls
+    assert call["function"]["name"] == "wait"
+    assert call["function"]["arguments"] in ('{"s": "\u00e9"}', "{}")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (CHANNEL_CALL.replace("wait", "run"), None),
+        (CHANNEL_CALL[:-2], None),
+        (CHANNEL_CALL + " and", None),
+        (BY_ROLE.replace("wait", "run"), None),
+        ("<|channel|>commentary to=python<|message|>{}", None),
+        ("<|channel|>final<|message|>Elbe <|constrain|> to=functions.wait", "Elbe <|constrain|> to=functions.wait"),
+        ("<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>final<|message|>Elbe",
+         "I look.\nElbe"),
+    ],
+)  # fmt: skip
+def test_a_message_that_is_no_whole_call_is_shown_with_its_header(served, text, shown):
+    result = served["channel calls"].answer(THOUGHT + text, tools=TOOLS)
+    assert (result.output_text, result.tool_calls) == (shown or text, None)
+    assert (result.reasoning_text, result.finish_reason) == ("hm \u00e9", FinishReason.STOP)
+
+
+def test_a_message_without_tools_is_shown_as_it_is(served):
+    for text in (CHANNEL_CALL, BY_ROLE):
+        assert served["channel calls"].answer(THOUGHT + text).output_text == text
+
+
+@pytest.mark.parametrize("cut", ["<|channel|>", "<|channel|>fin", THOUGHT[: THOUGHT.index("hm")]])
+def test_a_header_that_is_cut_is_no_text(served, cut):
+    result = served["channel calls"].answer(cut, reason=FinishReason.LENGTH, tools=TOOLS)
+    assert (result.output_text, result.reasoning_text, result.tool_calls) == ("", None, None)
+    behind = served["channel calls"].answer(THOUGHT + "<|channel|>fin", reason=FinishReason.LENGTH)
+    assert (behind.output_text, behind.reasoning_text) == ("", "hm \u00e9")
+
+
+def test_a_mark_that_a_model_spells_out_splits_nothing(served):
+    """It is told by its token alone."""
+    one = served["channel calls"]
+    request = one.encode(tools=TOOLS)
+    spelt = [token for character in "a<|end|>b" for token in one.ids(character)]
+    sequence = Sequence(request, BlockTable(BlockPool(2, 4)), frozenset(), 100_000)
+    sequence.commit([*one.ids("<|channel|>final<|message|>"), *spelt], 0.0)
+    sequence.finish(FinishReason.STOP)
+    assert result_of(sequence, one.codec, one.forms).output_text == "a<|end|>b"
+
+
+def test_stop_strings_do_not_count_in_headers(served):
+    for stop in ("final", "comm", "assistant"):
+        result = served["channel calls"].answer(f"{THOUGHT}<|channel|>final<|message|>Elbe", stop=(stop,))
+        assert (result.output_text, result.finish_reason) == ("Elbe", FinishReason.STOP)
+    result = served["channel calls"].answer(THOUGHT + CHANNEL_CALL, stop=("commentary",), tools=TOOLS)
+    assert len(result.tool_calls) == 1
+
+
+def test_a_continued_text_may_be_followed_by_a_call(served):
+    continued = {"messages": (*QUESTION, {"role": "assistant", "content": "The river"}), "continue_final_message": True}
+    one = served["channel calls"]
+    assert one.codec.decode_all(one.encode(**continued).prompt_token_ids).endswith("final<|message|>The river")
+    assert one.answer(" Elbe", **continued).output_text == " Elbe"
+    result = one.answer(f" Elbe<|end|><|start|>assistant{CHANNEL_CALL}", tools=TOOLS, **continued)
+    assert (result.output_text, len(result.tool_calls)) == (" Elbe", 1)
+    with pytest.raises(InvalidRequestError, match="tool_choice: this model writes a call in a message of its own"):
+        one.encode(tools=dataclasses.replace(TOOLS, is_required=True), **continued)
+
+
+def test_a_demanded_call_in_a_message_has_its_thinking_in_the_grammar(served):
+    one = served["channel calls"]
+    forced = one.encode(tools=dataclasses.replace(TOOLS, is_required=True))
+    assert forced.grammar is not None
+    assert forced.grammar_has_thinking
+    assert not one.encode(tools=TOOLS).grammar_has_thinking
+    for text in (CHANNEL_CALL, THOUGHT + CHANNEL_CALL, THOUGHT + THOUGHT + CHANNEL_CALL):
+        assert accepts(forced.grammar, one.ids(text)), text
+    for text in (
+        "", "Elbe", THOUGHT, f"{THOUGHT}<|channel|>final<|message|>Elbe", "<|channel|>analysis<|message|>hm",
+        THOUGHT + CHANNEL_CALL.replace("wait", "run"), THOUGHT + CHANNEL_CALL[:-1], PREAMBLE + CHANNEL_CALL,
+        CHANNEL_CALL + "<|end|>", '{"s": "\u00e9"}',
+    ):  # fmt: skip
+        assert not accepts(forced.grammar, one.ids(text)), text
+
+
+def accepts(grammar, token_ids):
+    """Whether the tokens are all that the grammar wants."""
+    matcher = grammar.matcher()
+    return matcher.advance(token_ids) == len(token_ids) and matcher.is_accepting
+
+
+def test_a_closing_is_chosen_by_what_may_follow(served):
+    one = served["channel calls"]
+    text, either, call = (
+        one.encode(tools=tools).reasoning.closings for tools in (None, TOOLS, dataclasses.replace(TOOLS, only="wait"))
+    )
+    assert [one.codec.decode_all(ids) for ids in either] == [
+        "<|end|><|start|>assistant<|channel|>final<|message|>",
+        "<|end|><|start|>assistant<|channel|>commentary to=functions",
+    ]
+    assert (text, call) == (either[:1], either[1:])
 
 
 def test_an_answer_that_goes_on_with_a_message_goes_on_with_its_text(served):

@@ -14,6 +14,7 @@ from helix_jobs.engine.text.call_forms import FORMS, Call, read_calls
 from helix_jobs.engine.text.chat_template import ChatTemplate
 from tests.unit.engine.text.chat_templates import (
     BARE_JSON,
+    CHANNEL_CALLS,
     GEMMA_CALL,
     MISTRAL_NEMO,
     NAMED_ARGUMENTS,
@@ -25,6 +26,7 @@ from tests.unit.engine.text.chat_templates import (
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 PARAMETERS = {"look_up": {"type": "object", "properties": {"q": {"type": "string"}}}, "count": {}}
 
+HARMONY_THOUGHT = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
 GEMMA_CALLS = (
     'Hm<|tool_call>call:look_up{q:<|"|>a, "b": {c}\n<|"|>,n:[1,-2.5e3,{x:<|"|><|"|>}],t:true,z:None}<tool_call|>'
     '<|tool_call>call:count{<|"|>a b<|"|>:null}<tool_call|><|tool_response>'
@@ -54,6 +56,10 @@ GEMMA_CALLS = (
         ("gemma", GEMMA_CALLS, "Hm",
          [("look_up", '{"q": "a, \\"b\\": {c}\\n", "n": [1, -2500.0, {"x": ""}], "t": true, "z": null}'),
           ("count", '{"a b": null}')]),
+        ("harmony", '<|channel|>commentary to=functions.count <|constrain|>json<|message|>{"n": 1}', "",
+         [("count", '{"n": 1}')]),
+        ("harmony", f"{HARMONY_THOUGHT} to=functions.count<|channel|>commentary json<|message|>{{}}<|call|>", "",
+         [("count", "{}")]),
         ("mistral", 'count[TOOL_CALLS]count{"n": [1, {"a": null}]}', "count", [("count", '{"n": [1, {"a": null}]}')]),
     ],
 )  # fmt: skip
@@ -86,6 +92,11 @@ def test_calls_are_read(form, text, words, calls):
         ("gemma", "<|tool_call>count{}<tool_call|>"),
         ("gemma", "<|tool_call>call:count{}<tool_call|> and <|tool_call>"),
         ("gemma", "<|tool_call>call:count{n:" + "[" * 5000),
+        ("harmony", "<|channel|>final<|message|>count{}"),
+        ("harmony", "<|channel|>commentary to=functions.count<|message|>[1]"),
+        ("harmony", "<|channel|>commentary to=functions.count<|message|>{} and"),
+        ("harmony", "<|channel|>commentary to=functions.count"),
+        ("harmony", '{"n": 1}'),
         ("llama", 'Sure: {"name": "count", "parameters": {}}'),
         ("llama", '{"name": "count", "parameters": {}} and then'),
         ("llama", '{"a": 1}'),
@@ -119,6 +130,7 @@ PIECES = (
     ),
     *('{"name": "count", "arguments": {}}', '{"name": "count", "parameters": {"a": 1}}', "[", "]", ";", "count", "\n"),
     *("<parameter=a>", "</parameter>", '"', "\\", "<|python_tag|>", "NaN", "1e999", "é", "\x00", "null", ", ", ": "),
+    *("<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|call|>", "analysis", " to=functions.count"),
     *("<|tool_call>", "<tool_call|>", "call:count{", "n:", '<|"|>'),
 )
 
@@ -156,6 +168,7 @@ values = st.recursive(
     [
         (QWEN3, "hermes", 2), (QWEN2_5, "hermes", 2), (MISTRAL_NEMO, "mistral_list", 2),
         (NAMED_ARGUMENTS, "mistral", 2), (BARE_JSON, "llama", 1), (GEMMA_CALL, "gemma", 2),
+        (CHANNEL_CALLS, "harmony", 1),
     ],
 )  # fmt: skip
 @given(

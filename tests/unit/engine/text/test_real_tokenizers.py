@@ -33,6 +33,7 @@ KNOWN = {
     "llama3_1": (None, None),
     "gemma3": (None, None),
     "deepseek_v3": (None, None),
+    "gptoss": ("harmony", "harmony"),
 }
 QUESTION = ({"role": "user", "content": "Name a <think> river é"},)
 TOOLS = ToolUse(tools=({"type": "function", "function": {"name": "look_up", "description": "d", "parameters": {}}},))
@@ -52,7 +53,8 @@ class Model:
             token = config.get(name)
             special[name] = token["content"] if isinstance(token, dict) else token
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **special)
-        self.tokenizer.chat_template = config.get("chat_template")
+        beside = folder / "chat_template.jinja"
+        self.tokenizer.chat_template = beside.read_text() if beside.exists() else config.get("chat_template")
         self.prompts = PromptEncoder(self.tokenizer)
         found = self.prompts.probe()
         self.forms = chat_forms(self.tokenizer, found)
@@ -66,6 +68,7 @@ class Model:
                 eos_token_ids=frozenset({self.tokenizer.eos_token_id}),
                 vocab_size=size,
                 max_context=2048,
+                turn_end_ids=self.forms.turn_ends,
                 chat_forms=self.forms,
                 prompts=self.prompts,
             ),
@@ -137,6 +140,21 @@ def test_its_thinking_keeps_a_budget(model):
     if encoded.reasoning is not None:
         place = place_of(result.output_token_ids, encoded.reasoning)
         assert place.stop - place.start <= 5
+
+
+def test_a_call_that_is_demanded_is_valid(model):
+    if model.forms.calls is None:
+        pytest.skip("it writes no calls")
+    schema = {"type": "object", "properties": {"q": {"enum": ["a \u00e9", "b"]}}, "required": ["q"],
+              "additionalProperties": False}  # fmt: skip
+    function = {"name": "look_up", "description": "d", "parameters": schema}
+    tools = ToolUse(tools=({"type": "function", "function": function},), only="look_up")
+    reasoning = None if model.forms.reasoning is None else ReasoningOptions(max_tokens=5)
+    result = model.ask(tools=tools, reasoning=reasoning, sampling_params=SamplingParams(max_tokens=200))
+    assert (result.error, result.is_valid) == (None, True)
+    (call,) = result.tool_calls
+    assert json.loads(call["function"]["arguments"]) in ({"q": "a \u00e9"}, {"q": "b"})
+    assert result.output_text == ""
 
 
 def test_its_tools_are_shown_or_refused(model):

@@ -11,6 +11,7 @@ from helix_jobs.engine.text.thinking_arguments import thinking_arguments
 from tests.unit.engine.text.chat_templates import (
     BARE_JSON,
     BRACKETS,
+    CHANNEL_CALLS,
     CHANNELS,
     GEMMA_CALL,
     MISTRAL_NEMO,
@@ -71,6 +72,7 @@ def thinking_of(source, messages=QUESTION, **arguments):
         (SWITCHED, {"thinking": True}, "open"),
         (BRACKETS, {}, "free"),
         (CHANNELS, {}, "free"),
+        (CHANNEL_CALLS, {}, "free"),
         (THOUGHT_CHANNEL, {}, "closed"),
         (THOUGHT_CHANNEL, {"enable_thinking": True}, "free"),
         (CHATML, {}, "closed"),
@@ -121,6 +123,7 @@ def test_a_wish_that_can_have_no_effect_is_refused(source, options, field, remed
 CONTINUED = {
     "qwen3": QWEN3, "qwen2.5": QWEN2_5, "opened": OPENED, "channels": CHANNELS, "thought channel": THOUGHT_CHANNEL,
     "nemo": MISTRAL_NEMO, "chatml": CHATML, "trimming": TRIMMING, "folding": FOLDING, "bare json": BARE_JSON,
+    "channel calls": CHANNEL_CALLS,
 }  # fmt: skip
 
 
@@ -155,6 +158,7 @@ def test_parts_are_continued_as_well():
         (OPENED, "<think>\nhm", "open"),
         (THOUGHT_CHANNEL, "Sure", "free"),
         (CHANNELS, "Sure", "closed"),
+        (CHANNEL_CALLS, "Sure", "closed"),
     ],
 )
 def test_a_continued_message_goes_on_where_it_stood(source, beginning, thinking):
@@ -183,6 +187,7 @@ def as_objects(messages, *, content=""):
 
 FORMS = {
     "hermes": QWEN3, "hermes, older": QWEN2_5, "bare json": BARE_JSON, "xml": XML, "named arguments": NAMED_ARGUMENTS,
+    "channel calls": CHANNEL_CALLS,
 }  # fmt: skip
 
 
@@ -214,6 +219,7 @@ def test_ids_are_made_short_where_a_template_takes_no_other():
     [
         (QWEN3, "hermes"), (QWEN2_5, "hermes"), (XML, "xml"), (MISTRAL_NEMO, "mistral_list"),
         (NAMED_ARGUMENTS, "mistral"), (BARE_JSON, "llama"), (GEMMA_CALL, "gemma"),
+        (CHANNEL_CALLS, "harmony"), (CHANNELS, None),
         (NULL_CONTENT, None), (CHATML, None), (OPENED, None),
     ],
 )  # fmt: skip
@@ -253,6 +259,13 @@ def test_one_call_of_several_that_is_left_out_is_noticed():
     template(source).render([*QUESTION, {"role": "assistant", "content": "", "tool_calls": [CALL]}], {})
     with pytest.raises(RefusedMessagesError, match="leaves its tool_calls out"):
         template(source).render(messages, {})
+
+
+def test_a_second_call_that_a_template_of_one_call_leaves_out_is_noticed():
+    """As with gpt-oss."""
+    messages = [*QUESTION, {"role": "assistant", "content": "", "tool_calls": [CALL, {**CALL, "id": "b"}]}]
+    with pytest.raises(RefusedMessagesError, match="leaves its tool_calls out"):
+        template(CHANNEL_CALLS).render(messages, {})
 
 
 def test_earlier_thinking_reaches_the_template():
