@@ -82,6 +82,8 @@ def adapted_products(description: ModelDescription) -> Iterator[tuple[str, ...]]
     """The modules of each matrix product that adapters may change, as ``LinearOrigin`` names them."""
     if description.layer_inputs is not None:
         yield description.layer_inputs.projection.names
+    if description.streams is not None:
+        yield from (own.names for own in (*description.streams.expanding, *description.streams.merging))
     for index, layer in enumerate(description.layers):
         for projection in _projections(layer):
             yield tuple(f"{description.stack}.{index}.{name}" for name in projection.names)
@@ -104,6 +106,9 @@ def _projections(layer: LayerDescription) -> Iterator[ProjectionDescription]:
         yield from _of_feed_forward(layer.feed_forward)
     if layer.experts is not None and layer.experts.shared is not None:
         yield from _of_feed_forward(layer.experts.shared)
+    if layer.altup is not None:
+        yield layer.altup.laurel_left
+        yield layer.altup.laurel_right
     if layer.layer_input is not None:
         yield layer.layer_input.gate
         yield layer.layer_input.projection

@@ -58,6 +58,7 @@ class ModelSizes:
             stream are taken as one, so it may be a little more than the decoder's own.
         vocab_size: Logits of a row.
         layer_inputs: See ``StepWidths``.
+        num_streams: See ``StepWidths``.
         context: The most tokens of a sequence, prompt and output together.
         blocks: The weights in blocks which can be multiplied as they are.
         has_small_steps: Whether compiled code computes its int8 layers in one call, see ``NativeInt8Decoder``.
@@ -78,6 +79,7 @@ class ModelSizes:
     widest: int
     vocab_size: int
     layer_inputs: int
+    num_streams: int
     context: int
     blocks: StoredBlocks = NO_BLOCKS
     has_small_steps: bool = False
@@ -146,6 +148,7 @@ class ModelSizes:
             experts_at_once=device.type == "cpu",
             states=self.states,
             layer_inputs=self.layer_inputs,
+            num_streams=self.num_streams,
         )
 
 
@@ -228,6 +231,7 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
         ),
         vocab_size=head.shape[0],
         layer_inputs=0 if inputs is None else inputs.width * len(description.layers),
+        num_streams=1 if description.streams is None else 1 + len(description.streams.expanding),
         context=int(config.max_position_embeddings),
         has_small_steps=NativeInt8Decoder.describes(description),
     )

@@ -74,6 +74,35 @@ class XieluActivation:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseActivation:
+    """Statistical top-k (You et al. 2025, arXiv:2506.06644): of a row, gates far above its mean are kept (Gemma 3n).
+
+    What a gate lies above ``mean + steps * deviation`` goes through the activation; the others are zero.
+
+    Attributes:
+        inner: The activation.
+        steps: Standard deviations above the mean.
+    """
+
+    inner: Callable[[torch.Tensor], torch.Tensor]
+    steps: float
+
+    @classmethod
+    def of(cls, inner: Callable[[torch.Tensor], torch.Tensor], sparsity: float, dtype: torch.dtype) -> SparseActivation:
+        """That which leaves this share of normally distributed gates zero; the steps are rounded to ``dtype``."""
+        steps = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(sparsity))
+        return cls(inner, float(steps.to(dtype)))
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The activation of gates ``[T, intermediate_size]``."""
+        exact = hidden.float()
+        mean = exact.mean(dim=-1, keepdim=True)
+        centred = exact - mean
+        deviation = (centred * centred).mean(dim=-1, keepdim=True).sqrt()
+        return self.inner(functional.relu(exact - (mean + deviation * self.steps)).to(hidden.dtype))
+
+
+@dataclass(frozen=True, slots=True)
 class ClampedSwiglu:
     """SwiGLU with bounds and a shifted up projection (GPT-OSS, arXiv:2508.10925).
 

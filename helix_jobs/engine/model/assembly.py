@@ -19,7 +19,8 @@ from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
 from helix_jobs.engine.attention.dense import DenseAttention
 from helix_jobs.engine.attention.query_factor import QueryFactor
 from helix_jobs.engine.attention.rotary import LongFrequencies, RotaryTable, WideRotaryTable
-from helix_jobs.engine.model.activations import ACTIVATIONS, XIELU
+from helix_jobs.engine.model.activations import ACTIVATIONS
+from helix_jobs.engine.model.altup_assembly import build_altup, build_streams
 from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
 from helix_jobs.engine.model.expert_assembly import build_experts
 from helix_jobs.engine.model.experts_beside import ExpertsBeside
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
         NormDescription,
         RotaryDescription,
     )
-    from helix_jobs.engine.model.feed_forward import Activation, FeedForward
+    from helix_jobs.engine.model.feed_forward import FeedForward
     from helix_jobs.engine.model.layer_input_description import LayerInputDescription
     from helix_jobs.engine.model.norms import Norm
     from helix_jobs.engine.model.query_lift import QueryLift
@@ -124,6 +125,7 @@ class _Assembly:
             logit_scale=description.logit_scale,
             logit_cap=description.logit_cap,
             layer_inputs=self._layer_inputs(outer),
+            streams=None if description.streams is None else build_streams(outer, description.streams),
         )
         return replace(decoder, origins=origins.of(decoder.linears()))
 
@@ -158,6 +160,7 @@ class _Assembly:
             has_gate=own is not None and own.has_gate,
             query_lift=lift,
             layer_input=None if layer.layer_input is None else _layer_input(parts, layer.layer_input, size),
+            altup=None if layer.altup is None else build_altup(parts, layer.altup, size),
             scale=1.0 if layer.scale is None else float(parts.tensor(layer.scale).to(self._place.dtype)),
         )
 
@@ -208,6 +211,7 @@ class _Assembly:
             # Rounded to the model's dtype, as the embedding's scale is.
             table_scale=float(torch.tensor(own.width**0.5, dtype=self._place.dtype)),
             projection_scale=projection.in_features**-0.5,
+            has_every_token=own.has_every_token,
         )
 
     def _qkv(self, parts: StoredParts, own: AttentionDescription) -> tuple[Linear, QueryLift | None]:
@@ -315,11 +319,7 @@ def _layer_input(parts: StoredParts, own: LayerInputDescription, size: int) -> L
 
 def _feed_forward(parts: StoredParts, description: FeedForwardDescription) -> FeedForward:
     inner, outer = parts.linear(description.inner), parts.linear(description.outer)
-    activation: Activation
-    if description.activation == XIELU:
-        activation = parts.xielu(description.activation_module)
-    else:
-        activation = ACTIVATIONS[description.activation]
+    activation = parts.activation(description)
     if description.is_gated:
         return GatedFeedForward(inner, outer, activation)
     return PlainFeedForward(inner, outer, activation)

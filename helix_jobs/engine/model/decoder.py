@@ -10,7 +10,6 @@ implementation a part is: compiled kernels replace parts (see ``kernels.cpu.nati
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from helix_jobs.engine.attention.section_steps import begin_step
 from helix_jobs.engine.devices.shape_sizes import padded_rows
+from helix_jobs.engine.model.mixers import Mixers
 from helix_jobs.engine.recurrence.state_cache import state_bytes
 from helix_jobs.engine.recurrence.state_step import StateStep
 from helix_jobs.engine.weights.block_matrix import look_up
@@ -26,12 +26,13 @@ from helix_jobs.engine.weights.block_matrix import look_up
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from helix_jobs.engine.attention.backend import AttentionBackend, AttentionSpec, AttentionStep
+    from helix_jobs.engine.attention.backend import AttentionBackend
     from helix_jobs.engine.attention.cache_geometry import CacheGeometry
     from helix_jobs.engine.attention.clock import AttentionClock
     from helix_jobs.engine.attention.kv_cache import PagedKVCache
     from helix_jobs.engine.attention.step_layout import StepLayout
     from helix_jobs.engine.config import StateConfig
+    from helix_jobs.engine.model.altup import AltUp, Streams
     from helix_jobs.engine.model.feed_forward import FeedForward
     from helix_jobs.engine.model.layer_inputs import LayerInput, LayerInputs
     from helix_jobs.engine.model.linear_origin import LinearOrigin
@@ -103,6 +104,7 @@ class DecoderLayer:
             those that ``recurrence`` reads; else 0 (Falcon-H1). ``attention_out`` then reads both results side by side.
         layer_input: Works the layer's own input into the residual, behind the feed-forward (Gemma 4); or None.
         scale: Factor of the residual behind the layer (Gemma 4).
+        altup: What the layer does with the other residual streams (Gemma 3n), or None.
     """
 
     attention_norm: Norm | None
@@ -120,13 +122,15 @@ class DecoderLayer:
     attention_width: int = 0
     layer_input: LayerInput | None = None
     scale: float = 1.0
+    altup: AltUp | None = None
 
     def linears(self) -> tuple[Linear, ...]:
         """Its matrix products, in order of execution."""
         lift = None if self.query_lift is None else self.query_lift.product
         mixing = (one for one in (self.qkv, lift, self.attention_out) if one is not None)
         given = () if self.layer_input is None else self.layer_input.linears()
-        return *mixing, *self.feed_forward.linears(), *given
+        beside = () if self.altup is None else self.altup.linears()
+        return *mixing, *beside, *self.feed_forward.linears(), *given
 
     def with_linears(self, change: Callable[[Linear], Linear]) -> DecoderLayer:
         """The same layer with ``change`` applied to every linear layer."""
@@ -137,6 +141,7 @@ class DecoderLayer:
             attention_out=None if self.attention_out is None else change(self.attention_out),
             feed_forward=self.feed_forward.with_linears(change),
             layer_input=None if self.layer_input is None else self.layer_input.with_linears(change),
+            altup=None if self.altup is None else self.altup.with_linears(change),
         )
 
     def add_attention(self, residual: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
@@ -158,6 +163,12 @@ class DecoderLayer:
         elif self.is_parallel:
             given = normal
         return self._add(self.feed_forward, self.feed_forward_out_norm, residual, given)
+
+    def finished(self, hidden: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
+        """The residual ``[T, hidden_size]`` behind the layer; ``given`` is its own input ``[T, width]``, if any."""
+        if self.layer_input is not None and given is not None:
+            hidden = self.layer_input.add_to(hidden, given)
+        return hidden if self.scale == 1.0 else hidden * self.scale
 
     def _add(self, block: Block, norm: Norm | None, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         if norm is None and self.residual_scale == 1.0:
@@ -186,6 +197,7 @@ class Decoder:
         logit_scale: Factor of the logits (Granite).
         logit_cap: Bound of the logits, ``cap * tanh(logits / cap)`` (Gemma 2), or None.
         layer_inputs: Makes the inputs of layers beside the residual (Gemma 4), or None.
+        streams: Makes several residual streams (Gemma 3n), or None. Given exactly where each layer has ``altup``.
         origins: What each of ``linears()`` is made of, as far as adapters may change it. Whatever exchanges a linear
             layer puts another one of the same outputs into its place.
         adapters: The adapters of its products, or None.
@@ -206,6 +218,7 @@ class Decoder:
     logit_scale: float = 1.0
     logit_cap: float | None = None
     layer_inputs: LayerInputs | None = None
+    streams: Streams | None = None
     origins: tuple[LinearOrigin | None, ...] = ()
     adapters: AdapterSwitch | None = None
     small_steps: SmallSteps | None = None
@@ -249,8 +262,9 @@ class Decoder:
         return tuple(layer.recurrence for layer in self.layers if layer.recurrence is not None)
 
     def linears(self) -> list[Linear]:
-        """Every matrix product of a step, in order of execution, the head last."""
+        """Every matrix product of a step, those of layers in order of execution, the head last."""
         first = () if self.layer_inputs is None else (self.layer_inputs.projection,)
+        first = first if self.streams is None else (*first, *self.streams.linears())
         return [*first, *(linear for layer in self.layers for linear in layer.linears()), self.head]
 
     def with_linears(self, change: Callable[[Linear], Linear]) -> Decoder:
@@ -259,6 +273,7 @@ class Decoder:
         return replace(
             self,
             layer_inputs=None if inputs is None else replace(inputs, projection=change(inputs.projection)),
+            streams=None if self.streams is None else self.streams.with_linears(change),
             layers=tuple(layer.with_linears(change) for layer in self.layers),
             head=change(self.head),
         )
@@ -292,15 +307,18 @@ class Decoder:
         hidden = self._embedded(tokens, layout.positions)
         if self.small_steps is not None and self.small_steps.serves(layout, cache):
             return self.small_steps.forward(hidden, layout, cache, clock)
-        step = begin_step(self.attention, layout, cache)
-        mixers = None if states is None else _Mixers(step, StateStep(layout.states, states), self.attention.spec)
+        recurrent = None if states is None else StateStep(layout.states, states)
+        mixers = Mixers(begin_step(self.attention, layout, cache), recurrent, self.attention.spec)
         num_tokens = layout.num_tokens
         num_rows = padded_rows(num_tokens)
         hidden = _pad(hidden, num_rows)
         inputs = self.layer_inputs
         given = iter(()) if inputs is None else iter(inputs.of(_pad(inputs.look_up(tokens), num_rows), hidden))
-        index = 0  # among the layers with attention
+        streams = None if self.streams is None else self.streams.expand(hidden)
         for layer in self.layers:
+            if layer.altup is not None and streams is not None:
+                streams = layer.altup.predict(streams)
+                hidden = streams[:, layer.altup.active]
             normal = hidden if layer.attention_norm is None else layer.attention_norm(hidden)
             residual = hidden
             if layer.qkv is not None:
@@ -311,26 +329,18 @@ class Decoder:
                 if clock is not None:
                     clock.start()
                 # [T, attention_out.in_features]
-                if layer.recurrence is None:
-                    attended = (
-                        _attend_gated(step, index, qkv, self.attention.spec.width(index))
-                        if layer.has_gate
-                        else step.attend(index, qkv)
-                    )
-                    index += 1
-                else:
-                    assert mixers is not None, "a model with recurrent layers has states"
-                    attended = mixers.mix(layer, layer.recurrence, index, qkv)
-                    index += bool(layer.attention_width)
+                attended = mixers.mix(layer, qkv)
                 if clock is not None:
                     clock.stop()
                 residual = layer.add_attention(hidden, _pad(attended, num_rows))
+            if layer.altup is not None:
+                residual = layer.altup.laurel.add_to(residual, normal)
             hidden = layer.add_feed_forward(residual, hidden, normal)
-            if layer.layer_input is not None:
-                hidden = layer.layer_input.add_to(hidden, next(given))
-            if layer.scale != 1.0:
-                hidden = hidden * layer.scale
-        return hidden
+            if layer.altup is None or streams is None:
+                hidden = layer.finished(hidden, next(given, None))
+            else:
+                streams = layer.altup.finished(streams, hidden, layer.layer_input, next(given, None))
+        return hidden if self.streams is None or streams is None else self.streams.merge(streams)
 
     def _embedded(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """What the first layer reads of tokens and positions, each ``[T]``: ``[T, hidden_size]``."""
@@ -353,41 +363,6 @@ class Decoder:
         if self.logit_cap is not None:
             logits = torch.tanh(logits / self.logit_cap) * self.logit_cap
         return logits
-
-
-class _Mixers:
-    """One step's recurrences in their order, with attention where it stands beside one."""
-
-    def __init__(self, step: AttentionStep, recurrent: StateStep, spec: AttentionSpec) -> None:
-        self._step = step
-        self._recurrent = recurrent
-        self._spec = spec
-        self._layers = itertools.count()
-
-    def mix(self, layer: DecoderLayer, recurrence: Recurrence, index: int, given: torch.Tensor) -> torch.Tensor:
-        """From what the layer's first product yields to what its second reads, each ``[T, ...]``.
-
-        Args:
-            layer: The layer.
-            recurrence: Its recurrence.
-            index: Which attention stands beside that, if one does.
-            given: ``[T, out_features]`` of the first product.
-        """
-        if not layer.attention_width:
-            return self._recurrent.advance(next(self._layers), recurrence, given)
-        qkv, given = given.split((layer.attention_width, given.shape[1] - layer.attention_width), dim=1)
-        attended = (
-            _attend_gated(self._step, index, qkv, self._spec.width(index))
-            if layer.has_gate
-            else self._step.attend(index, qkv)
-        )
-        return torch.cat((attended, self._recurrent.advance(next(self._layers), recurrence, given)), dim=1)
-
-
-def _attend_gated(step: AttentionStep, index: int, qkv: torch.Tensor, gate_width: int) -> torch.Tensor:
-    """Attention's result, ``[T, num_heads * value_width]``, times the sigmoid of the gate behind the values."""
-    qkv, gate = qkv.split((qkv.shape[1] - gate_width, gate_width), dim=1)
-    return step.attend(index, qkv) * torch.sigmoid(gate)
 
 
 def _pad(rows: torch.Tensor, count: int) -> torch.Tensor:

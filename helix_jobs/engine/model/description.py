@@ -10,14 +10,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from helix_jobs.engine.attention.cache_geometry import CacheGeometry, CacheShape
+from helix_jobs.engine.model.recurrence_description import ShortConvDescription
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from helix_jobs.engine.attention.backend import NormScope
+    from helix_jobs.engine.model.altup_description import AltUpDescription, StreamsDescription
     from helix_jobs.engine.model.expert_description import BesideDescription, ExpertsDescription
     from helix_jobs.engine.model.latent_description import LatentDescription
     from helix_jobs.engine.model.layer_input_description import LayerInputDescription, LayerInputsDescription
+    from helix_jobs.engine.model.recurrence_description import RecurrenceDescription
 
 
 class UnsupportedSettingError(Exception):
@@ -154,90 +157,6 @@ class AttentionDescription:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShortConvDescription:
-    """A gated short convolution in the place of attention (LFM2).
-
-    Attributes:
-        inner: Both gates and the values, side by side.
-        conv: The convolution's module.
-        out: Back to the hidden size.
-    """
-
-    inner: ProjectionDescription
-    conv: str
-    out: ProjectionDescription
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeltaRuleDescription:
-    """The gated delta rule in the place of attention (Qwen3-Next).
-
-    Attributes:
-        inner: Queries, keys, values, rates, decays and gates side by side.
-        is_grouped: Whether the rows of ``inner`` stand key head by key head (Qwen3-Next): first queries, keys, values
-            and gates, then rates and decays.
-        module: The module that holds the convolution (``conv1d``), ``A_log``, ``dt_bias`` and the norm.
-        out: Back to the hidden size.
-        num_key_heads: See ``DeltaHeads``.
-        num_value_heads: See ``DeltaHeads``.
-        key_dim: See ``DeltaHeads``.
-        value_dim: See ``DeltaHeads``.
-        activation: Follows the convolution; a key of ``ACTIVATIONS``.
-        eps: Added to the norm's mean square.
-        norm: The norm's module inside ``module``.
-        rate_scale: See ``DeltaRule``.
-    """
-
-    inner: ProjectionDescription
-    is_grouped: bool
-    module: str
-    out: ProjectionDescription
-    num_key_heads: int
-    num_value_heads: int
-    key_dim: int
-    value_dim: int
-    activation: str
-    eps: float
-    norm: str = "norm"
-    rate_scale: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MambaDescription:
-    """Mamba-2 in the place of attention (Granite 4), or beside it (Falcon-H1).
-
-    Attributes:
-        inner: Gates, values, keys, queries and time steps side by side.
-        module: The module that holds the convolution (``conv1d``), ``A_log``, ``dt_bias``, ``D`` and the norm
-            (``norm``), if there is one.
-        out: Back to the hidden size.
-        num_heads: See ``MambaHeads``.
-        head_dim: See ``MambaHeads``.
-        num_groups: See ``MambaHeads``.
-        state_dim: See ``MambaHeads``.
-        activation: Follows the convolution; a key of ``ACTIVATIONS``.
-        eps: Added to the norm's mean square.
-        has_norm: Whether results are normalised; else they are gated alone.
-        is_gated_last: Whether the gate is applied behind the norm.
-    """
-
-    inner: ProjectionDescription
-    module: str
-    out: ProjectionDescription
-    num_heads: int
-    head_dim: int
-    num_groups: int
-    state_dim: int
-    activation: str
-    eps: float
-    has_norm: bool = True
-    is_gated_last: bool = False
-
-
-RecurrenceDescription = ShortConvDescription | DeltaRuleDescription | MambaDescription
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FeedForwardDescription:
     """A layer's feed-forward.
 
@@ -247,6 +166,7 @@ class FeedForwardDescription:
         activation: A key of ``ACTIVATIONS``, or ``xielu``.
         is_gated: Whether the activation is applied to a gate.
         activation_module: The module that holds the activation's own weights (xIELU).
+        sparsity: See ``SparseActivation``; 0 for none (Gemma 3n).
     """
 
     inner: ProjectionDescription
@@ -254,6 +174,7 @@ class FeedForwardDescription:
     activation: str
     is_gated: bool = True
     activation_module: str = "mlp.act_fn"
+    sparsity: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +200,7 @@ class LayerDescription:
     beside: BesideDescription | None = None
     layer_input: LayerInputDescription | None = None
     scale: str | None = None
+    altup: AltUpDescription | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,6 +224,7 @@ class ModelDescription:
         logit_cap: Bound of the logits, or None: ``cap * tanh(logits / cap)``.
         layer_inputs: What makes the inputs of layers beside the residual, or None. Given exactly where each layer has a
             ``layer_input``.
+        streams: Several residual streams, or None for one. Given exactly where each layer has ``altup``.
     """
 
     num_heads: int
@@ -319,6 +242,7 @@ class ModelDescription:
     logit_scale: float = 1.0
     logit_cap: float | None = None
     layer_inputs: LayerInputsDescription | None = None
+    streams: StreamsDescription | None = None
 
     @property
     def attentions(self) -> tuple[AttentionDescription, ...]:
@@ -360,6 +284,7 @@ class ModelDescription:
         experts = [layer.experts for layer in self.layers if layer.experts is not None]
         kept = {own.router.weight.removesuffix(".weight") for own in experts}
         kept |= {own.shared_gate.names[0] for own in experts if own.shared_gate is not None}
+        kept |= {name for layer in self.layers if layer.altup is not None for name in layer.altup.plain_matrices}
         return frozenset(kept | {own.latent.matrix for own in self.attentions if own.latent is not None})
 
     @property

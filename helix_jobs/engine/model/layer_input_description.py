@@ -18,12 +18,14 @@ class LayerInputsDescription:
         projection: From the embedded token to the inputs of all layers.
         norm: Norm of what that yields for each layer.
         width: Width of a layer's input.
+        has_every_token: Whether the table has a row for every token; one without reads the first row (Gemma 3n).
     """
 
     table: str
     projection: ProjectionDescription
     norm: NormDescription
     width: int
+    has_every_token: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

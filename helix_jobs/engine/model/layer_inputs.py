@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import torch
 
     from helix_jobs.engine.model.feed_forward import Activation
     from helix_jobs.engine.model.norms import Norm
@@ -33,6 +32,7 @@ class LayerInputs:
         width: Width of a layer's input.
         table_scale: Factor of the table's rows.
         projection_scale: Factor of the projection.
+        has_every_token: Whether the table has a row for every token; one without reads the first row (Gemma 3n).
     """
 
     table: torch.Tensor
@@ -41,9 +41,12 @@ class LayerInputs:
     width: int
     table_scale: float
     projection_scale: float
+    has_every_token: bool = True
 
     def look_up(self, tokens: torch.Tensor) -> torch.Tensor:
         """The part that depends on the token alone, ``[T, num_layers * width]``, of tokens ``[T]``."""
+        if not self.has_every_token:
+            tokens = torch.where(tokens < len(self.table), tokens, torch.zeros_like(tokens))
         return functional.embedding(tokens, self.table) * self.table_scale
 
     def of(self, looked_up: torch.Tensor, embedded: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -78,7 +81,11 @@ class LayerInput:
 
     def add_to(self, residual: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
         """The residual ``[T, hidden_size]`` with the layer's input ``[T, width]`` worked in."""
-        return residual + self.norm(self.projection(self.activation(self.gate(residual)) * given))
+        return residual + self.of(residual, given)
+
+    def of(self, residual: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        """What ``add_to`` adds, ``[T, hidden_size]``."""
+        return self.norm(self.projection(self.activation(self.gate(residual)) * given))
 
     def linears(self) -> tuple[Linear, ...]:
         """Its matrix products, in order of execution."""

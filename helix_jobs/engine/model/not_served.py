@@ -20,7 +20,6 @@ _BY_REASON: Final = {
     "layers of recurrent state": ("recurrent_gemma", "zamba", "zamba2"),
     "layers of recurrent state and experts": ("jamba",),
     "recurrent state instead of attention": ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
-    "sliding windows and shared keys": ("gemma3n", "gemma3n_text"),
     "differences of two attentions": ("diffllama",),
     "biases of scores by distance (ALiBi)": ("bloom", "mpt"),
     "weights of three values": ("bitnet",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.model.activations import ACTIVATIONS
-from helix_jobs.engine.model.description import DeltaRuleDescription, MambaDescription, ShortConvDescription
+from helix_jobs.engine.model.recurrence_description import DeltaRuleDescription, MambaDescription, ShortConvDescription
 from helix_jobs.engine.model.row_order import delta_order
 from helix_jobs.engine.recurrence.delta_rule import DeltaHeads, DeltaRule
 from helix_jobs.engine.recurrence.mamba2 import Mamba2, MambaHeads
@@ -14,7 +14,7 @@ from helix_jobs.engine.recurrence.short_conv import ShortConv
 if TYPE_CHECKING:
     import torch
 
-    from helix_jobs.engine.model.description import RecurrenceDescription
+    from helix_jobs.engine.model.recurrence_description import RecurrenceDescription
     from helix_jobs.engine.model.stored_parts import StoredParts
     from helix_jobs.engine.recurrence.recurrence import Recurrence
     from helix_jobs.engine.weights.linear import Linear

@@ -27,6 +27,8 @@ _HIDDEN_COPIES: Final = 3
 _INPUT_COPIES: Final = 8
 _STATE_COPIES: Final = 3
 _LAYER_INPUT_COPIES: Final = 3
+# What a layer reads and predicts, what it corrects, and one sum of each.
+_STREAM_COPIES: Final = 4
 # Queries and results of attention; and the results of latent attention.
 _ATTENDED_COPIES: Final = 2
 _RESULT_COPIES: Final = 2
@@ -53,6 +55,7 @@ class StepWidths:
         experts_at_once: Whether all experts' products are in memory at once (compiled kernels on a CPU).
         states: The state of each recurrent layer.
         layer_inputs: Elements of a token's inputs of all layers beside the residual; 0 without such.
+        num_streams: Residual streams.
     """
 
     geometry: CacheGeometry
@@ -68,6 +71,7 @@ class StepWidths:
     experts_at_once: bool = False
     states: tuple[StateShape, ...] = ()
     layer_inputs: int = 0
+    num_streams: int = 1
 
     @classmethod
     def of(cls, decoder: Decoder) -> StepWidths:
@@ -88,6 +92,7 @@ class StepWidths:
             experts_at_once=decoder.device.type == "cpu",
             states=tuple(one.shape for one in decoder.recurrences),
             layer_inputs=0 if decoder.layer_inputs is None else decoder.layer_inputs.table.shape[1],
+            num_streams=1 if decoder.streams is None else decoder.streams.count,
         )
 
     def step_bytes(self, config: EngineConfig, max_keys: int) -> int:
@@ -106,6 +111,8 @@ class StepWidths:
         layer += self._recurrent_bytes(config, num_tokens)
         # In memory through all layers; and while they are made, what is looked up, and what is projected.
         inputs = num_tokens * _LAYER_INPUT_COPIES * self.layer_inputs * itemsize
+        if self.num_streams > 1:
+            inputs += num_tokens * _STREAM_COPIES * self.num_streams * self.hidden_size * itemsize
         # The softmax reads one copy of the scores and writes another. One query's scores are never divided, however
         # many its keys.
         scores = max(MAX_GROUP_SCORES, num_heads * max_keys) * 2 * _FLOAT32_BYTES

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from helix_jobs.engine.model.activations import XieluActivation
+from helix_jobs.engine.model.activations import ACTIVATIONS, XIELU, SparseActivation, XieluActivation
 from helix_jobs.engine.model.linear_origin import LinearOrigin
 from helix_jobs.engine.model.norms import HeadLayerNorm, LayerNorm, RmsNorm
 from helix_jobs.engine.model.placement import Float16OverflowError
@@ -16,13 +16,20 @@ from helix_jobs.engine.weights.block_stack import BlockStack
 from helix_jobs.engine.weights.level_layouts import FLOAT_DTYPES, FLOAT_LAYOUTS
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
+from helix_jobs.engine.weights.router_linear import RouterLinear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import nn
 
-    from helix_jobs.engine.model.description import NormDescription, ProjectionDescription, RowFactor
+    from helix_jobs.engine.model.description import (
+        FeedForwardDescription,
+        NormDescription,
+        ProjectionDescription,
+        RowFactor,
+    )
+    from helix_jobs.engine.model.feed_forward import Activation
     from helix_jobs.engine.model.linear_origin import Origins
     from helix_jobs.engine.model.norms import Norm
     from helix_jobs.engine.model.placement import Placement
@@ -201,9 +208,18 @@ class StoredParts:
             return HeadLayerNorm(weight, norm.eps)
         return LayerNorm(weight, bias, norm.eps)
 
-    def xielu(self, name: str) -> XieluActivation:
-        """The activation whose weights this module holds."""
-        return XieluActivation.of(self.module(name), self._place)
+    def router_linear(self, name: str) -> RouterLinear:
+        """The module of this name as a small product that keeps its form."""
+        weight = self.placed(f"{name}.weight")
+        assert weight is not None, "a product has a weight"
+        return RouterLinear(weight)
+
+    def activation(self, own: FeedForwardDescription) -> Activation:
+        """The activation of a feed-forward; that of xIELU holds weights of its own."""
+        if own.activation == XIELU:
+            return XieluActivation.of(self.module(own.activation_module), self._place)
+        plain = ACTIVATIONS[own.activation]
+        return SparseActivation.of(plain, own.sparsity, self._place.dtype) if own.sparsity else plain
 
     def _norm_weight(self, stored: torch.Tensor, norm: NormDescription, order: torch.Tensor | None) -> torch.Tensor:
         place = self._place

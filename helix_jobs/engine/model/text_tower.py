@@ -51,6 +51,7 @@ class TextTower:
 TEXT_TOWERS: Final = {
     "mistral3": TextTower("Mistral3ForConditionalGeneration", {"mistral": "mistral", "ministral3": "ministral3"}),
     "gemma3": TextTower("Gemma3ForConditionalGeneration", {"gemma3_text": "gemma3_text"}),
+    "gemma3n": TextTower("Gemma3nForConditionalGeneration", {"gemma3n_text": "gemma3n_text"}),
     "gemma4": TextTower("Gemma4ForConditionalGeneration", {"gemma4_text": "gemma4_text"}),
     "qwen2_5_vl": TextTower("Qwen2_5_VLForConditionalGeneration", {"qwen2_5_vl_text": "qwen2"}),
     "qwen3_vl": TextTower("Qwen3VLForConditionalGeneration", {"qwen3_vl_text": "qwen3"}),

@@ -21,6 +21,13 @@ QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_head
 VISION: dict[str, dict[str, Any]] = {
     "mistral3": {**TRANSFORMER, "model_type": "pixtral", "head_dim": 8},
     "gemma3": {**TRANSFORMER, "model_type": "siglip_vision_model"},
+    "gemma3n": {
+        "model_type": "gemma3n_vision",
+        "hidden_size": 16,
+        "vocab_size": 8,
+        "vocab_offset": 35,
+        "architecture": "mobilenetv3_small_050",
+    },
     "gemma4": {
         **{key: value for key, value in TRANSFORMER.items() if key != "image_size"},
         "model_type": "gemma4_vision",

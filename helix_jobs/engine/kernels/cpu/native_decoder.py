@@ -61,6 +61,7 @@ def with_native(decoder: Decoder, native: NativeKernels) -> Decoder:
             feed_forward=feed_forward,
             query_lift=None if lift is None else replace(lift, norm=norm(lift.norm)),
             layer_input=_layer_input(native, layer.layer_input, norm),
+            altup=None if layer.altup is None else layer.altup.with_norms(norm),
         )
 
     changed_spec = replace(spec, layers=attentions)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.model.description import DeltaRuleDescription
 from helix_jobs.engine.model.families import llama
 from helix_jobs.engine.model.families.settings import mixed_types, projection, rms_norm
+from helix_jobs.engine.model.recurrence_description import DeltaRuleDescription
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

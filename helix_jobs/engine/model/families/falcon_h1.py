@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.description import (
         AttentionDescription,
         FeedForwardDescription,
-        MambaDescription,
         ModelDescription,
         ProjectionDescription,
     )
+    from helix_jobs.engine.model.recurrence_description import MambaDescription
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:

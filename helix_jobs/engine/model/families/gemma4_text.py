@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +18,7 @@ from helix_jobs.engine.model.families.settings import (
     with_windows,
     without_weight,
 )
+from helix_jobs.engine.model.families.shared_keys import is_unread, key_sources
 from helix_jobs.engine.model.families.sparse import experts, router
 from helix_jobs.engine.model.layer_input_description import LayerInputDescription, LayerInputsDescription
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 # What a layer's part of the configuration may say.
 _BY_LAYER: Final = {"head_dim", "num_key_value_heads"}
-# What checkpoints hold of layers that read another's keys and values.
-_UNREAD: Final = re.compile(r"layers\.(\d{1,9})\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\.")
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:
@@ -77,21 +75,15 @@ def describe(config: PretrainedConfig) -> ModelDescription:
 
 def _shapes(config: PretrainedConfig) -> list[CacheShape]:
     """What each layer keeps: as its kind says; the last layers keep nothing and read the last of their kind before."""
-    count, num_shared, types = config.num_hidden_layers, config.num_kv_shared_layers, layer_types(config)
-    if type(num_shared) is not int or not 0 <= num_shared < count:
-        raise UnsupportedSettingError(f"has num_kv_shared_layers {num_shared!r:.40} of {count} layers")
-    shared = f"num_kv_shared_layers {num_shared}"
-    shapes: list[CacheShape] = []
-    for index in range(count):
-        shape = _own_shape(config, index)
-        if index >= count - num_shared:
-            before = [other for other in range(count - num_shared) if types[other] == types[index]]
-            if not before:
-                raise UnsupportedSettingError(f"has {shared} and before them no layer of type {types[index]!r}")
-            if shapes[before[-1]] != shape:
-                raise UnsupportedSettingError(f"has {shared}, and heads of another size in layer {index}")
-            shape = replace(shape, source=before[-1])
-        shapes.append(shape)
+    shapes = [_own_shape(config, index) for index in range(config.num_hidden_layers)]
+    for index, source in enumerate(key_sources(config, layer_types(config))):
+        if source is None:
+            continue
+        if shapes[source] != shapes[index]:
+            raise UnsupportedSettingError(
+                f"has num_kv_shared_layers {config.num_kv_shared_layers}, and heads of another size in layer {index}"
+            )
+        shapes[index] = replace(shapes[index], source=source)
     return shapes
 
 
@@ -158,11 +150,4 @@ def _with_experts(layer: LayerDescription, config: PretrainedConfig) -> LayerDes
     )
 
 
-def _is_unread(config: PretrainedConfig, tensor: str) -> bool:
-    found = _UNREAD.match(tensor)
-    return found is not None and config.num_hidden_layers > int(found[1]) >= (
-        config.num_hidden_layers - config.num_kv_shared_layers
-    )
-
-
-FAMILY = Family("gemma4_text", "Gemma4ForCausalLM", describe, needs_transformers_5=True, is_unread=_is_unread)
+FAMILY = Family("gemma4_text", "Gemma4ForCausalLM", describe, needs_transformers_5=True, is_unread=is_unread)

@@ -11,10 +11,10 @@ from helix_jobs.engine.model.description import (
     LayerDescription,
     ModelDescription,
     RotaryDescription,
-    ShortConvDescription,
 )
 from helix_jobs.engine.model.families.family import Family
 from helix_jobs.engine.model.families.settings import FULL, head_dim, mixed_types, num_kv_heads, projection, rms_norm
+from helix_jobs.engine.model.recurrence_description import ShortConvDescription
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.model.description import MambaDescription, UnsupportedSettingError
+from helix_jobs.engine.model.description import UnsupportedSettingError
 from helix_jobs.engine.model.families.settings import projection
+from helix_jobs.engine.model.recurrence_description import MambaDescription
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

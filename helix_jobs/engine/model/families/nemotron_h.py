@@ -17,7 +17,6 @@ from helix_jobs.engine.model.description import (
     AttentionDescription,
     FeedForwardDescription,
     LayerDescription,
-    MambaDescription,
     ModelDescription,
     UnsupportedSettingError,
 )
@@ -31,6 +30,7 @@ from helix_jobs.engine.model.families.settings import (
     rms_norm,
 )
 from helix_jobs.engine.model.families.sparse import deepseek_router, experts
+from helix_jobs.engine.model.recurrence_description import MambaDescription
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

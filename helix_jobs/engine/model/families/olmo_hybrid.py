@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.model.description import DeltaRuleDescription
 from helix_jobs.engine.model.families import olmo2
 from helix_jobs.engine.model.families.delta_layers import delta_layers
 from helix_jobs.engine.model.families.family import Family
 from helix_jobs.engine.model.families.settings import projection, rms_norm
+from helix_jobs.engine.model.recurrence_description import DeltaRuleDescription
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 from tests.unit.engine.model_files import edit_config, edit_weights, load, save_checkpoint
-from tests.unit.engine.tiny_models import decoder_logits, reference_logits, tiny_config
+from tests.unit.engine.tiny_models import decoder_logits, reference_logits, roughen, tiny_config, tiny_model
 from tests.unit.engine.tiny_towers import tiny_tower
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def renamed(prefix: str, other: str) -> Callable[[dict[str, torch.Tensor]], None
 
 
 def test_every_kind_is_tested() -> None:
-    assert {(outer, inner) for outer, inner, _ in CASES} == {
+    assert {(outer, inner) for outer, inner, _ in CASES} | {("gemma3n", "gemma3n_text")} == {
         (outer, family) for outer, tower in TEXT_TOWERS.items() for family in tower.families.values()
     }
 
@@ -57,6 +58,24 @@ def test_it_equals_the_whole_model(tmp_path: Path, outer: str, inner: str, setti
     models = load(save_checkpoint(tmp_path, model))
     torch.testing.assert_close(decoder_logits(models.target.decoder, PROMPT), expected, rtol=1e-4, atol=1e-4)
     assert models.max_context == 256
+
+
+@pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="Gemma 3n is served with transformers 5")
+def test_a_tower_beside_a_part_that_transformers_reads_with_another_library(tmp_path: Path) -> None:
+    """Gemma 3n's images go through a model of timm; the language model needs none of it."""
+    model = roughen(tiny_model("gemma3n_text", seed=3, sliding_window=7))
+
+    def wrap(weights: dict[str, torch.Tensor]) -> None:
+        renamed("model.", "model.language_model.")(weights)
+        for part in ("vision_tower.timm_model.conv_stem", "audio_tower.conformer.0", "embed_vision", "embed_audio"):
+            weights[f"model.{part}.weight"] = torch.ones(3)
+
+    folder = edit_weights(save_checkpoint(tmp_path, model), wrap)
+    text = json.loads((folder / "config.json").read_text())
+    outer = {"model_type": "gemma3n", "architectures": ["Gemma3nForConditionalGeneration"], "text_config": text}
+    (folder / "config.json").write_text(json.dumps({**outer, "tie_word_embeddings": False}))
+    found = decoder_logits(load(folder).target.decoder, PROMPT)
+    torch.testing.assert_close(found, reference_logits(model, PROMPT), rtol=1e-4, atol=1e-4)
 
 
 def test_the_names_that_newer_releases_give_are_read_too(tmp_path: Path) -> None:

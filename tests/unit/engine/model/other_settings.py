@@ -25,6 +25,7 @@ EVERYTHING_ELSE: dict[str, dict[str, Any]] = {
     "cwm": {**_RMS, "mlp_bias": True},
     "gemma": {"rms_norm_eps": 0.1},
     **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA),
+    "gemma3n_text": {**_GEMMA, "laurel_rank": 8, "hidden_size_per_layer_input": 6},
     "vaultgemma": {**_GEMMA, "query_pre_attn_scalar": 5},
     "phi": {**_LAYER, **_PARTIAL},
     "stablelm": {**_LAYER, **_PARTIAL},

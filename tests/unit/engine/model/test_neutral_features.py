@@ -11,9 +11,11 @@ import torch
 from helix_jobs.engine.attention.backend import LayerAttention
 from helix_jobs.engine.attention.cache_geometry import CacheGeometry
 from helix_jobs.engine.attention.dense import DenseAttention
+from helix_jobs.engine.model.activations import SparseActivation
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
 from helix_jobs.engine.model.experts_beside import ExpertsBeside
+from helix_jobs.engine.model.feed_forward import GatedFeedForward
 from helix_jobs.engine.weights.linear import DenseLinear
 from tests.unit.engine.model.family_cases import GEMMA_4_EXPERTS, Case, error, prompts
 from tests.unit.engine.tiny_models import RECURRENT, copy_of, decoder_logits
@@ -43,9 +45,19 @@ LAYER = {
     "is_parallel": Case("phi"),
     "layer_input": Case("gemma4_text"),
     "scale": Case("gemma4_text"),
+    "altup": Case("gemma3n_text"),
 }
 # Fields that have a test of their own below: the layer's products, or other parts, go with them.
-OWN_TEST = {"has_gate", "recurrence", "query_lift", "attention_width", "latent", "has_values_of_keys", "layer_inputs"}
+OWN_TEST = {
+    "has_gate",
+    "recurrence",
+    "query_lift",
+    "attention_width",
+    "latent",
+    "has_values_of_keys",
+    "layer_inputs",
+    "streams",
+}
 BESIDE = Case("gemma4_text", GEMMA_4_EXPERTS)
 WHOLE = {
     "embedding_scale": Case("gemma"),
@@ -203,6 +215,44 @@ def test_both_parts_of_layer_inputs_count(part: str) -> None:
         return replace(decoder, layer_inputs=replace(decoder.layer_inputs, **{part: 0.0}))
 
     assert differs(Case("gemma4_text"), neutral) > 1e-3
+
+
+@pytest.mark.parametrize("part", ["expanding", "merging"])
+def test_what_makes_and_merges_streams_counts(part: str) -> None:
+    def neutral(decoder: Decoder) -> Decoder:
+        assert decoder.streams is not None
+        turned = tuple(DenseLinear(dense(one).weight.flip(0), None) for one in getattr(decoder.streams, part))
+        return replace(decoder, streams=replace(decoder.streams, **{part: turned}))
+
+    assert differs(Case("gemma3n_text"), neutral) > 1e-3
+
+
+@pytest.mark.parametrize("part", ["norm", "router", "prediction", "correction", "scale"])
+def test_a_part_of_alternating_updates_counts(part: str) -> None:
+    def neutral(decoder: Decoder) -> Decoder:
+        def without(layer: DecoderLayer) -> DecoderLayer:
+            assert layer.altup is not None
+            own = getattr(layer.altup, part)
+            changes = {"norm": unchanged, "scale": None}
+            change = changes[part] if part in changes else lambda hidden: -own(hidden)
+            return replace(layer, altup=replace(layer.altup, **{part: change}))
+
+        return replace(decoder, layers=tuple(map(without, decoder.layers)))
+
+    assert differs(Case("gemma3n_text"), neutral) > 1e-3
+
+
+def test_a_sparse_activation_counts() -> None:
+    def neutral(decoder: Decoder) -> Decoder:
+        def without(layer: DecoderLayer) -> DecoderLayer:
+            own = layer.feed_forward
+            assert isinstance(own, GatedFeedForward)
+            inner = own.activation.inner if isinstance(own.activation, SparseActivation) else own.activation
+            return replace(layer, feed_forward=replace(own, activation=inner))
+
+        return replace(decoder, layers=tuple(map(without, decoder.layers)))
+
+    assert differs(Case("gemma3n_text"), neutral) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["dense_norm", "dense_out_norm", "experts_norm", "experts_out_norm"])
