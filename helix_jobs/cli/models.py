@@ -49,8 +49,9 @@ def models(
 ) -> None:
     """Say whether MODELs are served, and how much memory each number format of them takes here.
 
-    MODEL is a directory, a .gguf file, demo or a hub id. Only small files that describe a model are downloaded, and no
-    weight is read. Without MODEL, list the model types that are served, and those that are not.
+    MODEL is a directory, a .gguf file, demo, a hub id or a file on the hub (OWNER/NAME:FILE.gguf). Only small files
+    that describe a model are downloaded, and no weight is read. Without MODEL, list the model types that are served,
+    and those that are not.
 
     Exit code 0 when a worker would start with each MODEL, 1 when one is not served or does not fit.
     """

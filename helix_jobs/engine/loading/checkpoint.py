@@ -6,7 +6,6 @@ Only safetensors and GGUF files are opened: a pickle can run code.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 from collections import Counter
@@ -18,7 +17,9 @@ import torch
 
 from helix_jobs.engine.loading.demo_model import DEMO_DIRECTORY, DEMO_MODEL, ensure_demo_model, is_current
 from helix_jobs.engine.loading.expert_tensors import is_mxfp4, with_plain_experts, with_stacked_experts
+from helix_jobs.engine.loading.folder_files import PICKLES, not_a_model, safetensors_files
 from helix_jobs.engine.loading.gguf_file import GgufFile, read_gguf
+from helix_jobs.engine.loading.gguf_hub import HubFile
 from helix_jobs.engine.loading.hub import download, downloaded
 from helix_jobs.engine.loading.joined_tensors import with_joined_tensors
 from helix_jobs.engine.loading.quantized_checkpoint import (
@@ -46,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _LAYOUTS: Final = {**BLOCK_LAYOUTS, **LEVEL_LAYOUTS}
 STORED_DTYPES: Final = {
     "F64": torch.float64,
@@ -70,6 +70,8 @@ class Checkpoint:
         settings: The content of config.json, not interpreted by transformers; empty for a GGUF file.
         gguf: The GGUF file's header, or None.
         quantized: The format in which safetensors store quantised matrices, or None.
+        on_hub: The file on the hub of which only the header has been read; None if its files are on this machine.
+        hub_bytes: Bytes of the files there.
     """
 
     name: str
@@ -80,6 +82,8 @@ class Checkpoint:
     settings: Mapping[str, Any] = field(default_factory=dict)
     gguf: GgufFile | None = None
     quantized: QuantizedFormat | None = None
+    on_hub: HubFile | None = None
+    hub_bytes: int = 0
 
     @property
     def matrices(self) -> dict[str, QuantizedMatrix]:
@@ -95,6 +99,11 @@ class Checkpoint:
     def parameters(self) -> int:
         """Number of weights stored."""
         return sum(tensor.elements for tensor in self.tensors.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the files that hold its weights."""
+        return self.hub_bytes if self.on_hub is not None else sum(file.stat().st_size for file in self.files)
 
     @property
     def kind(self) -> str | None:
@@ -184,10 +193,50 @@ def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -
         ModelNotFoundError: There is no such model, or none that may be opened.
         UnsupportedArchitectureError: The engine cannot serve the hub model; checked before its weights are downloaded.
     """
+    return fetched(look_up_checkpoint(name, home, on_progress), on_progress)
+
+
+def look_up_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -> Checkpoint:
+    """Find a model as ``find_checkpoint`` does; of a ``.gguf`` file that is on the hub alone read the header there.
+
+    Raises:
+        ModelNotFoundError, UnsupportedArchitectureError: As in ``find_checkpoint``.
+        ModelError: The file is damaged.
+    """
     with _files_of(name):
         if name == DEMO_MODEL:
             return _from_directory(name, ensure_demo_model(home, on_progress))
-        return _from_path(name) or _from_directory(name, download(name, on_progress))
+        found = _from_path(name)
+        if found is not None:
+            return found
+        on_hub = HubFile.parse(name)
+        if on_hub is None:
+            return _from_directory(name, download(name, on_progress))
+        cached = on_hub.downloaded()
+        if cached is not None:
+            return _from_gguf(name, cached)
+        on_progress(f"looking up {name} on the hub")
+        with on_hub.headers(name) as header:
+            found = _from_gguf(name, header)
+            return replace(found, on_hub=on_hub, hub_bytes=found.file_bytes)
+
+
+def fetched(found: Checkpoint, on_progress: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint with its files on this machine, downloaded if they are not.
+
+    Raises:
+        ModelNotFoundError: They cannot be fetched.
+        ModelError: They are no longer those that were looked up.
+    """
+    if found.on_hub is None:
+        return found
+    with _files_of(found.name):
+        made = _from_gguf(found.name, found.on_hub.download(found.name, on_progress))
+    assert made.gguf is not None, "it was made of one"
+    assert found.gguf is not None, "only such files are looked up"
+    if made.tensors != found.tensors or made.gguf.vocabulary != found.gguf.vocabulary:
+        raise ModelError(f"model {found.name} changed on the hub while it was fetched; start again")
+    return made
 
 
 def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
@@ -202,10 +251,14 @@ def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
             folder = home / "models" / DEMO_DIRECTORY
             return _from_directory(name, folder) if is_current(folder) else None
         found = _from_path(name)
-        if found is None:
-            cached = downloaded(name)
-            found = None if cached is None else _from_directory(name, cached)
-        return found
+        if found is not None:
+            return found
+        on_hub = HubFile.parse(name)
+        if on_hub is not None:
+            file = on_hub.downloaded()
+            return None if file is None else _from_gguf(name, file)
+        cached = downloaded(name)
+        return None if cached is None else _from_directory(name, cached)
 
 
 @contextlib.contextmanager
@@ -221,17 +274,19 @@ def _files_of(name: str) -> Iterator[None]:
 
 
 def _from_path(name: str) -> Checkpoint | None:
-    """The model in this file or directory; None if the name is a hub id."""
+    """The model in this file or directory; None if the name is a hub id, or that of a file on the hub."""
     try:
         path = Path(name).expanduser()
     except RuntimeError as error:  # no such user
         raise ModelNotFoundError(f"model {name}: no such home directory is known; give a full path") from error
     if path.is_dir():
         return _from_directory(name, path)
+    if HubFile.parse(name) is not None and not path.exists():
+        return None
     if path.suffix.lower() == ".gguf":
         return _from_gguf(name, path)
     if path.is_file():
-        if any(path.match(pattern) for pattern in _PICKLES):
+        if any(path.match(pattern) for pattern in PICKLES):
             raise ModelNotFoundError(
                 f"model {name} is a pickle, which can run code when opened; give a directory with safetensors"
             )
@@ -243,7 +298,7 @@ def _from_path(name: str) -> Checkpoint | None:
 
 def _from_directory(name: str, folder: Path) -> Checkpoint:
     if not (folder / "config.json").is_file():
-        raise _not_a_model(name, folder)
+        raise not_a_model(name, folder)
     config = check_model_type(name, folder)
     if (folder / "adapter_config.json").exists():
         # Where peft is installed, transformers would instead load the model that the adapter was made for.
@@ -252,7 +307,7 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
             "applied; merge it into them (merge_and_unload of peft), or remove it if it is merged already"
         )
     tensors: dict[str, StoredTensor] = {}
-    files = _safetensors_files(name, folder)
+    files = safetensors_files(name, folder)
     for file in files:
         tensors.update(read_safetensors_header(name, file))
     quantized = quantized_format(name, config)
@@ -295,64 +350,6 @@ def _from_quantized(found: Checkpoint, quantized: QuantizedFormat) -> Checkpoint
         tensor: StoredTensor(matrix.kind, matrix.shape, matrix=matrix) for tensor, matrix in weights.items()
     }
     return replace(found, tensors=_as_modules_have_them(name, found.settings, whole), quantized=quantized)
-
-
-def _not_a_model(name: str, folder: Path) -> ModelNotFoundError:
-    """The error for a directory without config.json, saying what to do instead."""
-    if (folder / "adapter_config.json").exists():
-        return ModelNotFoundError(
-            f"{subject(name, folder)} is an adapter; merge it into its base model (merge_and_unload of peft)"
-        )
-    gguf = _gguf_files(folder)
-    if len(gguf) == 1:
-        return ModelNotFoundError(f"model {name}: name the GGUF file itself: {gguf[0]}")
-    if gguf:
-        return ModelNotFoundError(
-            f"{subject(name, folder)} has {len(gguf)} GGUF files; name the one you want, such as {gguf[0]}"
-        )
-    return ModelNotFoundError(f"{subject(name, folder)} has no config.json; give a transformers model directory")
-
-
-def _gguf_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
-
-
-def _safetensors_files(name: str, folder: Path) -> list[Path]:
-    single = folder / "model.safetensors"
-    if single.is_file():  # transformers prefers it to an index, too
-        return [single]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise ModelNotFoundError(f"{subject(name, index)} is damaged; fetch the model again") from error
-        # transformers joins these names to the folder and opens the files, pickles included.
-        if strange := [shard for shard in shards if not _is_shard_name(shard)]:
-            raise ModelNotFoundError(
-                f"{subject(name, index)} names {strange[0]!r:.100}, and weights are read only from .safetensors files "
-                "beside it (a pickle can run code when opened); convert the model to safetensors"
-            )
-        files = [folder / shard for shard in shards]
-        if missing := [file.name for file in files if not file.is_file()]:
-            raise ModelNotFoundError(
-                f"{subject(name, folder)} lacks {len(missing)} of {len(files)} weight files (first {missing[0]}); "
-                "fetch the model again"
-            )
-        return files
-    if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
-        raise ModelNotFoundError(
-            f"{subject(name, folder)} has its weights only as pickles, which can run code when opened; "
-            "convert them to safetensors (save_pretrained of current transformers writes it)"
-        )
-    if gguf := _gguf_files(folder):
-        raise ModelNotFoundError(f"{subject(name, folder)} has no safetensors; name the GGUF file itself: {gguf[0]}")
-    raise ModelNotFoundError(f"{subject(name, folder)} has no model.safetensors; give a directory with weights")
-
-
-def _is_shard_name(shard: object) -> bool:
-    """Whether ``shard`` is the plain name of a safetensors file: no path, and no other kind of file."""
-    return isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard, re.ASCII) is not None
 
 
 def _from_gguf(name: str, path: Path) -> Checkpoint:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-_MAGIC: Final = b"GGUF"
+MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
 # The largest vocabularies in use make headers of 15 MB.
-_HEADER_LIMIT: Final = 64_000_000
+HEADER_LIMIT: Final = 64_000_000
 # The longest strings in use are chat templates of some 30 kB.
 _STRING_LIMIT: Final = 4_000_000
 # A vocabulary of 262,144 tokens with scores, types and 514,000 merges takes 2.1 million objects. A number in an array
@@ -61,12 +61,13 @@ class GgufHeader:
     places: Mapping[str, int]
 
 
-def read_gguf_header(name: str, path: Path) -> GgufHeader:
+def read_gguf_header(name: str, path: Path, there: int | None = None) -> GgufHeader:
     """Read the header of a GGUF file.
 
     Args:
         name: The model's name as the user gave it.
         path: An existing file.
+        there: Bytes of it that are on this machine; None for all. The others are not read.
 
     Raises:
         ModelError: The file is not GGUF, damaged, or incomplete.
@@ -75,10 +76,10 @@ def read_gguf_header(name: str, path: Path) -> GgufHeader:
     refuse_lfs_pointer(name, path)
     size = path.stat().st_size
     with path.open("rb") as stream:
-        if stream.read(len(_MAGIC)) != _MAGIC:
+        if stream.read(len(MAGIC)) != MAGIC:
             raise ModelError(f"model {name} is not a GGUF file; fetch it again")
         try:
-            header, end = _read(name, _Cursor(stream, min(size, _HEADER_LIMIT)), path)
+            header, end = _read(name, _Cursor(stream, min(size if there is None else there, HEADER_LIMIT)), path)
         except (ValueError, KeyError, TypeError, struct.error, OverflowError) as error:
             raise ModelError(f"model {name}: the GGUF file is damaged ({error}); fetch it again") from error
     if end > size:
@@ -91,9 +92,9 @@ class _Cursor:
 
     def __init__(self, stream: BinaryIO, limit: int) -> None:
         self._stream = stream
-        self._left = limit - len(_MAGIC)
+        self._left = limit - len(MAGIC)
         self._objects = 0
-        self.position = len(_MAGIC)
+        self.position = len(MAGIC)
 
     def expect(self, count: int, width: int) -> None:
         """Refuse ``count`` values of at least ``width`` bytes each if fewer bytes are left."""

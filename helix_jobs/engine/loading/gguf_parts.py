@@ -56,6 +56,19 @@ def read_gguf_parts(name: str, path: Path) -> tuple[GgufHeader, ...]:
     return tuple(headers)
 
 
+def part_names(name: str) -> tuple[str, ...]:
+    """The names of all parts of a split file, by that of one of them; a name that is not a part's alone."""
+    match = _NAME.fullmatch(name)
+    count = 0 if match is None else int(match["count"])
+    if match is None or not 0 < int(match["number"]) <= count:
+        return (name,)
+    return tuple(_part_name(match, index, count) for index in range(count))
+
+
+def _part_name(match: re.Match[str], index: int, count: int) -> str:
+    return f"{match['stem']}-{index + 1:05}-of-{count:05}{match['suffix']}"
+
+
 def gguf_tensors(name: str, headers: Sequence[GgufHeader]) -> dict[str, GgufTensor]:
     """The tensors of all parts, under the file's names.
 
@@ -85,7 +98,7 @@ def _files(name: str, path: Path, number: int, count: int) -> list[Path]:
     match = _NAME.fullmatch(path.name)
     if match is None or (int(match["number"]), int(match["count"])) != (number + 1, count):
         raise ModelError(f"{what}, or name each part as it was, like NAME-{number + 1:05}-of-{count:05}.gguf")
-    files = [path.with_name(f"{match['stem']}-{index + 1:05}-of-{count:05}{match['suffix']}") for index in range(count)]
+    files = [path.with_name(_part_name(match, index, count)) for index in range(count)]
     if missing := [file.name for file in files if not file.is_file()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(f"{what}, or put all parts into one folder: {missing[0]}{more} is missing there")

@@ -63,7 +63,7 @@ def download(name: str, on_progress: Callable[[str], None]) -> Path:
     def fetch(patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
 
-    with _hub_errors(name):
+    with hub_errors(name):
         on_progress(f"looking up {name} on the hub")
         folder = fetch(_DESCRIPTION_FILES)
         if not (folder / "config.json").is_file():
@@ -122,7 +122,7 @@ def hub_description(name: str) -> Iterator[HubDescription]:
     hub = HfApi()
     with tempfile.TemporaryDirectory(prefix="helix-hub-") as scratch, _without_folder(scratch):
         folder = Path(scratch)
-        with _hub_errors(name), _no_progress_bars():
+        with hub_errors(name), no_progress_bars():
             info = hub.model_info(name, files_metadata=True)
             files = {file.rfilename: file.size or 0 for file in info.siblings or () if "/" not in file.rfilename}
             _check_files(name, info)
@@ -147,8 +147,7 @@ def _check_files(name: str, info: ModelInfo) -> None:
     gguf = [file for file in files if file.lower().endswith(".gguf")]
     if gguf and not any(file.endswith(".safetensors") for file in files):
         raise ModelNotFoundError(
-            f"model {name} has only .gguf files on the hub; download one of them, such as {gguf[0]:.200}, and name "
-            "that file"
+            f"model {name} has only .gguf files on the hub; name one of them, such as {name}:{gguf[0]:.200}"
         )
 
 
@@ -183,7 +182,7 @@ def _without_folder(scratch: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Fetch small files without the library's bars."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -197,13 +196,19 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
+def hub_errors(name: str) -> Iterator[None]:
     """Say in one sentence what the hub's library raises, and what to do.
 
     Raises:
         ModelNotFoundError: The library raised an error.
     """
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         yield
@@ -217,11 +222,19 @@ def _hub_errors(name: str) -> Iterator[None]:
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(f"model {name} is no directory here and not on the hub; check the name") from error
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):  # the hub could not be asked
+            raise _unreachable(name, error) from error
+        raise ModelNotFoundError(f"model {name}: its repository on the hub has no such file; check the name") from error
     except Exception as error:  # each release of the library has another HTTP client, with errors of its own
-        raise ModelNotFoundError(
-            f"model {name} is no directory here and could not be fetched from the hub ({type(error).__name__}); "
-            "check the name and the network, or give a directory"
-        ) from error
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> ModelNotFoundError:
+    return ModelNotFoundError(
+        f"model {name} is no directory here and could not be fetched from the hub ({type(error).__name__}); check the "
+        "name and the network, or give a directory"
+    )
 
 
 def _no_name(name: str) -> ModelNotFoundError:

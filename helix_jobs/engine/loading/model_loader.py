@@ -149,7 +149,7 @@ def load_models(
     """Load target and draft onto the device.
 
     Args:
-        target: A hub id, a directory, a ``.gguf`` file, or ``demo``.
+        target: A hub id, a directory, a ``.gguf`` file, here or on the hub (``OWNER/NAME:FILE.gguf``), or ``demo``.
         draft: Any of these, ``int8`` (an int8 copy of the target) or ``none``.
         device: From ``get_device``.
         dtype: A name for ``resolve_dtype``, ``int8`` or ``packed``; the draft's activations have the target's dtype.
@@ -195,6 +195,8 @@ def load_models(
         adapter_numbers=check_adapters(target, target_source.config, adapters),
         kv_cache_dtype=kv_cache_dtype,
     )
+    target_source = target_source.with_files(report)
+    draft_source = None if draft_source is None else draft_source.with_files(report)
     prompts = PromptEncoder(target_source.tokenizer, name=target)
     template = prompts.probe()
     forms = chat_forms(target_source.tokenizer, template)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import torch
 
-from helix_jobs.engine.loading.checkpoint import STORED_DTYPES, Checkpoint, find_local_checkpoint
+from helix_jobs.engine.loading.checkpoint import STORED_DTYPES, Checkpoint, find_local_checkpoint, look_up_checkpoint
 from helix_jobs.engine.loading.demo_model import DEMO_MODEL
+from helix_jobs.engine.loading.gguf_hub import HubFile
 from helix_jobs.engine.loading.hub import HubDescription, hub_description
 from helix_jobs.engine.loading.layout import check_layout
 from helix_jobs.engine.loading.model_sizes import model_sizes, sizes_of
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.loading.model_sizes import ModelSizes
     from helix_jobs.engine.loading.quantized_format import Grain
+
+logger = logging.getLogger(__name__)
 
 # No model has as many layers. transformers would make an object of each.
 _MOST_LAYERS: Final = 1000
@@ -68,7 +72,7 @@ def model_outline(name: str, home: Path) -> ModelOutline:
     """Look a model up, on this machine or on the hub.
 
     Args:
-        name: A directory, a ``.gguf`` file, ``demo`` or a hub id.
+        name: A directory, a ``.gguf`` file, ``demo``, a hub id or ``OWNER/NAME:FILE.gguf``.
         home: HELIX_HOME; the demo model is kept under it.
 
     Raises:
@@ -77,6 +81,8 @@ def model_outline(name: str, home: Path) -> ModelOutline:
         ModelError: Its files are damaged.
     """
     found = find_local_checkpoint(name, home)
+    if found is None and HubFile.parse(name) is not None:
+        found = look_up_checkpoint(name, home, logger.debug)
     if found is not None:
         check_layers(name, stated_layers(found), found.tensors)
         config = read_configuration(found)
@@ -86,8 +92,8 @@ def model_outline(name: str, home: Path) -> ModelOutline:
             model_type=config.model_type,
             stored=found.dtype,
             stored_name=found.kind if found.dtype is None else _name_of(found.dtype),
-            file_bytes=sum(file.stat().st_size for file in found.files),
-            is_here=True,
+            file_bytes=found.file_bytes,
+            is_here=found.on_hub is None,
             sizes=sizes_of(found, config),
             config=config,
         )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import transformers
 from transformers import AutoConfig
 
-from helix_jobs.engine.loading.checkpoint import Checkpoint, find_checkpoint
+from helix_jobs.engine.loading.checkpoint import Checkpoint, fetched, look_up_checkpoint
 from helix_jobs.engine.loading.gguf_config import gguf_config
 from helix_jobs.engine.loading.gguf_tokenizer import build_gguf_tokenizer, gguf_turn_end_ids
 from helix_jobs.engine.loading.layout import check_layout
@@ -60,9 +60,17 @@ class ModelSource:
     tokenizer: PreTrainedTokenizerBase
     turn_end_ids: frozenset[int] = frozenset()
 
+    def with_files(self, on_progress: Callable[[str], None]) -> ModelSource:
+        """The model with its weights on this machine, downloaded if they are not.
+
+        Raises:
+            ModelNotFoundError, ModelError: As in ``fetched``.
+        """
+        return replace(self, checkpoint=fetched(self.checkpoint, on_progress))
+
 
 def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> ModelSource:
-    """Find a model and read its small parts.
+    """Find a model and read its small parts; a ``.gguf`` file on the hub is not downloaded yet, see ``with_files``.
 
     Raises:
         ModelNotFoundError: No such model, or it lacks its configuration or tokenizer.
@@ -70,7 +78,7 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
         ModelError: Its files are damaged.
         ExhaustedError: The system cannot start a process to try its tokenizer in.
     """
-    checkpoint = find_checkpoint(name, home, on_progress)
+    checkpoint = look_up_checkpoint(name, home, on_progress)
     check_layers(name, stated_layers(checkpoint), checkpoint.tensors)
     if checkpoint.gguf is None:
         check_token_ids(name, checkpoint.folder)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
+import huggingface_hub
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    import pytest
 
 COMMIT = "a" * 40
+_CHUNK = 1 << 16
 
 
 @dataclass
@@ -25,14 +31,18 @@ class LocalHub:
         repositories: Name -> file name -> content, or the size of a file that nobody may fetch.
         kinds: Name -> number of weights by type, as the hub counts them.
         gated: Names whose licence nobody has accepted.
-        fetched: Names of the files that were fetched.
+        has_ranges: Whether it sends the part of a file that was asked for, instead of the whole.
+        fetched: Names of the files that were fetched, whole or in part.
+        sent: Bytes that were sent of files.
     """
 
     url: str = ""
     repositories: dict[str, dict[str, bytes | int]] = field(default_factory=dict)
     kinds: dict[str, dict[str, int]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
+    has_ranges: bool = True
     fetched: list[str] = field(default_factory=list)
+    sent: int = 0
 
     def add(self, name: str, config: dict[str, Any], **files: bytes | int) -> None:
         """Add a repository; ``model_safetensors`` is the file ``model.safetensors``."""
@@ -71,22 +81,41 @@ class _Handler(BaseHTTPRequestHandler):
         name, _, rest = path.partition("/resolve/")
         file = rest.partition("/")[2]
         content = hub.repositories.get(name, {}).get(file)
-        if name in hub.gated:
+        if name not in hub.repositories:
+            self._refuse(401, "RepoNotFound")
+        elif name in hub.gated:
             self._refuse(403, "GatedRepo")
         elif isinstance(content, bytes):
             if self.command == "GET":
                 hub.fetched.append(file)
-            self._send(content, ETag=f'"{hashlib.sha256(content).hexdigest()}"')
+            self._send_file(content)
         else:
             self._refuse(404, "EntryNotFound")
 
-    def _send(self, content: bytes, **headers: str) -> None:
-        self.send_response(200)
+    def _send_file(self, content: bytes) -> None:
+        tag, wanted = f'"{hashlib.sha256(content).hexdigest()}"', self.headers.get("Range")
+        if wanted is None or not self.server.hub.has_ranges:
+            self._send(content, ETag=tag)
+            return
+        first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
+        part = content[first : last + 1]
+        where = f"bytes {first}-{first + len(part) - 1}/{len(content)}"
+        self._send(part, 206, ETag=tag, **{"Content-Range": where})
+
+    def _send(self, content: bytes, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
         for key, value in {"X-Repo-Commit": COMMIT, "Content-Length": str(len(content)), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
+        if self.command != "GET":
+            return
+        for start in range(0, len(content), _CHUNK):
+            with suppress(ConnectionError):  # whoever asked has read enough
+                self.wfile.write(content[start : start + _CHUNK])
+                self.server.hub.sent += len(content[start : start + _CHUNK])
+                continue
+            self.close_connection = True
+            return
 
     def _refuse(self, status: int, code: str) -> None:
         self.send_response(status)
@@ -109,6 +138,21 @@ def serve_hub() -> Iterator[LocalHub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def library_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[LocalHub]:
+    """Serve a hub to the hub's library, which reads its address from HF_ENDPOINT when it is imported."""
+    constants = huggingface_hub.constants
+    with serve_hub() as made:
+        monkeypatch.setattr(constants, "ENDPOINT", made.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield made
 
 
 def _info(hub: LocalHub, name: str) -> dict[str, Any]:

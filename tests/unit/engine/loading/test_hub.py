@@ -15,7 +15,7 @@ from helix_jobs.engine.loading.checkpoint import find_checkpoint, find_local_che
 from helix_jobs.engine.loading.model_outline import model_outline
 from helix_jobs.engine.loading.model_sizes import model_sizes
 from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
-from tests.unit.engine.loading.local_hub import LocalHub, serve_hub
+from tests.unit.engine.loading.local_hub import LocalHub, library_hub
 from tests.unit.engine.quantized_files import compressed_tensors_config
 from tests.unit.engine.tiny_models import tiny_config, tiny_model
 
@@ -28,16 +28,8 @@ NAME = "someone/tiny"
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
-    """A hub with one model; the library reads its address from HF_ENDPOINT when it is imported, so it is told here."""
-    constants = huggingface_hub.constants
-    with serve_hub() as made:
-        monkeypatch.setattr(constants, "ENDPOINT", made.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+    """A hub with one model."""
+    with library_hub(monkeypatch, tmp_path / "cache") as made:
         made.add(NAME, config(), model_safetensors=123_456, tokenizer_json=b"{}")
         yield made
 
@@ -147,12 +139,14 @@ def test_a_repository_without_safetensors(hub: LocalHub, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mamba", None])
-def test_a_repository_of_gguf_files_says_to_download_one(hub: LocalHub, tmp_path: Path, model_type: str | None) -> None:
+def test_a_repository_of_gguf_files_says_to_name_one(hub: LocalHub, tmp_path: Path, model_type: str | None) -> None:
     """With a configuration beside them, of any model type, and without one."""
     files: dict[str, bytes | int] = {"README.md": b"x", "tiny-Q4_K_M.gguf": 5, "tiny-Q8_0.GGUF": 9}
     described = {} if model_type is None else {"config.json": json.dumps(config(model_type=model_type)).encode()}
     hub.repositories[NAME] = {**files, **described}
-    message = "model someone/tiny has only .gguf files on the hub; download one of them, such as tiny-Q4_K_M.gguf, and "
+    message = (
+        "model someone/tiny has only .gguf files on the hub; name one of them, such as someone/tiny:tiny-Q4_K_M.gguf"
+    )
     with pytest.raises(ModelNotFoundError, match=re.escape(message)):
         model_outline(NAME, tmp_path)
     if model_type != "mamba":
