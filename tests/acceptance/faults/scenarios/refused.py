@@ -59,7 +59,9 @@ def each_boundary(installation: Installation, size: Size) -> Outcome:
     """
     batch = _submit(installation, size.jobs, max_tries=2)
     deaths = [("judged", IN_HAND + 1), ("committed", IN_HAND + 1), ("refusing", IN_HAND + 1), ("giving up", 1)]
-    for boundary, passing in itertools.islice(itertools.cycle(deaths), size.faults):
+    # A refused job goes back to the end of the queue, so all first tries come before the second ones, whose refusal is
+    # the last: who waits for a last refusal leaves no first one behind.
+    for boundary, passing in itertools.chain.from_iterable([death] * (size.faults // len(deaths)) for death in deaths):
         doomed = installation.start_doomed(Plan(die_at=boundary, after=passing))
         assert doomed.wait() == -signal.SIGKILL, doomed.log
     installation.start()
