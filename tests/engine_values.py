@@ -12,6 +12,7 @@ ENGINE_VALUES = {
     "grammar_text",
     "matcher",
     "multiples",
+    "partial_output",
     "prompt_truncation",
     "protocol",
     "reasoning",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from helix_jobs.api.access import Access
 from helix_jobs.api.figures import Figures
+from helix_jobs.api.growth_feed import GrowthFeed
 from helix_jobs.api.interactive import Interactive
 from helix_jobs.api.job_watch import JobWatch
 from helix_jobs.api.open_requests import OpenRequests
@@ -27,6 +28,7 @@ class Context:
     access: Access
     interactive: Interactive
     watch: JobWatch
+    feed: GrowthFeed
     open_requests: OpenRequests
     workers: Workers
     retention: Retention
@@ -47,6 +49,7 @@ class Context:
             access=access,
             interactive=Interactive(settings, database),
             watch=JobWatch(database),
+            feed=GrowthFeed(settings, database),
             open_requests=open_requests,
             workers=Workers(database, database.time_limits.lease),
             retention=Retention(database, settings.request_retention),
@@ -56,5 +59,6 @@ class Context:
     def close(self) -> None:
         """End the threads and close the connections."""
         self.watch.close()
+        self.feed.close()
         self.retention.close()
         self.interactive.close()

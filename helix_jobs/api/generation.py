@@ -7,20 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from helix_jobs.api.described import GENERATION_BODIES, refusals
 from helix_jobs.api.interactive import Call
 from helix_jobs.api.problems import Problem
+from helix_jobs.api.streaming import stream_answer
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.forms import CHAT_ENDPOINT, COMPLETION_ENDPOINT
 from helix_jobs.intake.strict_json import decode
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from helix_jobs.api.context import Context
 
 # How often one looks whether the client is still there.
 _LOOK_SECONDS: Final = 0.25
+# A proxy must neither keep nor collect the events.
+_STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 router = APIRouter(tags=["generation"])
 
@@ -30,8 +35,9 @@ router = APIRouter(tags=["generation"])
     summary="Answer a conversation",
     responses=refusals(400, 401, 408, 409, 413, 415, 422, 429, 500, 503),
     openapi_extra=GENERATION_BODIES[CHAT_ENDPOINT],
+    response_class=JSONResponse,
 )
-async def chat_completions(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> JSONResponse:
+async def chat_completions(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> Response:
     """Answer a conversation, with every field that a line of a batch may have."""
     return await _generate(request, CHAT_ENDPOINT, idempotency_key)
 
@@ -41,8 +47,9 @@ async def chat_completions(request: Request, idempotency_key: Annotated[str | No
     summary="Go on with a text",
     responses=refusals(400, 401, 408, 409, 413, 415, 422, 429, 500, 503),
     openapi_extra=GENERATION_BODIES[COMPLETION_ENDPOINT],
+    response_class=JSONResponse,
 )
-async def completions(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> JSONResponse:
+async def completions(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> Response:
     """Go on with a text, with every field that a line of a batch may have."""
     return await _generate(request, COMPLETION_ENDPOINT, idempotency_key)
 
@@ -67,18 +74,48 @@ async def read_object(request: Request) -> tuple[dict[str, Any], int]:
     return values, len(data)
 
 
-async def _generate(request: Request, endpoint: str, idempotency_key: str | None) -> JSONResponse:
+async def _generate(request: Request, endpoint: str, idempotency_key: str | None) -> Response:
     context: Context = request.app.state.context
     body, size = await read_object(request)
+    is_streamed, has_usage = body.get("stream") is True, _has_usage(body)
+    if is_streamed:
+        del body["stream"]
     call = Call(endpoint, body, size, request.state.owner, idempotency_key)
+    if is_streamed:
+        events = stream_answer(request, context, call, has_usage=has_usage)
+        # A request that fails before its answer begins is refused with a status of its own.
+        first = await anext(events, b"")
+        return StreamingResponse(_all_of(first, events), media_type="text/event-stream", headers=_STREAM_HEADERS)
     with context.open_requests.one(call.owner):
         await run_in_threadpool(context.workers.require_one)
         job_id = await run_in_threadpool(context.interactive.store, call)
+        await run_in_threadpool(context.interactive.publish, job_id)
         if not await _ended(request, context, job_id, may_cancel=idempotency_key is None):
             return JSONResponse({}, status_code=499)  # the client has gone, and nobody reads this
         return JSONResponse(
             await run_in_threadpool(context.interactive.answer, job_id), headers={"X-Request-Id": f"req_{job_id}"}
         )
+
+
+async def _all_of(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in events:
+        yield piece
+
+
+def _has_usage(body: dict[str, Any]) -> bool:
+    """Whether the client wants the number of tokens behind a streamed answer.
+
+    Raises:
+        Problem: ``stream_options`` is not an object.
+    """
+    options = body.get("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, dict) or body.get("stream") is not True:
+        reason = "belongs to a streamed answer" if isinstance(options, dict) else "is not an object"
+        raise Problem(400, f"stream_options: {reason}; leave it out", param="stream_options", code="invalid_request")
+    return options.get("include_usage") is True
 
 
 async def _ended(request: Request, context: Context, job_id: int, *, may_cancel: bool) -> bool:

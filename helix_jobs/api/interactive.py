@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_KEY_CHARS: Final = 200
+# What is asked about an answer beside its text is known with the stored answer.
+_WHOLE: Final = ("echo", "logprobs", "prompt_logprobs", "top_logprobs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,12 @@ class Interactive:
         # kombu's connection serves one thread at a time.
         self._lock = threading.Lock()
 
-    def store(self, call: Call) -> int:
-        """Check a request, store it and publish its job; returns the job's id.
+    def store(self, call: Call, listener: str | None = None) -> int:
+        """Check a request and store it; returns the job's id.
+
+        Args:
+            call: The request.
+            listener: Who reads the answer while it grows; see ``token_channel``.
 
         Raises:
             InvalidFieldError: The request is wrong; names the field, the reason and the remedy.
@@ -82,6 +88,8 @@ class Interactive:
         """
         line = {"method": "POST", "url": call.endpoint, "body": call.body, "priority": MAX_PRIORITY}
         job = parse_job(line, self._sampling, self._limits, line=1, size=call.size)
+        if listener is not None and _may_grow(job.request):
+            job.request["stream"] = listener
         now = datetime.now(UTC)
         batch = NewBatch(
             id=new_batch_id(now),
@@ -90,9 +98,7 @@ class Interactive:
             idempotency_key=_stored_key(call),
             interactive=True,
         )
-        job_id = self._database.transact(lambda c: store_request(c, batch, job))
-        self._publish(job_id)
-        return job_id
+        return self._database.transact(lambda c: store_request(c, batch, job))
 
     def answer(self, job_id: int) -> dict[str, Any]:
         """The answer of an ended job, as OpenAI's body.
@@ -129,8 +135,8 @@ class Interactive:
                 self._publisher.close()
                 self._publisher = None
 
-    def _publish(self, job_id: int) -> None:
-        """Send the job's message. Where that fails, a worker sends it some seconds later."""
+    def publish(self, job_id: int) -> None:
+        """Send the job's message. Where that fails, a worker sends it some seconds later. Raises no HelixError."""
         try:
             with self._lock:
                 if self._publisher is None:
@@ -150,6 +156,12 @@ class Interactive:
         if self._settings.redis_url is None and not EmbeddedBroker(self._settings.home).is_running():
             return None
         return CeleryPublisher(broker_url(self._settings), read_queue_names(self._database))
+
+
+def _may_grow(request: Mapping[str, Any]) -> bool:
+    """Whether the answer can be read while it grows; others come whole at their end."""
+    sampling = request["sampling"]
+    return "score_choices" not in request and not any(sampling.get(name) for name in _WHOLE)
 
 
 def _stored_key(call: Call) -> str | None:

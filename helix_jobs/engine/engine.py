@@ -28,6 +28,7 @@ from helix_jobs.engine.stats import StepStatistics
 from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.engine.text.final_result import final_result
 from helix_jobs.engine.text.final_text import apply_stop_strings
+from helix_jobs.engine.text.partial_text import UnfinishedOutput, unfinished_outputs
 from helix_jobs.errors import (
     EngineBrokenError,
     EngineError,
@@ -35,13 +36,12 @@ from helix_jobs.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.config import CacheConfig, EngineConfig
     from helix_jobs.engine.loaded_models import LoadedModels
     from helix_jobs.engine.protocol import EngineCounters, EngineInfo
-    from helix_jobs.engine.request import EncodedRequest
     from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.speculation.depth.costs import CostProfile
@@ -224,8 +224,11 @@ class Engine:
 
     def running(self) -> list[str]:
         """Ids of the requests with a choice in the batch: admitted, and neither ended nor preempted."""
-        ids = self._choices.request_ids(self._scheduler.active)
-        return list(dict.fromkeys(map(self._scorings.owner, ids)))
+        return list(dict.fromkeys(map(self._scorings.owner, self._choices.request_ids(self._scheduler.active))))
+
+    def partials(self) -> Iterator[UnfinishedOutput]:
+        """The unfinished outputs that the last step has lengthened, of requests with a ``stream``."""
+        return unfinished_outputs((one.sequence for one in self.emitted), self._codec, self._chat_forms)
 
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.adapter_choice import chosen_adapter
 from helix_jobs.engine.choices import joined
+from helix_jobs.engine.fake_faults import FakeFaults
 from helix_jobs.engine.fake_logprobs import fake_logprobs, fake_scores
+from helix_jobs.engine.partial_output import PartialText
 from helix_jobs.engine.protocol import EngineCounters, EngineInfo
 from helix_jobs.engine.request import EncodedRequest, FinishReason, GenerationResult, Request
 from helix_jobs.errors import EngineError, PromptTooLongError
@@ -26,30 +28,6 @@ DICE: Final = "{dice}"
 _FACES: Final = 6
 # Fraction of a step's time that the fake engine reports as drafting.
 _DRAFT_SHARE: Final = 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FakeFaults:
-    """Texts that make the fake engine misbehave when a prompt contains them. Empty texts never match.
-
-    Attributes:
-        fail: The request alone ends with an EngineError.
-        hang: The request is admitted and never ends.
-        crash: ``step`` raises while the request is in the batch.
-        stall: ``step`` does not return while the request is in the batch (until ``close``).
-        die: The process exits in the middle of a step, without any clean-up.
-    """
-
-    fail: str = ""
-    hang: str = ""
-    crash: str = ""
-    stall: str = ""
-    die: str = ""
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> FakeFaults:
-        """Read ``HELIX_FAKE_FAIL``, ``_HANG``, ``_CRASH``, ``_STALL`` and ``_DIE``."""
-        return cls(**{name: environment.get(f"HELIX_FAKE_{name.upper()}", "") for name in cls.__slots__})
 
 
 def fake_output(
@@ -72,6 +50,18 @@ class _EncodedText(EncodedRequest):
 
     text: str
     has_constraint: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EmittedWords:
+    """The words of an output so far; satisfies ``PartialOutput``."""
+
+    request: EncodedRequest
+    words: tuple[str, ...]
+
+    def read(self) -> PartialText:
+        """The words as a text."""
+        return PartialText(" ".join(self.words))
 
 
 @dataclass(slots=True, eq=False)
@@ -207,6 +197,7 @@ class FakeEngine:
             text=text if words is whole else " ".join(words),
             has_constraint=request.constraint is not None,
             adapter=adapter,
+            stream=request.stream,
         )
 
     def add_request(self, request: EncodedRequest) -> None:
@@ -274,6 +265,11 @@ class FakeEngine:
         )
         ended, self._ended = self._ended, []
         return ended
+
+    def partials(self) -> list[EmittedWords]:
+        """The unfinished outputs of requests with a ``stream``."""
+        begun = (one for one in self._sequences if one.emitted and one.request.stream is not None)
+        return [EmittedWords(one.request, one.words[: one.emitted]) for one in begun]
 
     def running(self) -> list[str]:
         """Ids of the requests with a choice in the batch."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Protocol, Self
 from helix_jobs.token_counts import TokenCounts
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
+    from helix_jobs.engine.partial_output import PartialOutput
     from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request
 
 
@@ -128,6 +129,9 @@ class EngineProtocol(Protocol):
 
     def step(self) -> list[GenerationResult]:
         """Run one step of the batch and return the results of the requests that ended."""
+
+    def partials(self) -> Iterable[PartialOutput]:
+        """The unfinished outputs that the last step has lengthened, of requests with a ``stream``."""
 
     def abort(self, request_id: str) -> None:
         """End a request; the next ``step`` returns its result (``aborted``). Unknown ids are ignored."""

@@ -63,6 +63,7 @@ class Request:
         constraint: The form that the answer must have; None for any.
         adapter: The adapter that answers; None for none, unless ``model`` names one.
         model: The model that the line names. Only the name of an adapter has a meaning.
+        stream: Where the growing answer is read; None for nowhere. The engine only hands it on.
     """
 
     request_id: str
@@ -80,6 +81,7 @@ class Request:
     constraint: Constraint | None = None
     adapter: str | None = None
     model: str | None = None
+    stream: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +110,7 @@ class EncodedRequest:
         max_reasoning_tokens: Most tokens of thinking; None for any number.
         tools: The functions that the answer may call.
         adapter: The name of the adapter that answers; None for the model itself.
+        stream: The request's own.
     """
 
     request_id: str
@@ -129,6 +132,7 @@ class EncodedRequest:
     max_reasoning_tokens: int | None = None
     tools: ToolUse | None = None
     adapter: str | None = None
+    stream: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

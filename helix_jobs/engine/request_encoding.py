@@ -95,6 +95,7 @@ class RequestEncoding:
             max_reasoning_tokens=None if request.reasoning is None else request.reasoning.max_tokens,
             tools=request.tools,
             adapter=adapter,
+            stream=request.stream,
         )
 
     def _forced_call(self, request: Request) -> Constraint | None:

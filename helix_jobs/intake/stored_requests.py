@@ -57,6 +57,7 @@ def to_engine_request(job_id: int, stored: object) -> Request:
         constraint=None if constraint is None else Constraint.from_mapping(constraint),
         adapter=_name(stored, "adapter"),
         model=_name(stored, "model"),
+        stream=_name(stored, "stream"),
     )
 
 

@@ -34,7 +34,9 @@ def store_request(c: Connection, batch: NewBatch, job: NewJob) -> int:
         IdempotencyConflictError: The key names a batch with another content.
     """
     found = stored.create_batch(c, batch)
-    digest = sha256(compact_json([job.priority, job.request]).encode()).hexdigest()
+    # Who reads the answer while it grows is no part of what is asked.
+    asked = {name: value for name, value in job.request.items() if name != "stream"}
+    digest = sha256(compact_json([job.priority, asked]).encode()).hexdigest()
     if found.total is None:
         job.seed_from(found.id)
         stored.insert_jobs(c, found.id, [job], datetime.now(UTC))

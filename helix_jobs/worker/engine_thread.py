@@ -23,8 +23,9 @@ from helix_jobs.exhaustion import explain_exhaustion, is_exhaustion, is_shortage
 from helix_jobs.observability.rounds import Rounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from helix_jobs.engine.partial_output import PartialOutput
     from helix_jobs.engine.protocol import EngineCounters, EngineProtocol
     from helix_jobs.engine.request import EncodedRequest, GenerationResult
 
@@ -68,6 +69,16 @@ class RunRecorder(Protocol):
         """A run has ended, ``idle_seconds`` ago."""
 
 
+class GrowthReader(Protocol):
+    """Is shown answers while they grow; called by the engine thread alone and never waits."""
+
+    def take(self, partials: Iterable[PartialOutput]) -> None:
+        """These answers have grown."""
+
+    def forget(self, request_id: str) -> None:
+        """A request with a ``stream`` has ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class Generated:
     """The engine has ended a request in this run."""
@@ -109,6 +120,7 @@ class EngineThread:
         rounds: Counts this thread's rounds, one between two steps, for the dead man's switch.
         job_timeout: Seconds of steps a request may take part in; then it is aborted and fails. Waiting for a slot, or
             after a preemption, does not count. None: no limit.
+        growth: Is shown answers while they grow; None where nobody reads them.
     """
 
     def __init__(
@@ -119,8 +131,10 @@ class EngineThread:
         *,
         job_timeout: float | None = None,
         rounds: Rounds | None = None,
+        growth: GrowthReader | None = None,
     ) -> None:
         self._engine = engine
+        self._growth = growth
         self._rounds = rounds or Rounds()
         self._recorder = recorder
         self._on_broken = on_broken
@@ -260,6 +274,8 @@ class EngineThread:
         if message is None:
             return None
         self._num_choices -= message.request.sampling_params.n
+        if message.request.stream is not None and self._growth is not None:
+            self._growth.forget(request_id)
         return message.settle
 
     def _step(self) -> None:
@@ -290,6 +306,8 @@ class EngineThread:
             settle = self._let_go(result.request_id)
             if settle is not None:
                 settle(Generated(result, self._run))
+        if self._growth is not None:
+            self._growth.take(self._engine.partials())
         self._enforce_deadline(self._busy_at - now)
 
     def _enforce_deadline(self, step_seconds: float) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.records import ClaimedJob
     from helix_jobs.worker.counters import WorkerCounters
+    from helix_jobs.worker.engine_thread import GrowthReader
     from helix_jobs.worker.job_endings import Ending
     from helix_jobs.worker.runs import Writer
 
@@ -56,6 +57,7 @@ class WorkerService:
         gate: Jobs pass it before they are claimed.
         encoder: Encodes stored requests for the engine.
         rounds: Counts the rounds of the engine's thread for the dead man's switch.
+        growth: Is shown answers while they grow.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class WorkerService:
         gate: JobGate | None = None,
         encoder: RequestEncoder | None = None,
         rounds: Rounds | None = None,
+        growth: GrowthReader | None = None,
     ) -> None:
         self.worker_id = worker_id
         self._database = database
@@ -81,7 +84,12 @@ class WorkerService:
         self._on_broken = on_broken
         self._grace = grace
         self._engine_thread = EngineThread(
-            engine, DatabaseRunRecorder(writer, worker_id), on_broken, job_timeout=job_timeout, rounds=rounds
+            engine,
+            DatabaseRunRecorder(writer, worker_id),
+            on_broken,
+            job_timeout=job_timeout,
+            rounds=rounds,
+            growth=growth,
         )
         self._jobs = ActiveJobs()
         self._gate = gate or JobGate()

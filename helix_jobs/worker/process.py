@@ -31,6 +31,7 @@ from helix_jobs.engine.loading.open_engine import device_name, load_engine
 from helix_jobs.errors import HelixError
 from helix_jobs.observability.rounds import Rounds
 from helix_jobs.redaction import redact
+from helix_jobs.redis_url import MEMORY_URL
 from helix_jobs.storage import retries
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.group_commit import GroupCommitWriter
@@ -38,6 +39,7 @@ from helix_jobs.storage.migration import ensure_schema
 from helix_jobs.storage.process_identity import here
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 from helix_jobs.worker import ending, engine_thread, moot_messages
+from helix_jobs.worker.answer_streams import AnswerStreams
 from helix_jobs.worker.audit import read_known_ids
 from helix_jobs.worker.banner import WorkerBanner
 from helix_jobs.worker.consumer_loop import ConsumerLoop
@@ -218,6 +220,7 @@ class _Worker:
             job_timeout=self._settings.job_timeout,
             gate=JobGate(self._time_limits.solitude),
             rounds=rounds,
+            growth=self._answer_streams(),
         )
         self.ending.bind(self._service, writer)
         self._watchdog = Watchdog(
@@ -301,6 +304,14 @@ class _Worker:
                 send_again(stranded, self._database, lambda c: retries.reclaim(c, self._worker_id, datetime.now(UTC)))
             except HelixError as error:
                 logger.warning("this worker's leases stay until another worker reclaims them: %s", error)
+
+    def _answer_streams(self) -> AnswerStreams | None:
+        """What shows growing answers to servers; a broker in this process's memory has no listeners."""
+        if self._publisher.url == MEMORY_URL:
+            return None
+        streams = AnswerStreams(CeleryPublisher(self._publisher.url, self._names))
+        self._stack.callback(streams.close)
+        return streams
 
     def _keep_broker(self) -> None:
         if self._embedded is not None and revive_broker(self._database, self._embedded):

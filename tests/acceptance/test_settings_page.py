@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helix_jobs.engine.fake_engine import FakeFaults
+from helix_jobs.engine.fake_faults import FakeFaults
 from helix_jobs.setting import Choice, WholeNumber
 from helix_jobs.settings import SETTINGS, Settings
 from tests.acceptance.commands import COMMANDS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from helix_jobs.engine.matcher import GrammarError
 from helix_jobs.engine.reasoning import Phase, place_of, reasoning_end
@@ -54,8 +54,24 @@ def apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int)
     return num_dropped
 
 
+class Output(Protocol):
+    """What is read of an output: a sequence, or what stands for one."""
+
+    @property
+    def request(self) -> EncodedRequest:
+        """What was asked for."""
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """The tokens."""
+
+    @property
+    def stopped_text(self) -> str | None:
+        """The answer before a stop string; None without one."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class Answer:
     """The parts of an output; see ``GenerationResult``."""
 
     text: str = ""
@@ -74,10 +90,7 @@ def result_of(sequence: Sequence, codec: TextCodec, forms: ChatForms | None = No
     Raises:
         Exception: The output cannot be decoded.
     """
-    if forms is not None and forms.has_channels and sequence.request.is_chat:
-        answer, found = _read_messages(sequence, codec)
-    else:
-        answer, found = _with_calls(sequence, _read(sequence, codec), codec, None if forms is None else forms.calls)
+    answer, found = read_answer(sequence, codec, forms)
     tools = sequence.request.tools
     # Trade-off: where one call was asked for, the first stays and the others go; refusing the answer would lose it.
     calls = _named(sequence, found if tools is None or tools.is_parallel else found[:1])
@@ -91,9 +104,18 @@ def result_of(sequence: Sequence, codec: TextCodec, forms: ChatForms | None = No
     return replace(result, finish_reason=FinishReason.TOOL_CALLS) if is_call else result
 
 
-def _with_calls(
-    sequence: Sequence, answer: _Answer, codec: TextCodec, call_form: str | None
-) -> tuple[_Answer, list[Call]]:
+def read_answer(output: Output, codec: TextCodec, forms: ChatForms | None) -> tuple[Answer, list[Call]]:
+    """The answer, the thinking and the calls of an output, which may be unfinished.
+
+    Raises:
+        Exception: The output cannot be decoded.
+    """
+    if forms is not None and forms.has_channels and output.request.is_chat:
+        return _read_messages(output, codec)
+    return _with_calls(output, _read(output, codec), codec, None if forms is None else forms.calls)
+
+
+def _with_calls(sequence: Output, answer: Answer, codec: TextCodec, call_form: str | None) -> tuple[Answer, list[Call]]:
     """The answer's words and its calls, which stand in its text."""
     tools = sequence.request.tools
     if tools is None or call_form is None:
@@ -104,7 +126,7 @@ def _with_calls(
     return (replace(answer, text=words), found) if found else (answer, [])
 
 
-def _read_messages(sequence: Sequence, codec: TextCodec) -> tuple[_Answer, list[Call]]:
+def _read_messages(sequence: Output, codec: TextCodec) -> tuple[Answer, list[Call]]:
     """The parts of an answer in messages, each of which has a channel."""
     request, output_ids = sequence.request, sequence.output_token_ids
     messages = messages_of(parts_of(output_ids, codec), continues=request.reasoning is None)
@@ -123,21 +145,21 @@ def _read_messages(sequence: Sequence, codec: TextCodec) -> tuple[_Answer, list[
             if not message.is_thought and not (calls and message.function is not None)
         ]
         text = words[0] if len(words) == 1 else "\n".join(filter(None, (word.strip() for word in words)))
-    return _Answer(text, thinking.strip("\n") or None, num_thought), calls
+    return Answer(text, thinking.strip("\n") or None, num_thought), calls
 
 
-def _read(sequence: Sequence, codec: TextCodec) -> _Answer:
+def _read(sequence: Output, codec: TextCodec) -> Answer:
     form, output_ids = sequence.request.reasoning, sequence.output_token_ids
     if form is None:
         if sequence.stopped_text is not None:
-            return _Answer(sequence.stopped_text)
-        return _Answer(codec.decode(output_ids, context_of(sequence.request, codec)))
+            return Answer(sequence.stopped_text)
+        return Answer(codec.decode(output_ids, context_of(sequence.request, codec)))
     place = place_of(output_ids, form)
     if place.phase is Phase.UNDECIDED or (place.phase is Phase.ANSWER and not place.answer):
         text = sequence.stopped_text
         if text is None:
             text = codec.decode(output_ids, context_of(sequence.request, codec))
-        return _Answer(text, reasoning_tokens=0)
+        return Answer(text, reasoning_tokens=0)
     thought = _thought_ids(output_ids, place, sequence.request)
     rest = "" if place.phase is Phase.THINKING else codec.decode(output_ids[place.answer :])
     if form.is_spelt:  # the end may begin and end within a token
@@ -149,7 +171,7 @@ def _read(sequence: Sequence, codec: TextCodec) -> _Answer:
     if sequence.stopped_text is not None:
         rest = sequence.stopped_text
     # Templates write these line breaks around the thinking; they belong to neither part.
-    return _Answer(rest.lstrip("\n"), reasoning.strip("\n") or None, len(thought))
+    return Answer(rest.lstrip("\n"), reasoning.strip("\n") or None, len(thought))
 
 
 def context_of(request: EncodedRequest, codec: TextCodec) -> Context | None:
@@ -162,7 +184,7 @@ def _thought_ids(output_ids: list[int], place: Place, request: EncodedRequest) -
     return output_ids[place.start : place.stop][: request.max_reasoning_tokens]
 
 
-def answer_ids(sequence: Sequence) -> list[int]:
+def answer_ids(sequence: Output) -> list[int]:
     """Output tokens behind the thinking; none while the model thinks."""
     form, output_ids = sequence.request.reasoning, sequence.output_token_ids
     if form is None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helix_jobs.engine.fake_engine import FakeEngine, FakeFaults, fake_output
+from helix_jobs.engine.fake_engine import FakeEngine, fake_output
+from helix_jobs.engine.fake_faults import FakeFaults
 from helix_jobs.engine.request import FinishReason, GenerationResult, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.score_choices import ScoreChoices

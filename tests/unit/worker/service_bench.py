@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from helix_jobs.engine.fake_engine import FakeEngine, FakeFaults
+from helix_jobs.engine.fake_engine import FakeEngine
+from helix_jobs.engine.fake_faults import FakeFaults
 from helix_jobs.new_job import NewJob
 from helix_jobs.storage import batches
 from helix_jobs.storage.group_commit import GroupCommitWriter

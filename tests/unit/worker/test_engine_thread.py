@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helix_jobs.engine.fake_engine import FakeEngine, FakeFaults
+from helix_jobs.engine.fake_engine import FakeEngine
+from helix_jobs.engine.fake_faults import FakeFaults
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import EngineBrokenError, ExhaustedError, InvalidRequestError

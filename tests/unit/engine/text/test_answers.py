@@ -9,6 +9,7 @@ import pytest
 from helix_jobs.engine.chat_options import ReasoningOptions, ToolUse
 from helix_jobs.engine.grammar.grammars import Grammars
 from helix_jobs.engine.grammar.vocabulary import TokenTable
+from helix_jobs.engine.partial_output import PartialText
 from helix_jobs.engine.request import EncodedRequest, FinishReason, Request
 from helix_jobs.engine.request_encoding import RequestEncoding
 from helix_jobs.engine.sampling_params import SamplingParams
@@ -19,6 +20,7 @@ from helix_jobs.engine.text.chat_forms import chat_forms
 from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.engine.text.encoded_prompt import Thinking
 from helix_jobs.engine.text.final_text import apply_stop_strings, result_of
+from helix_jobs.engine.text.partial_text import UnfinishedOutput
 from helix_jobs.engine.text.prompt_encoder import PromptEncoder
 from helix_jobs.engine.text.stop_strings import StopStringWatch
 from helix_jobs.errors import InvalidRequestError
@@ -72,15 +74,25 @@ class Served:
             if stop
             else None
         )
+        params = dataclasses.replace(request.sampling_params, stop=tuple(stop))
+        streamed, shown = dataclasses.replace(request, sampling_params=params), PartialText()
         for token_id in self.ids(text):
             sequence.commit([token_id], 0.0)
             if watch is not None and apply_stop_strings(sequence, watch, 1):
                 break
             if sequence.finish_reason is not None:
                 break
+            now = UnfinishedOutput(streamed, sequence.output_token_ids, self.codec, self.forms).read()
+            assert now.text.startswith(shown.text), "what was shown stays"
+            assert now.reasoning.startswith(shown.reasoning), "what was shown stays"
+            shown = now
         if sequence.finish_reason is None:
             sequence.finish(reason)
-        return result_of(sequence, self.codec, self.forms)
+        result = result_of(sequence, self.codec, self.forms)
+        assert result.output_text.startswith(shown.text), "what was shown is the answer's beginning"
+        assert (result.reasoning_text or "").startswith(shown.reasoning), "what was shown is the thinking's beginning"
+        self.shown = shown
+        return result
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +134,22 @@ def test_thinking_stands_apart_from_the_answer(served, kind):
     assert result.finish_reason is FinishReason.STOP
     assert result.output_token_ids == tuple(served[kind].ids(OUTPUTS[kind]))
     assert len("hm é".encode()) <= result.reasoning_tokens <= len("\nhm é\n".encode())
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_an_answer_is_shown_while_it_grows(served, kind):
+    served[kind].answer(OUTPUTS[kind] + " und mehr", **asked_to_think(kind))
+    assert served[kind].shown == PartialText("Elbe é und mehr", "hm é")
+    served[kind].answer(OUTPUTS[kind] + " und ", stop=(" und mehr", "x"), **asked_to_think(kind))
+    assert served[kind].shown == PartialText("Elbe é", "hm é"), "what may begin a stop string waits"
+    whole = OUTPUTS[kind]
+    served[kind].answer(whole[: whole.index("hm") + 2], **asked_to_think(kind))
+    assert served[kind].shown == PartialText("", "hm")
+
+
+def test_nothing_is_shown_that_may_be_a_call(served):
+    served["tokens"].answer("Let me wait." + CALL, tools=TOOLS)
+    assert served["tokens"].shown == PartialText()
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
