@@ -56,6 +56,9 @@ FAMILIES: Final[dict[tuple[str, str | None], GgufFamily]] = {
 # Architectures, as files name them, of families that are served from safetensors.
 SERVED_OTHERWISE: Final = frozenset({"gptj"})  # llama.cpp has a name for it, and writes no such files
 
+# Further families that files name as another one, which computes the same.
+SAID_AS: Final = {"iquestcoder": "llama", "internlm3": "llama", "mistral": "llama", "glm4_moe_lite": "deepseek2"}
+
 
 def family_of(architecture: str, settings: Mapping[str, Any], tensors: Container[str] = ()) -> GgufFamily:
     """The family of a file.
@@ -79,4 +82,10 @@ def family_of(architecture: str, settings: Mapping[str, Any], tensors: Container
 
 def gguf_model_types() -> frozenset[str]:
     """Transformers' names of the families that are served from GGUF files."""
-    return frozenset(family.model_type for family in FAMILIES.values())
+    return frozenset(SAID_AS) | {family.model_type for family in FAMILIES.values()}
+
+
+def gguf_architectures(model_type: str) -> frozenset[str]:
+    """What a family's files may name it; empty if it is served from safetensors alone."""
+    said = {SAID_AS[model_type]} if model_type in SAID_AS else set()
+    return frozenset(said | {name for (name, _), family in FAMILIES.items() if family.model_type == model_type})

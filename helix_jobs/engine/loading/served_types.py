@@ -21,7 +21,7 @@ class ServedType:
     Attributes:
         model_type: Its name in config.json.
         class_name: Its name in config.json's ``architectures``.
-        from_gguf: Whether it is served from a ``.gguf`` file, too.
+        from_gguf: Whether it is served from a ``.gguf`` file, too; such a file holds the language model alone.
     """
 
     model_type: str
@@ -32,8 +32,11 @@ class ServedType:
 def served_types() -> list[ServedType]:
     """Every model type that is served; the last are checkpoints that also read images, served for text."""
     from_gguf = gguf_model_types()
-    classes = SUPPORTED_MODEL_TYPES | {kind: tower.class_name for kind, tower in TEXT_TOWERS.items()}
-    return [ServedType(kind, name, kind in from_gguf) for kind, name in classes.items()]
+    served = [ServedType(kind, name, kind in from_gguf) for kind, name in SUPPORTED_MODEL_TYPES.items()]
+    return served + [
+        ServedType(kind, tower.class_name, not from_gguf.isdisjoint(tower.families.values()))
+        for kind, tower in TEXT_TOWERS.items()
+    ]
 
 
 def types_not_served() -> Mapping[str, str]:

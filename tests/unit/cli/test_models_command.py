@@ -13,7 +13,7 @@ import torch
 from helix_jobs.doctor import model_report
 from helix_jobs.doctor.model_report import Place
 from helix_jobs.engine.devices import devices
-from helix_jobs.engine.loading.gguf_registry import FAMILIES
+from helix_jobs.engine.loading.gguf_registry import FAMILIES, SAID_AS
 from helix_jobs.engine.loading.model_sizes import model_sizes
 from helix_jobs.engine.loading.served_types import types_not_served
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
@@ -58,7 +58,10 @@ def test_types_come_from_the_tables_that_decide(helix):
     assert {one["model_type"]: one["reason"] for one in shown["not_served"]} == types_not_served()
     assert not {one["model_type"] for one in shown["served"]} & types_not_served().keys()
     from_gguf = {one["model_type"] for one in shown["served"] if one["from_gguf"]}
-    assert from_gguf == {family.model_type for family in FAMILIES.values()} | {"mistral"}
+    families = {family.model_type for family in FAMILIES.values()} | set(SAID_AS)
+    readers = {kind for kind, tower in TEXT_TOWERS.items() if families & set(tower.families.values())}
+    assert from_gguf == families | readers
+    assert {"mistral3", "qwen3_vl"} <= readers
     assert {"llama", "mixtral", "qwen2_moe", "olmoe", "phi3", "gemma3_text"} <= from_gguf
     lines = helix("models").output.splitlines()
     assert lines[0].split() == ["SERVED", "CLASS", "FROM"]
