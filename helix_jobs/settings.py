@@ -246,6 +246,10 @@ class Settings:
         default=1000,
         metadata=declared(WholeNumber(1, 100_000), "Requests that may wait for answers of serve at once."),
     )
+    max_upload_mb: int = field(
+        default=512,
+        metadata=declared(WholeNumber(1, 100_000), "Megabytes of a file that serve takes; a larger one is refused."),
+    )
     request_retention: int = field(
         default=24,
         metadata=declared(WholeNumber(0, 876_000), "Hours after which serve removes answered requests; 0 keeps them."),

@@ -11,10 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from helix_jobs._version import __version__
-from helix_jobs.api import generation, health, models
+from helix_jobs.api import batches, files, generation, health, models
 from helix_jobs.api.figures import Counted
-from helix_jobs.api.guards import Guard
+from helix_jobs.api.guards import MAX_BODY_BYTES, Guard
 from helix_jobs.api.problems import Problem, error_object, problem_of
+from helix_jobs.api.uploads import max_upload_bytes
 from helix_jobs.errors import HelixError
 
 if TYPE_CHECKING:
@@ -33,13 +34,18 @@ def create_app(context: Context) -> FastAPI:
     """Build the application. Its routes find the context at ``app.state.context``."""
     app = FastAPI(title="Helix", version=__version__, description=_DESCRIPTION, redoc_url=None)
     app.state.context = context
-    for router in (generation.router, models.router, health.router):
+    for router in (generation.router, files.router, batches.router, models.router, health.router):
         app.include_router(router)
     app.add_exception_handler(Problem, _refused)
     app.add_exception_handler(HelixError, _failed)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _unrouted)
-    app.add_middleware(Guard, access=context.access)
+    upload_bytes = max_upload_bytes(context.settings.max_upload_mb)
+
+    def limit_of(path: str) -> int:
+        return upload_bytes if path == files.FILES_PATH else MAX_BODY_BYTES
+
+    app.add_middleware(Guard, access=context.access, limit_of=limit_of)
     app.add_middleware(Counted, figures=context.figures)
     return app
 

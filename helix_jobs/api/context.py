@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from helix_jobs.api.access import Access
+from helix_jobs.api.batch_intake import BatchIntake
 from helix_jobs.api.figures import Figures
 from helix_jobs.api.growth_feed import GrowthFeed
 from helix_jobs.api.interactive import Interactive
 from helix_jobs.api.job_watch import JobWatch
 from helix_jobs.api.open_requests import OpenRequests
 from helix_jobs.api.retention import Retention
+from helix_jobs.api.thought import Thought
 from helix_jobs.api.workers import Workers
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class Context:
     workers: Workers
     retention: Retention
     figures: Figures
+    intake: BatchIntake
+    thought: Thought
 
     @classmethod
     def of(cls, settings: Settings, database: Database) -> Self:
@@ -54,10 +58,13 @@ class Context:
             workers=Workers(database, database.time_limits.lease),
             retention=Retention(database, settings.request_retention),
             figures=Figures(lambda: open_requests.total),
+            intake=BatchIntake(settings, database),
+            thought=Thought(database),
         )
 
     def close(self) -> None:
         """End the threads and close the connections."""
+        self.intake.close()
         self.watch.close()
         self.feed.close()
         self.retention.close()

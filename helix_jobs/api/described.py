@@ -65,6 +65,52 @@ def _body(required: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": content}}}}
 
 
+_EXPIRY: Final = {
+    "type": "object",
+    "required": ["anchor", "seconds"],
+    "properties": {
+        "anchor": {"const": "created_at"},
+        "seconds": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+    },
+}
+UPLOAD_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["purpose", "file"],
+                    "properties": {
+                        "purpose": {"const": "batch"},
+                        "file": {"type": "string", "format": "binary", "description": "OpenAI Batch lines."},
+                        "expires_after": _EXPIRY,
+                    },
+                }
+            }
+        },
+    }
+}
+BATCH_BODY: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["input_file_id", "endpoint", "completion_window"],
+                    "properties": {
+                        "input_file_id": {"type": "string"},
+                        "endpoint": {"enum": [CHAT_ENDPOINT, COMPLETION_ENDPOINT]},
+                        "completion_window": {"type": "string", "description": "Hours or days: 24h, 7d."},
+                        "metadata": {"type": ["object", "null"], "description": "Up to 16 pairs of texts."},
+                        "output_expires_after": _EXPIRY,
+                    },
+                }
+            }
+        },
+    }
+}
 GENERATION_BODIES: Final = {
     CHAT_ENDPOINT: _body("messages", {"type": "array", "items": {"type": "object"}, "minItems": 1}),
     COMPLETION_ENDPOINT: _body("prompt", {"type": ["string", "array"]}),

@@ -71,9 +71,9 @@ def purge(
 ) -> None:
     """Remove ended batches for good, with their prompts, answers and idempotency keys.
 
-    Name batches, or give an age. With an age alone, rows of stopped workers and files under HELIX_HOME (logs, compiled
-    kernels, profiles, what a broker left) that are as old go too. What waits or runs is never touched. Interrupted, it
-    is finished by the next purge.
+    Name batches, or give an age. With an age alone, rows of stopped workers, files that were uploaded over HTTP, and
+    files under HELIX_HOME (logs, compiled kernels, profiles, what a broker left) that are as old go too. What waits or
+    runs is never touched. Interrupted, it is finished by the next purge.
     """
     if states and older_than is None:
         raise click.UsageError("--state belongs to --older-than.")
@@ -168,6 +168,8 @@ class _Report:
         if purged.runs or purged.workers:
             rows = f"{counted(purged.runs, 'run')} and {counted(purged.workers, 'stopped worker')}"
             click.echo(f"{what}: the rows of {rows}.")
+        if purged.uploads:
+            click.echo(f"{what}: {counted(purged.uploads, 'uploaded file')}.")
         if self.files:
             size = data_size(sum(file.bytes for file in self.files))
             click.echo(f"{what}: {counted(len(self.files), 'file')} under HELIX_HOME ({size}).")
@@ -194,7 +196,7 @@ def _show(plan: PurgePlan, files: list[HomeFile]) -> None:
         click.echo(f"  what an interrupted purge left of {counted(len(plan.begun), 'batch', 'batches')}", err=True)
     if plan.before is not None:
         size = data_size(sum(file.bytes for file in files))
-        rest = f"{counted(len(files), 'file')} under HELIX_HOME ({size}), and old rows of stopped workers"
+        rest = f"{counted(len(files), 'file')} under HELIX_HOME ({size}), old rows of stopped workers, and old uploads"
         click.echo(f"  {rest}", err=True)
 
 

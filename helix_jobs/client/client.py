@@ -340,7 +340,8 @@ class HelixClient:
 
         Args:
             batch_ids: Batches to remove.
-            older_than: Also remove batches that ended longer ago; without ``only``, rows of stopped workers too.
+            older_than: Also remove batches that ended longer ago; without ``only``, rows of stopped workers and files
+                that were uploaded over HTTP too.
             only: Of the batches of that age, those with one of these outcomes: ``succeeded`` (every job), ``failed`` or
                 ``cancelled`` (some job), ``unfinished`` (the submission).
             dry_run: Return the amounts, but remove nothing.

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import NotEndedError, NotFoundError
-from helix_jobs.storage import purging, status
+from helix_jobs.storage import api_batches, api_files, purging, status
 from helix_jobs.storage.sqlite_space import free_room, give_back, rewrite
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Purged:
         bytes: Size of requests, error messages, and answers with their reasoning, calls, scores and log probabilities.
         runs: Rows of runs without remaining results.
         workers: Rows of stopped workers without remaining runs.
+        uploads: Files that were uploaded over HTTP.
         given_back: Bytes by which SQLite's file shrank.
         kept_free_bytes: Free bytes that stay in SQLite's file; set at the end.
     """
@@ -56,6 +57,7 @@ class Purged:
     bytes: int = 0
     runs: int = 0
     workers: int = 0
+    uploads: int = 0
     given_back: int = 0
     kept_free_bytes: int = 0
 
@@ -67,7 +69,8 @@ class PurgePlan:
     Attributes:
         batches: Ended batches, oldest first.
         begun: Ids of batches that an interrupted purge left half removed.
-        before: Also remove runs and workers that ended before this time; None keeps them.
+        before: Also remove runs and workers that ended before this time, files that were uploaded before, and batches
+            over HTTP that ended before without jobs; None keeps them.
     """
 
     batches: tuple[EndedBatch, ...]
@@ -189,6 +192,7 @@ def purge(
             done = replace(done, runs=done.runs + count)
         while count := database.transact(lambda c: purging.purge_workers(c, before, ROWS)):
             done = replace(done, workers=done.workers + count)
+        done = _remove_uploads(database, before, done)
     done = replace(done, given_back=done.given_back + give_back(database))
     on_step(done)
     if vacuum:
@@ -197,6 +201,17 @@ def purge(
         with database.read() as c:
             done = replace(done, kept_free_bytes=free_room(c).bytes)
     on_step(done)
+    return done
+
+
+def _remove_uploads(database: Database, before: datetime, done: Purged) -> Purged:
+    """Remove old files that were uploaded, except those that a batch still reads."""
+    database.transact(lambda c: api_batches.remove_closed(c, before))
+    with database.read() as c:
+        found = api_files.removable_files(c, datetime.now(UTC), before)
+    for file_id in found:
+        given_back = api_files.remove_file(database, file_id)
+        done = replace(done, uploads=done.uploads + 1, given_back=done.given_back + given_back)
     return done
 
 

@@ -67,6 +67,7 @@ def submit_source(
     on_invalid: Callable[[BadLine], None] | None,
     on_progress: Callable[[SubmitProgress], None] | None,
     on_stage: Callable[[SubmitStage, str], None],
+    endpoint: str | None = None,
 ) -> Submission:
     """Submit a source, see ``HelixClient.submit``.
 
@@ -83,6 +84,7 @@ def submit_source(
         on_invalid: As there.
         on_progress: As there.
         on_stage: As there.
+        endpoint: The endpoint that every line has to be for; None takes lines of every form.
     """
     limits, now = Limits.of(settings), datetime.now(UTC)
     with ExitStack() as stack:
@@ -101,7 +103,13 @@ def submit_source(
             idempotency_key=checked_key(idempotency_key),
         )
         reader = LineReader(
-            defaults.sampling, limits, sink, defaults.truncate_prompt, defaults.accept, constraint=defaults.constraint
+            defaults.sampling,
+            limits,
+            sink,
+            defaults.truncate_prompt,
+            defaults.accept,
+            constraint=defaults.constraint,
+            endpoint=endpoint,
         )
 
         def read() -> Generator[NewJob | BadLine, None, None]:

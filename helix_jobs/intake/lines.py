@@ -40,6 +40,7 @@ class LineReader:
         truncate_prompt: What to keep of a prompt that is too long, for lines that do not say.
         accept: The acceptance rule for lines that do not give theirs.
         constraint: The form of an answer, for lines that give none.
+        endpoint: The endpoint that every line has to be for, as an OpenAI Batch line; None takes every form.
 
     Raises:
         InvalidFieldError: The rule's schema or regular expression cannot be used.
@@ -54,6 +55,7 @@ class LineReader:
         accept: AcceptanceRule | None = None,
         *,
         constraint: Constraint | None = None,
+        endpoint: str | None = None,
     ) -> None:
         self._truncate_prompt = truncate_prompt
         self._acceptance = AcceptanceReader(accept)
@@ -61,6 +63,7 @@ class LineReader:
         self._limits = limits
         self._rejects = rejects
         self._constraint = constraint
+        self._endpoint = endpoint
 
     def read(self, stream: LineSource) -> Iterator[NewJob | BadLine]:
         """Read JSONL from a binary stream: one ``NewJob`` or ``BadLine`` for each line that is not blank.
@@ -107,6 +110,10 @@ class LineReader:
             acceptance=self._acceptance,
             constraint=self._constraint,
         )
+        if self._endpoint not in (None, job.request.get("endpoint")):
+            raise InvalidFieldError(
+                "url", f"is not {self._endpoint}", "give every line the url of the batch's endpoint"
+            )
         if self._truncate_prompt is not None:
             job.request.setdefault("truncate_prompt", self._truncate_prompt.to_dict())
         return job

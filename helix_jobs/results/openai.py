@@ -32,16 +32,22 @@ _REJECTED: Final[Mapping[str, str]] = {
 }
 # A request that got no answer: ``response`` null and ``error`` set. -> OpenAI's code; where it has none, ours is used.
 _UNANSWERED: Final[Mapping[str, str]] = {ErrorCode.DEADLINE: "batch_expired"}
+_CANCELLED: Final = {"code": "batch_cancelled", "message": "This request was cancelled before it was answered."}
+_EXPIRED: Final = {"code": "batch_expired", "message": "The completion window ended before this request was answered."}
 _BAD_REQUEST: Final = 400
 _OK: Final = 200
 
 
-def openai_line(choices: Sequence[JobResult]) -> dict[str, Any]:
+def openai_line(choices: Sequence[JobResult], *, has_expired: bool = False) -> dict[str, Any]:
     """Build the output line of one finished job from its answers; a job without an answer comes as one, too.
 
     A reader must check both ``error`` and ``response.status_code``. A job without a ``custom_id`` gets
     ``<batch id>-line-<number>``, because OpenAI's readers join on that field. No line can already have this name, as
     the batch's id is newer than its lines.
+
+    Args:
+        choices: The job's answers.
+        has_expired: A cancelled job was cancelled because its batch's completion window ended.
     """
     result = choices[0]
     code = result.error_code or ErrorCode.ENGINE_ERROR
@@ -54,7 +60,7 @@ def openai_line(choices: Sequence[JobResult]) -> dict[str, Any]:
     if result.state == JobState.SUCCEEDED:
         line["response"] = _response(result, _OK, _body(choices))
     elif result.state == JobState.CANCELLED:
-        line["error"] = {"code": "batch_cancelled", "message": "This request was cancelled before it was answered."}
+        line["error"] = dict(_EXPIRED if has_expired else _CANCELLED)
     elif rejected := _REJECTED.get(code):
         error = {"message": result.error_message, "type": "invalid_request_error", "param": None, "code": rejected}
         line["response"] = _response(result, _BAD_REQUEST, {"error": error})

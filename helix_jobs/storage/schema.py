@@ -1,4 +1,4 @@
-"""The tables: installation, batches, jobs, results, runs, workers, batch_counters; for SQLite and Postgres alike."""
+"""The tables, for SQLite and Postgres alike."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0008"
+SCHEMA_REVISION: Final = "0009"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -277,4 +277,64 @@ batch_counters = Table(
     # Earliest claim and latest end among the jobs counted in this row.
     _column("started_at", UTCDateTime, nullable=True),
     _column("finished_at", UTCDateTime, nullable=True),
+)
+
+# Files that were uploaded over HTTP. `bytes` is NULL until every part is stored, and again once the file's removal has
+# begun: such a file is not there for anybody (storage/api_files.py).
+# Trade-off: parts in the database pass through its log, which costs twice the writing of a plain file. In return every
+# server of the database has them, a backup has them, and nobody has to share a disk.
+api_files = Table(
+    "api_files",
+    metadata,
+    _column("id", String(40), primary_key=True),
+    _column("owner", String(32)),
+    _column("filename", Text),
+    _column("purpose", String(32)),
+    _column("bytes", BigInteger, nullable=True),
+    _column("created_at", UTCDateTime),
+    # When the newest part came: an upload that gains none for long has broken off.
+    _column("touched_at", UTCDateTime),
+    _column("expires_at", UTCDateTime, nullable=True),
+    Index("ix_api_files_owner_created_at", "owner", "created_at"),
+)
+
+api_file_parts = Table(
+    "api_file_parts",
+    metadata,
+    _column("file_id", String(40), ForeignKey("api_files.id", ondelete="CASCADE"), primary_key=True),
+    # From 0.
+    _column("number", Integer, primary_key=True, autoincrement=False),
+    _column("data", LargeBinary),
+)
+
+# Batches that were asked for over HTTP. Once the lines are accepted, `batch_id` names the batch, and its jobs say how
+# far it is.
+api_batches = Table(
+    "api_batches",
+    metadata,
+    _column("id", String(40), primary_key=True),
+    _column("owner", String(32)),
+    # Without a foreign key: the file may go before the batch.
+    _column("input_file_id", String(40)),
+    _column("endpoint", String(64)),
+    _column("completion_window", String(16)),
+    _column("metadata", JSON),
+    # Seconds after the batch's end.
+    _column("output_expires_after", Integer, nullable=True),
+    _column("idempotency_key", String(255), nullable=True, unique=True),
+    _column("created_at", UTCDateTime),
+    _column("expires_at", UTCDateTime),
+    # When a server has to look at it. Whoever works at it keeps this in the future, so that another server takes over
+    # once it no longer does. NULL: nothing is left to do.
+    _column("due_at", UTCDateTime, nullable=True),
+    _column("batch_id", String(32), ForeignKey("batches.id", ondelete="CASCADE"), nullable=True, unique=True),
+    _column("in_progress_at", UTCDateTime, nullable=True),
+    _json_or_null("errors", list),
+    _column("failed_at", UTCDateTime, nullable=True),
+    _column("cancelling_at", UTCDateTime, nullable=True),
+    # Set here only where there is no batch whose jobs could say it.
+    _column("cancelled_at", UTCDateTime, nullable=True),
+    _column("expired_at", UTCDateTime, nullable=True),
+    Index("ix_api_batches_owner_created_at", "owner", "created_at"),
+    _partial_index("ix_api_batches_due", "due_at", where="due_at IS NOT NULL"),
 )

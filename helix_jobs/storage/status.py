@@ -72,6 +72,15 @@ def batch_status(c: Connection, batch_id: str) -> BatchStatus:
     return _statuses(c, rows)[0]
 
 
+def batch_statuses(c: Connection, ids: Sequence[str]) -> dict[str, BatchStatus]:
+    """The statuses of those of the batches that exist, by id.
+
+    Raises:
+        UnreadableRowError: A value of a batch cannot be read.
+    """
+    return {status.id: status for status in _statuses(c, fetch_all(c, _BATCHES.where(batches.c.id.in_(ids))))}
+
+
 def batch_ids(c: Connection) -> list[str]:
     """Every batch's id, sealed or not."""
     return list(c.execute(select(batches.c.id).where(BATCH_IS_THERE).order_by(batches.c.id)).scalars())

@@ -1,0 +1,125 @@
+"""Routes of batches."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from fastapi import APIRouter, Header, Query, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+
+from helix_jobs.api.batch_object import batch_object
+from helix_jobs.api.batch_request import read_batch_request
+from helix_jobs.api.described import BATCH_BODY, refusals
+from helix_jobs.api.generation import read_object
+from helix_jobs.api.listing import MAX_BATCHES, list_object
+from helix_jobs.api.problems import Problem
+from helix_jobs.errors import NotFoundError
+from helix_jobs.storage import api_batches, api_files, batch_changes
+from helix_jobs.storage.api_records import Page
+from helix_jobs.storage.status import batch_statuses
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sqlalchemy import Connection
+
+    from helix_jobs.api.context import Context
+    from helix_jobs.storage.api_records import ApiBatch, NewApiBatch
+    from helix_jobs.storage.records import BatchStatus
+
+_PATH: Final = "/v1/batches"
+_USUAL_LIMIT: Final = 20
+
+router = APIRouter(tags=["batches"])
+
+
+@router.post(
+    _PATH,
+    summary="Create a batch",
+    responses=refusals(400, 401, 404, 408, 409, 413, 415, 503),
+    openapi_extra=BATCH_BODY,
+)
+async def create_batch(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> JSONResponse:
+    """Create a batch of an uploaded file's lines. It is validated in the background, and then runs, or has failed."""
+    context: Context = request.app.state.context
+    body, _ = await read_object(request)
+    new = read_batch_request(body, request.state.owner, idempotency_key, datetime.now(UTC))
+    batch = await run_in_threadpool(context.database.transact, lambda c: _create(c, new))
+    context.intake.wake()
+    return JSONResponse(await run_in_threadpool(_shown, context, batch))
+
+
+@router.get(_PATH, summary="List the batches", responses=refusals(400, 401, 404, 503))
+def list_batches(
+    request: Request, after: str | None = None, limit: Annotated[int, Query(ge=1, le=MAX_BATCHES)] = _USUAL_LIMIT
+) -> dict[str, Any]:
+    """The batches, newest first."""
+    context: Context = request.app.state.context
+    with context.database.read() as c:
+        found = api_batches.list_api_batches(c, request.state.owner, Page(limit=limit, after=after))
+        statuses = batch_statuses(c, [batch.batch_id for batch in found if batch.batch_id is not None])
+    return list_object([_object(context, batch, statuses) for batch in found], limit)
+
+
+@router.get(_PATH + "/{batch_id}", summary="Look up a batch", responses=refusals(401, 404, 503))
+def get_batch(request: Request, batch_id: str) -> dict[str, Any]:
+    """How far a batch is, and the ids of its output files."""
+    context: Context = request.app.state.context
+    with context.database.read() as c:
+        batch = api_batches.get_api_batch(c, request.state.owner, batch_id)
+    return _shown(context, batch)
+
+
+@router.post(_PATH + "/{batch_id}/cancel", summary="Cancel a batch", responses=refusals(401, 404, 409, 503))
+def cancel_batch(request: Request, batch_id: str) -> dict[str, Any]:
+    """Cancel what is not answered yet. No further request of the batch begins; answers that there are stay."""
+    context: Context = request.app.state.context
+    now = datetime.now(UTC)
+    with context.database.read() as c:
+        batch = api_batches.get_api_batch(c, request.state.owner, batch_id)
+    state = _shown(context, batch)["status"]
+    if state in ("failed", "completed", "expired", "finalizing"):
+        raise Problem(409, f"the batch is {state}, and cannot be cancelled any more", code="conflict")
+    if state in ("validating", "in_progress"):
+        context.database.transact(lambda c: _cancel(c, batch.id, now))
+        context.intake.wake()
+    with context.database.read() as c:
+        batch = api_batches.get_api_batch(c, request.state.owner, batch_id)
+    return _shown(context, batch)
+
+
+def _create(c: Connection, new: NewApiBatch) -> ApiBatch:
+    batch = api_batches.create_api_batch(c, new)
+    if batch.id == new.id:  # the file of one that was there before may have gone
+        try:
+            api_files.get_file(c, new.owner, new.input_file_id, new.created_at)
+        except NotFoundError:
+            raise Problem(
+                404, "input_file_id: there is no such file; upload it first", param="input_file_id", code="not_found"
+            ) from None
+    return batch
+
+
+def _cancel(c: Connection, api_id: str, now: datetime) -> None:
+    accepted = api_batches.ask_cancel(c, api_id, now)
+    if accepted is not None:
+        # From this commit on none of its jobs begins. The intake cancels their rows, which may be a million.
+        batch_changes.begin_cancel(c, accepted, now=now)
+
+
+def _shown(context: Context, batch: ApiBatch) -> dict[str, Any]:
+    statuses: Mapping[str, BatchStatus] = {}
+    if batch.batch_id is not None:
+        with context.database.read() as c:
+            statuses = batch_statuses(c, [batch.batch_id])
+            if not statuses:
+                raise NotFoundError("there is no such batch any more; it was removed")
+    return _object(context, batch, statuses)
+
+
+def _object(context: Context, batch: ApiBatch, statuses: Mapping[str, BatchStatus]) -> dict[str, Any]:
+    status = statuses.get(batch.batch_id or "")
+    thought = None if status is None or not status.done else context.thought.tokens(status)
+    return batch_object(batch, status, thought)
