@@ -13,6 +13,7 @@ from helix_jobs.api.batch_object import batch_object
 from helix_jobs.api.batch_request import read_batch_request
 from helix_jobs.api.described import BATCH_BODY, refusals
 from helix_jobs.api.generation import read_object
+from helix_jobs.api.ids import known_id
 from helix_jobs.api.listing import MAX_BATCHES, list_object
 from helix_jobs.api.problems import Problem
 from helix_jobs.errors import NotFoundError
@@ -57,8 +58,9 @@ def list_batches(
 ) -> dict[str, Any]:
     """The batches, newest first."""
     context: Context = request.app.state.context
+    page = Page(limit=limit, after=None if after is None else known_id(after))
     with context.database.read() as c:
-        found = api_batches.list_api_batches(c, request.state.owner, Page(limit=limit, after=after))
+        found = api_batches.list_api_batches(c, request.state.owner, page)
         statuses = batch_statuses(c, [batch.batch_id for batch in found if batch.batch_id is not None])
     return list_object([_object(context, batch, statuses) for batch in found], limit)
 
@@ -68,7 +70,7 @@ def get_batch(request: Request, batch_id: str) -> dict[str, Any]:
     """How far a batch is, and the ids of its output files."""
     context: Context = request.app.state.context
     with context.database.read() as c:
-        batch = api_batches.get_api_batch(c, request.state.owner, batch_id)
+        batch = api_batches.get_api_batch(c, request.state.owner, known_id(batch_id))
     return _shown(context, batch)
 
 
@@ -78,7 +80,7 @@ def cancel_batch(request: Request, batch_id: str) -> dict[str, Any]:
     context: Context = request.app.state.context
     now = datetime.now(UTC)
     with context.database.read() as c:
-        batch = api_batches.get_api_batch(c, request.state.owner, batch_id)
+        batch = api_batches.get_api_batch(c, request.state.owner, known_id(batch_id))
     state = _shown(context, batch)["status"]
     if state in ("failed", "completed", "expired", "finalizing"):
         raise Problem(409, f"the batch is {state}, and cannot be cancelled any more", code="conflict")
@@ -86,7 +88,7 @@ def cancel_batch(request: Request, batch_id: str) -> dict[str, Any]:
         context.database.transact(lambda c: _cancel(c, batch.id, now))
         context.intake.wake()
     with context.database.read() as c:
-        batch = api_batches.get_api_batch(c, request.state.owner, batch_id)
+        batch = api_batches.get_api_batch(c, request.state.owner, known_id(batch_id))
     return _shown(context, batch)
 
 

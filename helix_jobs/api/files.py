@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from helix_jobs.api.batch_object import batch_object, batch_of_file
 from helix_jobs.api.batch_output import output_pieces
 from helix_jobs.api.described import UPLOAD_BODY, refusals
+from helix_jobs.api.ids import known_id
 from helix_jobs.api.listing import MAX_FILES, Order, list_object
 from helix_jobs.api.problems import Problem
 from helix_jobs.api.uploads import receive_upload
@@ -57,11 +58,11 @@ def list_files(
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=MAX_FILES)] = MAX_FILES,
     order: Order = "desc",
-    purpose: str | None = None,
+    purpose: Annotated[str | None, Query(max_length=32, pattern=r"^[a-z_-]+$")] = None,
 ) -> dict[str, Any]:
     """The uploaded files. Those of a batch's output are named by the batch."""
     context: Context = request.app.state.context
-    page = Page(limit=limit, after=after, newest_first=order == "desc")
+    page = Page(limit=limit, after=None if after is None else known_id(after), newest_first=order == "desc")
     with context.database.read() as c:
         found = api_files.list_files(c, request.state.owner, page, purpose, datetime.now(UTC))
     return list_object([_file_object(file) for file in found], limit)
@@ -120,7 +121,7 @@ def delete_file(request: Request, file_id: str) -> dict[str, Any]:
             code="conflict",
         )
     with context.database.write() as c:
-        api_files.get_file(c, owner, file_id, datetime.now(UTC))
+        api_files.get_file(c, owner, known_id(file_id), datetime.now(UTC))
         if api_files.is_read(c, file_id):
             raise Problem(409, "a batch still reads the file; wait for it, or cancel it", code="conflict")
         api_files.hide_file(c, file_id)
@@ -130,7 +131,7 @@ def delete_file(request: Request, file_id: str) -> dict[str, Any]:
 
 def _uploaded(context: Context, owner: str, file_id: str) -> ApiFile:
     with context.database.read() as c:
-        return api_files.get_file(c, owner, file_id, datetime.now(UTC))
+        return api_files.get_file(c, owner, known_id(file_id), datetime.now(UTC))
 
 
 def _output(context: Context, owner: str, file_id: str) -> tuple[BatchStatus, Iterator[bytes]]:
@@ -142,7 +143,7 @@ def _output(context: Context, owner: str, file_id: str) -> tuple[BatchStatus, It
     api_id, errors = batch_of_file(file_id) or ("", False)
     with context.database.read() as c:
         try:
-            batch = api_batches.get_api_batch(c, owner, api_id)
+            batch = api_batches.get_api_batch(c, owner, known_id(api_id))
             status = batch_status(c, batch.batch_id or "")
         except NotFoundError:
             raise NotFoundError("there is no such file; its batch names the files of its output") from None

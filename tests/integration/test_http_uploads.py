@@ -1,0 +1,186 @@
+"""Uploads that break off, are too large, or come while a server dies: nothing is half there, and nothing twice."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import openai
+import psutil
+import pytest
+from sqlalchemy import func, select, update
+
+from helix_jobs.api.batch_object import error_file_id
+from helix_jobs.bench.process_memory import peak_memory
+from helix_jobs.storage.schema import api_batches, batches, jobs
+from tests.integration.batch_files import CHAT, as_file, counts, create, line, many_lines, sdk, upload, wait_status
+from tests.integration.http_server import asking, serving
+from tests.worker_box import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.worker_box import Box
+
+NOTHING = {"api_batches": 0, "api_file_parts": 0, "api_files": 0, "batches": 0, "jobs": 0}
+LINES = 40_000
+
+
+@contextmanager
+def server_process(box: Box) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``helix serve`` as a process of its own, and its address."""
+    command = (sys.executable, "-m", "helix_jobs", "serve", "--port", "0")
+    process = box.spawn(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    with process:
+        assert process.stdout is not None
+        said = next((each for each in process.stdout if "Serving at" in each), "")
+        yield process, said.split("Serving at ")[1].split("/v1")[0]
+        process.kill()
+
+
+def send_half(address: str, content: bytes) -> socket.socket:
+    """Begin an upload, and stop in the middle of its file."""
+    place = urlsplit(address)
+    assert place.hostname is not None
+    connection = socket.create_connection((place.hostname, place.port or 0))
+    form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n' + content
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Length: {2 * len(form)}\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    )
+    connection.sendall(head.encode() + form)
+    return connection
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(box: Box) -> None:
+    with serving(box) as address:
+        connection = send_half(address, b"x" * 3_500_000)
+        wait_until(lambda: counts(box)["api_file_parts"] == 3, "three parts are stored")
+        with sdk(address) as client:
+            assert list(client.files.list()) == [], "half a file is not there"
+        connection.close()
+        wait_until(lambda: counts(box) == NOTHING, lambda: f"nothing is left, there is {counts(box)}")
+
+
+def test_a_form_that_is_refused_at_its_end_leaves_nothing(box: Box) -> None:
+    with serving(box) as address, asking(address) as http:
+        for fields in ({"purpose": "vision"}, {}, {"purpose": "batch", "expires_after[seconds]": "7"}):
+            answer = http.post("/v1/files", files={"file": ("a", b"x" * 1_500_000)}, data=fields)
+            assert answer.status_code == 400, answer.text
+        assert http.post("/v1/files", json={"purpose": "batch"}).status_code == 415
+        assert counts(box) == NOTHING
+
+
+def test_a_file_beyond_the_limit_is_refused(embedded_box: Box) -> None:
+    box = embedded_box
+    with serving(box, max_upload_mb=2) as address, asking(address) as http:
+        with sdk(address) as client:
+            assert upload(client, b"x" * 2_000_000).bytes == 2_000_000
+            with pytest.raises(openai.APIStatusError, match="HELIX_MAX_UPLOAD_MB") as raised:
+                upload(client, b"x" * 2_000_001)
+            assert raised.value.status_code == 413
+
+        def pieces(size: int) -> Iterator[bytes]:
+            """A body without a length."""
+            yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+            for _ in range(size // 100_000):
+                yield b"x" * 100_000
+            yield b'\r\n--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--b--\r\n'
+
+        headers = {"Content-Type": "multipart/form-data; boundary=b"}
+        assert http.post("/v1/files", content=pieces(1_000_000), headers=headers).status_code == 200
+        assert http.post("/v1/files", content=pieces(2_100_000), headers=headers).status_code == 413
+        assert http.post("/v1/completions", content=b" " * 5_500_000, headers=headers).status_code == 413
+    assert counts(box)["api_files"] == 2
+
+
+def stored_lines(box: Box) -> int:
+    with box.read() as c:
+        return c.execute(select(func.count()).select_from(jobs)).scalar_one()
+
+
+def check_every_line_once(box: Box, count: int) -> None:
+    with box.read() as c:
+        [total] = c.execute(select(batches.c.total)).scalars()
+        rows = c.execute(select(func.count(), func.count(jobs.c.line.distinct()), func.max(jobs.c.line))).one()
+    assert (total, *rows) == (count,) * 4
+
+
+def test_another_server_finishes_what_a_killed_one_has_begun(box: Box) -> None:
+    with server_process(box) as (process, address), sdk(address) as client:
+        batch = create(client, many_lines(LINES))
+        wait_until(lambda: stored_lines(box) >= 2000, "some lines are stored")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert stored_lines(box) < LINES, "it was killed in the middle"
+    with serving(box) as address, sdk(address) as client:
+        assert client.batches.retrieve(batch.id).status == "validating"
+        with box.own_database.write() as c:  # the dead server's claim has run out
+            c.execute(update(api_batches).values(due_at=datetime.now(UTC)))
+        found = wait_status(client, batch.id, "in_progress", "failed")
+        assert found.status == "in_progress"
+        assert found.request_counts is not None
+        assert found.request_counts.total == LINES
+    check_every_line_once(box, LINES)
+
+
+def test_a_server_that_stops_hands_its_batch_over_at_once(box: Box) -> None:
+    with serving(box) as address, sdk(address) as client:
+        batch = create(client, many_lines(LINES))
+        wait_until(lambda: stored_lines(box) >= 2000, "some lines are stored")
+    assert stored_lines(box) < LINES, "it was stopped in the middle"
+    with serving(box) as address, sdk(address) as client:
+        assert wait_status(client, batch.id, "in_progress", "failed").status == "in_progress"
+    check_every_line_once(box, LINES)
+
+
+def test_a_cancel_while_the_lines_are_read(box: Box) -> None:
+    with serving(box) as address, sdk(address) as client:
+        batch = create(client, many_lines(LINES))
+        wait_until(lambda: stored_lines(box) >= 2000, "some lines are stored")
+        with pytest.raises(openai.ConflictError, match="still reads"):
+            client.files.delete(batch.input_file_id)
+        assert client.batches.cancel(batch.id).status in ("cancelling", "cancelled")
+        batch = wait_status(client, batch.id, "cancelled")
+        assert (batch.output_file_id, batch.error_file_id) == (None, None)
+        client.files.delete(batch.input_file_id)
+    assert counts(box) == NOTHING | {"api_batches": 1}
+
+
+def test_two_servers_share_the_work(box: Box) -> None:
+    with serving(box) as first, serving(box) as second, sdk(first) as client, sdk(second) as other:
+        made = [create(client if number % 2 else other, many_lines(50)).id for number in range(12)]
+        for batch_id in made:
+            assert wait_status(client, batch_id, "in_progress", "failed").status == "in_progress"
+    assert counts(box)["jobs"] == 12 * 50
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_server_stays_flat(embedded_box: Box) -> None:
+    content = as_file([line(number, "some words " * 185) for number in range(95_000)])
+    assert len(content) > 200_000_000
+    with server_process(embedded_box) as (process, address), sdk(address) as client:
+        watched = psutil.Process(process.pid)
+        wait_status(client, create(client, many_lines(2000)).id, "in_progress")  # what is loaded late is loaded
+        before = peak_memory(watched)
+        file = upload(client, content)
+        uploaded = peak_memory(watched) - before
+        with client.files.with_streaming_response.content(file.id) as answer:
+            assert sum(len(piece) for piece in answer.iter_bytes(1 << 20)) == len(content)
+        read = peak_memory(watched) - before
+        batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        wait_until(lambda: client.batches.retrieve(batch.id).status == "in_progress", "every line is read", 600)
+        validated = peak_memory(watched) - before
+        client.batches.cancel(batch.id)
+        wait_until(lambda: client.batches.retrieve(batch.id).status == "cancelled", "every job is cancelled", 600)
+        with client.files.with_streaming_response.content(error_file_id(batch.id)) as answer:
+            assert sum(1 for _ in answer.iter_lines()) == 95_000
+        answered = peak_memory(watched) - before
+    grown = {"uploaded": uploaded, "read": read, "validated": validated, "answered": answered}
+    assert max(grown.values()) < 60e6, grown
