@@ -56,6 +56,7 @@ NOT_RUN = {
     ("development", "DirectML without its hardware", "downloads an older torch"),
     ("durability", "Proven under fire", "takes an hour"),
     ("durability", "Proven under fire", "takes ten minutes"),
+    ("http", "Batches", "needs a server"),
 }
 SERVICES = "deployment"
 # Options of other programs, or of the tests, that the pages name.
