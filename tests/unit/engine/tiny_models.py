@@ -401,3 +401,14 @@ def ragged_logits(
 def reference_logits(model: PreTrainedModel, token_ids: Sequence[int] = PROMPT) -> torch.Tensor:
     """transformers' own, ``[len(token_ids), vocab_size]``."""
     return model(input_ids=torch.tensor([list(token_ids)])).logits[0]
+
+
+@torch.no_grad()
+def batched_reference_logits(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """The same of several prompts in one pass, each ``[len(prompt), vocab_size]``.
+
+    What fills shorter prompts up stands behind them, where none of their tokens looks.
+    """
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[*prompt, *[EOS] * (longest - len(prompt))] for prompt in prompts])
+    return [rows[: len(prompt)] for rows, prompt in zip(model(input_ids=ids).logits, prompts, strict=True)]

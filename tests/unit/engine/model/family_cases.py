@@ -14,7 +14,15 @@ from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
 from tests.unit.engine.model.other_settings import EVERYTHING_ELSE
-from tests.unit.engine.tiny_models import ARCHITECTURES, MINISTRAL_3, VOCAB_SIZE, reference_logits, roughen, tiny_model
+from tests.unit.engine.tiny_models import (
+    ARCHITECTURES,
+    MINISTRAL_3,
+    VOCAB_SIZE,
+    batched_reference_logits,
+    reference_logits,
+    roughen,
+    tiny_model,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +74,12 @@ def plain_model(architecture: str) -> Any:
     return Case(architecture).model()
 
 
+@functools.cache
+def plain_logits(architecture: str) -> torch.Tensor:
+    """What it says of the fourth of ``prompts()``."""
+    return reference_logits(plain_model(architecture), prompts()[3])
+
+
 @functools.lru_cache(maxsize=4)
 def _model(case: Case) -> Any:
     return roughen(tiny_model(case.architecture, seed=3, **case.settings))
@@ -73,7 +87,7 @@ def _model(case: Case) -> Any:
 
 @functools.lru_cache(maxsize=4)
 def _expected(case: Case) -> list[torch.Tensor]:
-    return [reference_logits(case.model(), prompt) for prompt in prompts()]
+    return batched_reference_logits(case.model(), prompts())
 
 
 # Windows shorter than most prompts; two layers, of which one has it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.engine.model.family_cases import PLAIN_CASES, Case
-from tests.unit.engine.tiny_models import EOS, VOCAB_SIZE, reference_logits, request, tiny_engine
+from tests.unit.engine.tiny_models import EOS, VOCAB_SIZE, batched_reference_logits, request, tiny_engine
 
 SHARED = [(5 * i) % (VOCAB_SIZE - 1) + 1 for i in range(17)]
 PROMPTS = [SHARED, [*SHARED, 9, 4], [3], [*SHARED[:12], 7, 7, 30], [*SHARED, 9, 4]]
@@ -19,7 +19,8 @@ def test_an_engine_gives_transformers_tokens(case: Case) -> None:
     results = engine.generate(
         request(str(index), prompt, max_tokens=18, ignore_eos=True) for index, prompt in enumerate(PROMPTS)
     )
-    for prompt, result in zip(PROMPTS, results, strict=True):
-        logits = reference_logits(model, [*prompt, *result.output_token_ids])
+    texts = [[*prompt, *result.output_token_ids] for prompt, result in zip(PROMPTS, results, strict=True)]
+    expected = batched_reference_logits(model, texts)
+    for prompt, result, logits in zip(PROMPTS, results, expected, strict=True):
         assert result.output_token_ids == tuple(logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist())
         assert len(result.output_token_ids) == 18 or EOS in result.output_token_ids
