@@ -21,7 +21,8 @@ from helix_jobs.engine.attention.query_factor import QueryFactor
 from helix_jobs.engine.attention.rotary import LongFrequencies, RotaryTable, WideRotaryTable
 from helix_jobs.engine.model.activations import ACTIVATIONS
 from helix_jobs.engine.model.altup_assembly import build_altup, build_streams
-from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
+from helix_jobs.engine.model.decoder import Decoder
+from helix_jobs.engine.model.decoder_layer import DecoderLayer
 from helix_jobs.engine.model.expert_assembly import build_experts
 from helix_jobs.engine.model.experts_beside import ExpertsBeside
 from helix_jobs.engine.model.families.registry import describe

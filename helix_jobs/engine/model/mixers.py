@@ -9,7 +9,7 @@ import torch
 
 if TYPE_CHECKING:
     from helix_jobs.engine.attention.backend import AttentionSpec, AttentionStep
-    from helix_jobs.engine.model.decoder import DecoderLayer
+    from helix_jobs.engine.model.decoder_layer import DecoderLayer
     from helix_jobs.engine.recurrence.recurrence import Recurrence
     from helix_jobs.engine.recurrence.state_step import StateStep
 

@@ -6,7 +6,6 @@ import json
 import sys
 from xml.etree import ElementTree as ET
 
-import jsonschema
 import pytest
 from click.testing import CliRunner
 
@@ -14,139 +13,11 @@ from helix_jobs.bench import session
 from helix_jobs.cli.bench.options import peer_interpreters
 from helix_jobs.cli.group import cli
 from helix_jobs.errors import EngineBrokenError
+from tests.unit.bench.bench_report import read, validate
 from tests.unit.engine.model_files import save_checkpoint
 from tests.unit.engine.tiny_models import tiny_model
 
 pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
-
-NUMBER = {"type": "number"}
-SHARE = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
-COUNT = {"type": "integer", "minimum": 0}
-PERCENTILES = {
-    "oneOf": [
-        {"type": "null"},
-        {"type": "object", "required": ["p50", "p90", "p99"], "additionalProperties": {"type": "number", "minimum": 0}},
-    ]
-}
-
-
-def closed(optional=(), **properties):
-    """An object of exactly these keys."""
-    required = [name for name in properties if name not in optional]
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-
-
-def nullable(schema):
-    return {"oneOf": [{"type": "null"}, schema]}
-
-
-MEASUREMENT = closed(
-    seconds=NUMBER,
-    requests=COUNT,
-    failed=COUNT,
-    prompt_tokens=COUNT,
-    output_tokens=COUNT,
-    output_tokens_per_second=NUMBER,
-    prompt_tokens_per_second=NUMBER,
-    ttft_from_submission=PERCENTILES,
-    ttft_from_admission=PERCENTILES,
-    inter_token=PERCENTILES,
-    draft_tokens=COUNT,
-    acceptance_rate=SHARE,
-    forced_tokens=COUNT,
-    accepted_forced_tokens=COUNT,
-    mean_depth=NUMBER,
-    mean_acceptance_length=nullable(NUMBER),
-    steps=COUNT,
-    mean_batch_size=NUMBER,
-    cached_prompt_tokens=COUNT,
-    preemptions=COUNT,
-    depth_reasons={"type": "object", "additionalProperties": COUNT},
-    shares=nullable(closed(**dict.fromkeys(("schedule", "draft", "target", "attention", "verify", "other"), NUMBER))),
-    decode_step=nullable(closed(num_sequences=COUNT, num_tokens=COUNT, seconds=NUMBER, count=COUNT)),
-    peak_memory_bytes=COUNT,
-    peak_device_bytes=nullable(COUNT),
-)
-CASE_NAME = {
-    "mode": {"type": "string"},
-    "speculation": {"type": "string"},
-    "draft": {"type": "string"},
-    "batch_size": COUNT,
-    "variant": {"type": "string"},
-}
-PEER_ROUND = closed(seconds=NUMBER, output_tokens=COUNT, output_tokens_per_second=NUMBER, peak_memory_bytes=COUNT)
-COMPARISON = closed(
-    **CASE_NAME,
-    against={"type": "string"},
-    ratio=NUMBER,
-    ratios={"type": "array", "items": NUMBER, "minItems": 1},
-    equal_outputs=SHARE,
-)
-SCHEMA = closed(
-    schema={"const": "helix-bench/1"},
-    command={"type": "string", "pattern": "^helix\\b"},
-    started_at={"type": "string", "pattern": "Z$"},
-    complete={"type": "boolean"},
-    machine=closed(
-        cpu={"type": "string"},
-        physical_cores=nullable(COUNT),
-        logical_cores=nullable(COUNT),
-        memory_bytes=COUNT,
-        platform={"type": "string"},
-        python={"type": "string"},
-        helix={"type": "string"},
-        torch={"type": "string"},
-        transformers={"type": "string"},
-        threads=COUNT,
-    ),
-    device={"type": "string"},
-    dtype={"type": "string"},
-    kernels={"enum": ["compiled", "torch"]},
-    target={"type": "string"},
-    drafts={"type": "array", "items": {"type": "string"}},
-    workload=closed(
-        name={"type": "string"},
-        prompts=nullable({"type": "string"}),
-        sample=nullable(COUNT),
-        seed={"type": "integer"},
-        max_tokens=COUNT,
-        prompt_tokens=nullable(COUNT),
-        ignore_eos={"type": "boolean"},
-        forced_greedy={"type": "boolean"},
-        repeat=COUNT,
-        kv_cache_mb=nullable(COUNT),
-        kv_cache_dtype={"enum": ["auto", "int8"]},
-    ),
-    cases={
-        "type": "array",
-        "items": closed(
-            **CASE_NAME,
-            tokens_per_second=nullable(NUMBER),
-            floor_share={"type": ["number", "null"]},
-            floor_seconds={"type": "array", "items": NUMBER},
-            warm_up=nullable(MEASUREMENT),
-            rounds={"type": "array", "items": MEASUREMENT},
-        ),
-    },
-    peers={
-        "type": "array",
-        "items": closed(
-            name={"type": "string"},
-            batch_size=COUNT,
-            variant={"type": "string"},
-            version=nullable({"type": "string"}),
-            settings={"type": "object"},
-            load_seconds=nullable(NUMBER),
-            warm_up=nullable(PEER_ROUND),
-            rounds={"type": "array", "items": PEER_ROUND},
-            error=nullable({"type": "string"}),
-            error_tail={"type": "string"},
-            tokens_per_second=nullable(NUMBER),
-        ),
-    },
-    against_peers={"type": "array", "items": COMPARISON},
-    against_off={"type": "array", "items": COMPARISON},
-)
 
 
 @pytest.fixture(scope="module")
@@ -184,12 +55,6 @@ def prompts(tmp_path):
 
 
 SHORT = ("--prompt-tokens", 12, "--max-tokens", 8, "--repeat", 2)
-
-
-def read(path):
-    report = json.loads(path.read_text(encoding="utf-8"))
-    jsonschema.validate(report, SCHEMA)
-    return report
 
 
 def test_modes_and_batch_sizes_are_measured_beside_each_other(bench, tmp_path):
@@ -258,7 +123,7 @@ def test_bulk_is_meant_when_no_workload_is_named(bench, prompts):
 
 def test_json_on_standard_output_is_nothing_but_that(bench):
     result = bench("decode", *SHORT, "--speculation", "off", "--batch-sizes", "2", "--json")
-    jsonschema.validate(json.loads(result.stdout), SCHEMA)
+    validate(json.loads(result.stdout))
 
 
 def test_transformers_gives_the_same_tokens_and_takes_turns(bench, prompts, tmp_path):

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
+    from helix_jobs.engine.model.decoder import Decoder
+    from helix_jobs.engine.model.decoder_layer import DecoderLayer
     from helix_jobs.engine.model.layer_inputs import LayerInput
     from helix_jobs.engine.model.norms import Norm
     from helix_jobs.engine.weights.linear import Linear

@@ -19,7 +19,7 @@ from helix_jobs.engine.kernels.cpu.int8_decoder import NativeInt8Decoder
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import with_native
 from helix_jobs.engine.model.assembly import build_decoder
-from helix_jobs.engine.model.decoder import DecoderLayer
+from helix_jobs.engine.model.decoder_layer import DecoderLayer
 from helix_jobs.engine.model.layer_inputs import LayerInput
 from helix_jobs.engine.model.norms import RmsNorm
 from helix_jobs.engine.model.quantize import quantize

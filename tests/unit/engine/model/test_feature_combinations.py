@@ -18,7 +18,8 @@ from helix_jobs.engine.attention.rotary import RotaryTable
 from helix_jobs.engine.attention.sdpa import SdpaAttention
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import with_native
-from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
+from helix_jobs.engine.model.decoder import Decoder
+from helix_jobs.engine.model.decoder_layer import DecoderLayer
 from helix_jobs.engine.model.feed_forward import GatedFeedForward
 from helix_jobs.engine.model.layer_inputs import LayerInput, LayerInputs
 from helix_jobs.engine.model.norms import RmsNorm

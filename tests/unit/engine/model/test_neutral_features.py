@@ -13,7 +13,8 @@ from helix_jobs.engine.attention.cache_geometry import CacheGeometry
 from helix_jobs.engine.attention.dense import DenseAttention
 from helix_jobs.engine.model.activations import SparseActivation
 from helix_jobs.engine.model.assembly import build_decoder
-from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
+from helix_jobs.engine.model.decoder import Decoder
+from helix_jobs.engine.model.decoder_layer import DecoderLayer
 from helix_jobs.engine.model.experts_beside import ExpertsBeside
 from helix_jobs.engine.model.feed_forward import GatedFeedForward
 from helix_jobs.engine.weights.linear import DenseLinear
