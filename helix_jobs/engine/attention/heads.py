@@ -60,6 +60,14 @@ class StepHeads:
         return queries, keys, values if shape.has_values else None
 
 
+def is_plain(spec: AttentionSpec, layer: int) -> bool:
+    """Whether ``before_rotation`` changes nothing of a layer's heads: they are rotated and stored as they come."""
+    own, shape = spec.layers[layer], spec.geometry.layers[layer]
+    is_changed = own.clip is not None or own.query_norm is not None or own.value_norm is not None
+    is_whole = shape.source is None and shape.value_width == shape.head_dim and not own.has_values_of_keys
+    return is_whole and not is_changed and own.latent is None
+
+
 def before_rotation(
     spec: AttentionSpec, layer: int, qkv: torch.Tensor
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -187,9 +188,12 @@ def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> 
     """Make a pool of zeros.
 
     On the CPU the system commits its pages as blocks are first written, so a large pool costs nothing until it is used;
-    ``torch.zeros`` would write them all.
+    ``torch.zeros`` would write them all. The pool begins with a page, so that no vector of 64 bytes lies across two
+    cache lines: numpy begins 16 bytes behind a line, with which attention takes up to 1.17 times as long.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    pages = np.zeros(shape[0] * shape[1] * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(pages).view(dtype).view(shape)
+    num_bytes = shape[0] * shape[1] * dtype.itemsize
+    pages = np.zeros(num_bytes + mmap.PAGESIZE, dtype=np.uint8)
+    first = -pages.ctypes.data % mmap.PAGESIZE
+    return torch.from_numpy(pages[first : first + num_bytes]).view(dtype).view(shape)

@@ -209,6 +209,19 @@ inline void collect_scales(const float *pool, const int32_t *blocks, int64_t len
     std::fill(scales + length, scales + padded, 0.0f);
 }
 
+// What a thread needs for one slice at a time.
+struct Scratch {
+    std::vector<float> numbers, scales;
+
+    // Room for `count` numbers from the begin of a cache line on: a vector is as long as a line, and one that lies across
+    // two lines takes two accesses.
+    float *lines(int64_t count) {
+        numbers.resize(count + kLanes);
+        uintptr_t begin = reinterpret_cast<uintptr_t>(numbers.data());
+        return numbers.data() + (64 - begin % 64) % 64 / sizeof(float);
+    }
+};
+
 #if HAS_TILES
 constexpr bool kFitsTiles = kHeadDim % (2 * kTile) == 0;
 // So many keys' values are packed at once: sums go through memory once for all of them.
@@ -218,7 +231,7 @@ constexpr int64_t kPackedKeys = 64;
 template <typename T>
 inline void attend_in_tiles(const bf16 *queries, const PagedRows<T> &keys, const PagedRows<T> &values, bf16 *output,
                             int64_t num_new, int64_t start, int64_t heads, const Scoring &scoring,
-                            const Scales &row_scales, std::vector<float> &scratch, Tiles &tiles) {
+                            const Scales &row_scales, Scratch &scratch, Tiles &tiles) {
     constexpr int64_t kValueTile = kTile * kHeadDim;  // packed elements of sixteen keys
     int64_t share = heads / keys.kv_heads, rows = num_new * share, length = keys.length;
     int64_t padded = (length + kTile - 1) / kTile * kTile;
@@ -226,13 +239,12 @@ inline void attend_in_tiles(const bf16 *queries, const PagedRows<T> &keys, const
     int64_t pitch = padded % 256 == 0 ? padded + kTile : padded;
     // Fewer queries than a tile has rows take a smaller tile; more are padded to whole ones.
     int64_t tile_rows = std::min(rows, kTile), num_rows = (rows + tile_rows - 1) / tile_rows * tile_rows;
-    scratch.resize(num_rows * (pitch + kHeadDim + kHeadDim / 2 + 1) + kPackedKeys * kHeadDim / 2 + kTile);
-    uintptr_t begin = reinterpret_cast<uintptr_t>(scratch.data());
-    float *scores = scratch.data() + (64 - begin % 64) % 64 / sizeof(float);  // [num_rows, pitch]; then the weights
-    float *sums = scores + num_rows * pitch;                                  // [num_rows, head_dim]
-    bf16 *packed = reinterpret_cast<bf16 *>(sums + num_rows * kHeadDim);      // of kPackedKeys
-    bf16 *own = packed + kPackedKeys * kHeadDim;                              // [num_rows, head_dim]: queries
-    float *scales = reinterpret_cast<float *>(own + num_rows * kHeadDim);     // [num_rows]
+    // [num_rows, pitch]; then the weights
+    float *scores = scratch.lines(num_rows * (pitch + kHeadDim + kHeadDim / 2 + 1) + kPackedKeys * kHeadDim / 2);
+    float *sums = scores + num_rows * pitch;                               // [num_rows, head_dim]
+    bf16 *packed = reinterpret_cast<bf16 *>(sums + num_rows * kHeadDim);   // of kPackedKeys
+    bf16 *own = packed + kPackedKeys * kHeadDim;                           // [num_rows, head_dim]: queries
+    float *scales = reinterpret_cast<float *>(own + num_rows * kHeadDim);  // [num_rows]
     const bf16 *weights = reinterpret_cast<const bf16 *>(scores);
     int64_t weight_pitch = 2 * pitch;
     auto place = [&](int64_t row) { return ((row / share) * heads + keys.head * share + row % share) * kHeadDim; };
@@ -287,16 +299,13 @@ inline void attend_in_tiles(const bf16 *queries, const PagedRows<T> &keys, const
 }
 #endif
 
-// What a thread needs for one slice at a time.
-struct Scratch {
-    std::vector<float> numbers, scales;
-};
-
-// One slice's queries of one key-value head, straight from the cache's blocks.
+// One slice's queries of one key-value head, straight from the cache's blocks. Inlined into a parallel region its loops
+// are slower: gcc 12 keeps the region's variables beside theirs.
 template <typename Q, typename T>
-void attend_slice(const Q *queries, const Pools<T> &pools, const int32_t *blocks, Q *output, int64_t num_new,
-                  int64_t start, int64_t head, int64_t heads, int64_t kv_heads, int64_t block_size,
-                  const Scoring &scoring, Scratch &scratch, [[maybe_unused]] Tiles *tiles) {
+__attribute__((noinline)) void attend_slice(const Q *queries, const Pools<T> &pools, const int32_t *blocks, Q *output,
+                                            int64_t num_new, int64_t start, int64_t head, int64_t heads,
+                                            int64_t kv_heads, int64_t block_size, const Scoring &scoring,
+                                            Scratch &scratch, [[maybe_unused]] Tiles *tiles) {
     constexpr int64_t head_dim = kHeadDim;
     if (scoring.window > 0) {
         int64_t unit = std::lcm(block_size, kSkippedKeys);
@@ -320,13 +329,13 @@ void attend_slice(const Q *queries, const Pools<T> &pools, const int32_t *blocks
     if constexpr (std::is_same_v<Q, bf16> && kInPairs<Q, T> && kFitsTiles) {
         if (tiles != nullptr && Tiles::is_allowed() && block_size % kTile == 0)
             return attend_in_tiles(queries, paged_keys, paged_values, output, num_new, start, heads, scoring,
-                                   row_scales, scratch.numbers, *tiles);
+                                   row_scales, scratch, *tiles);
     }
 #endif
-    scratch.numbers.resize(rows * (padded + head_dim + 1));
-    float *scores = scratch.numbers.data(); // [rows, padded]; then the weights, from each row's begin on
-    float *sums = scores + rows * padded;   // [rows, head_dim]
-    float *scales = sums + rows * head_dim; // [rows]
+    // [rows, padded]; then the weights, from each row's begin on
+    float *scores = scratch.lines(rows * (padded + head_dim + 1));
+    float *sums = scores + rows * padded;    // [rows, head_dim]
+    float *scales = sums + rows * head_dim;  // [rows]
     int64_t stride = padded * static_cast<int64_t>(sizeof(float) / sizeof(Weight));
     const Weight *weights = reinterpret_cast<const Weight *>(scores);
     auto place = [&](int64_t row) { return ((row / share) * heads + head * share + row % share) * head_dim; };

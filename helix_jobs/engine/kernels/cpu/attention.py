@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import lcm
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 import torch
 
-from helix_jobs.engine.attention.heads import StepHeads, before_rotation
+from helix_jobs.engine.attention.heads import StepHeads, before_rotation, is_plain
 from helix_jobs.engine.attention.step_plan import PackedSlices, num_blocks_of
 from helix_jobs.engine.cache_sections import first_seen
 from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
     from helix_jobs.engine.attention.kv_cache import PagedKVCache
+    from helix_jobs.engine.attention.rotary import RotaryTable
     from helix_jobs.engine.attention.step_layout import StepLayout, TokenSlice
     from helix_jobs.engine.attention.step_plan import SharedTensors, StepPlan
 
@@ -104,6 +106,7 @@ class CompiledAttention:
         assert spec.geometry.head_dims == (native.head_dim,), "kernels are compiled for one size of heads"
         self.spec = spec
         self.native = native
+        self._calls: WeakKeyDictionary[PagedKVCache, tuple[_LayerCall, ...]] = WeakKeyDictionary()
 
     @classmethod
     def serves(cls, spec: AttentionSpec) -> bool:
@@ -121,64 +124,109 @@ class CompiledAttention:
 
     def begin(self, layout: StepLayout, cache: PagedKVCache) -> CompiledStep:
         """See ``AttentionBackend``."""
-        return CompiledStep(self.spec, self.native, layout, cache)
+        calls = self._calls.get(cache)
+        if calls is None:
+            calls = tuple(_LayerCall.of(self.spec, layer, cache) for layer in range(len(self.spec.layers)))
+            self._calls[cache] = calls
+        return CompiledStep(self.spec, self.native, layout, cache, calls)
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerCall:
+    """What a layer's kernels are called with in every step.
+
+    Attributes:
+        is_plain: Whether heads are rotated and stored as its product yields them.
+        rotary: The rotation that the kernel does; None where there is none, and in layers that do more to rotated
+            heads: ``StepHeads`` prepares these.
+        pools: Pointers to its keys and values, and to the scales of both where they have any.
+        num_kv_heads: Key-value heads whose keys it reads.
+        new_heads: Query heads, heads whose keys it writes, and their width.
+        attended: Query heads, ``num_kv_heads``, tokens a block, and its scoring: scaling, cap, window and a pointer to
+            its sinks.
+    """
+
+    is_plain: bool
+    rotary: RotaryTable | None
+    pools: tuple[int, ...]
+    num_kv_heads: int
+    new_heads: tuple[int, int, int]
+    attended: tuple[int, int, int, float, float, int, int | None]
+
+    @classmethod
+    def of(cls, spec: AttentionSpec, layer: int, cache: PagedKVCache) -> _LayerCall:
+        """That of a layer with this cache."""
+        own, shape, num_heads = spec.layers[layer], spec.geometry.layers[layer], spec.num_heads
+        sinks = None if own.sinks is None else own.sinks.data_ptr()
+        return cls(
+            is_plain=is_plain(spec, layer) and not _needs_heads(own),
+            rotary=None if _needs_heads(own) else own.rotary,
+            pools=tuple(pool.data_ptr() for pool in cache.pools_of(layer)),
+            num_kv_heads=shape.num_kv_heads,
+            new_heads=(num_heads, shape.num_new_heads, shape.head_dim),
+            attended=(num_heads, shape.num_kv_heads, cache.block_size, *scoring(own), sinks),
+        )
 
 
 class CompiledStep:
     """One step of ``CompiledAttention`` (satisfies ``AttentionStep``). Keeps every tensor that it has pointers into."""
 
-    def __init__(self, spec: AttentionSpec, native: NativeKernels, layout: StepLayout, cache: PagedKVCache) -> None:
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        native: NativeKernels,
+        layout: StepLayout,
+        cache: PagedKVCache,
+        calls: Sequence[_LayerCall],
+    ) -> None:
         assert isinstance(layout.attention, DirectSlices), "the step was planned for another backend"
         slices = layout.attention
         self._spec = spec
-        self._cache = cache
+        self._calls = calls
         self._rotate_and_store, self._paged_attention = native.paged(has_scales=cache.has_scales)
         # Key-value heads -> rows of the cache in which the step's tokens are written.
         self._write_rows = {count: rows.data_ptr() for count, rows in layout.write_rows.items()}
-        # Layer -> the tokens' rows of its cosines and signed sines, these, and the width that the kernel rotates.
-        # Nothing is rotated there in layers without rotation, and in those that do more to rotated heads: ``heads``
-        # prepares these.
-        rotary = [None if _needs_heads(own) else own.rotary for own in spec.layers]
         tables = {table: table.tables(layout.num_positions) for table in spec.rotaries}
+        # The tokens' rows of cosines and signed sines, these, and the width that the kernel rotates.
         pointers = {
             table: (table.rows(layout).data_ptr(), cos.data_ptr(), sin.data_ptr(), cos.shape[-1])
             for table, (cos, sin) in tables.items()
         }
         unrotated = (layout.positions.data_ptr(), None, None, 0)
-        self._rotary = [unrotated if table is None else pointers[table] for table in rotary]
+        self._rotary = [unrotated if call.rotary is None else pointers[call.rotary] for call in calls]
         self._heads = StepHeads(spec, layout) if any(map(_needs_heads, spec.layers)) else None
-        self._kept = (layout, tables)
+        # [T, num_heads * head_dim]: a layer's rotated queries, between its two kernels
+        self._queries = torch.empty((layout.num_tokens, spec.num_heads * native.head_dim), dtype=cache.dtype)
+        self._kept = (layout, tables, cache)
         self._slices = (slices.pieces.data_ptr(), slices.blocks.data_ptr())
         self._num_pieces = len(slices.pieces)
-        self._num_tokens = layout.num_tokens
 
     def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """See ``AttentionStep``."""
-        own, shape, num_heads = self._spec.layers[layer], self._spec.geometry.layers[layer], self._spec.num_heads
-        heads = self._prepared(layer, qkv)
-        qkv = (torch.cat(heads, dim=1) if isinstance(heads, tuple) else heads).contiguous()
-        pool = [one.data_ptr() for one in self._cache.pools_of(layer)]
-        # each: [T, num_heads * head_dim]
-        queries = qkv.new_empty((len(qkv), num_heads * shape.head_dim))
-        output = torch.empty_like(queries)
+        call = self._calls[layer]
+        qkv = (qkv if call.is_plain else self._prepared(layer, qkv)).contiguous()
         rows, cos, sin, rotary_dim = self._rotary[layer]
+        queries = self._queries.data_ptr()
+        # [T, num_heads * head_dim]
+        output = torch.empty_like(self._queries)
         self._rotate_and_store(
-            qkv.data_ptr(), rows, self._write_rows[shape.num_kv_heads], cos, sin, queries.data_ptr(), *pool,
-            self._num_tokens, num_heads, shape.num_new_heads, shape.head_dim, rotary_dim,
+            qkv.data_ptr(), rows, self._write_rows[call.num_kv_heads], cos, sin, queries, *call.pools, len(output),
+            *call.new_heads, rotary_dim,
         )  # fmt: skip
         self._paged_attention(
-            queries.data_ptr(), *pool, *self._slices, output.data_ptr(), self._num_pieces, num_heads,
-            shape.num_kv_heads, self._cache.block_size, *scoring(own),
-            None if own.sinks is None else own.sinks.data_ptr(),
+            queries, *call.pools, *self._slices, output.data_ptr(), self._num_pieces, *call.attended
         )  # fmt: skip
         return output
 
-    def _prepared(self, layer: int, qkv: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """Heads as the kernel rotates and stores them."""
+    def _prepared(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        """Heads as the kernel rotates and stores them, side by side: ``[T, heads, head_dim]``."""
+        heads: torch.Tensor | tuple[torch.Tensor, ...]
         if _needs_heads(self._spec.layers[layer]):
             assert self._heads is not None, "made where some layer needs it"
-            return tuple(part for part in self._heads.of(layer, qkv) if part is not None)
-        return before_rotation(self._spec, layer, qkv)
+            heads = tuple(part for part in self._heads.of(layer, qkv) if part is not None)
+        else:
+            heads = before_rotation(self._spec, layer, qkv)
+        return torch.cat(heads, dim=1) if isinstance(heads, tuple) else heads
 
 
 def scoring(own: LayerAttention) -> tuple[float, float, int]:
