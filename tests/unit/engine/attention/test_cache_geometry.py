@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import pytest
 import torch
 
@@ -68,6 +70,15 @@ def test_a_row_that_is_not_finite_stays_so_until_it_is_cleared(bad: float) -> No
     ]
     cache.clear([1])
     assert all(bool((one == 0).all()) for one in cache.gather(0, torch.tensor([1]), 1))
+
+
+def test_pools_begin_with_a_page() -> None:
+    geometry = CacheGeometry.uniform(num_layers=3, num_kv_heads=2, head_dim=16)
+    for dtype in ("auto", "int8"):
+        cache = PagedKVCache(geometry, CacheConfig(num_blocks=5, block_size=4, dtype=dtype), torch.bfloat16, CPU)
+        pools = [pool for layer in range(3) for pool in cache.pools_of(layer)]
+        assert [pool.data_ptr() % mmap.PAGESIZE for pool in pools] == [0] * len(pools)
+        assert all(not pool.any() for pool in pools)
 
 
 def test_the_shapes_of_layers_are_features() -> None:
