@@ -16,13 +16,14 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, case, exists, insert, literal_column, not_, select, text, update
+from sqlalchemy import bindparam, case, exists, literal_column, not_, select, text, update
 
 from helix_jobs.errors import ErrorCode
+from helix_jobs.storage import result_rows
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.records import ClaimedJob, FinishedJob, ResultRow
 from helix_jobs.storage.retries import AT_LAST_ATTEMPT
-from helix_jobs.storage.schema import batches, jobs, results
+from helix_jobs.storage.schema import batches, jobs
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
@@ -141,7 +142,6 @@ _FAIL_UNREADABLE: Final = (
 _HELD: Final = select(jobs.c.id, jobs.c.lease).where(_IS_RUNNING, jobs.c.worker_id == bindparam("holder"))
 _RESULT_FIELDS: Final = tuple(field.name for field in fields(ResultRow))
 _TEXTS: Final = ("output_text", "reasoning_text")
-_INSERT_RESULT: Final = insert(results)
 
 
 def claim(
@@ -298,7 +298,7 @@ def _insert_answers(c: Connection, job: FinishedJob, answers: Sequence[ResultRow
         for name in _TEXTS:
             if values[name] is not None:
                 values[name] = storable(values[name])
-        c.execute(_INSERT_RESULT, {**values, "job_id": job.job_id, "worker_id": job.worker_id, "created_at": now})
+        result_rows.add(c, {**values, "job_id": job.job_id, "worker_id": job.worker_id, "created_at": now})
 
 
 def _finish_parameters(

@@ -25,6 +25,7 @@ from sqlalchemy.pool import NullPool
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
 from helix_jobs.json_line import compact_json
 from helix_jobs.redaction import redact
+from helix_jobs.storage import result_rows
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.calls_in_flight import CallsInFlight
 from helix_jobs.storage.faults import describe_trouble, lost_race, unreachable_reason
@@ -136,10 +137,12 @@ class Database:
         ) as connection:
             try:
                 yield connection
+                result_rows.flush(connection)
                 counters.flush(connection)
             finally:
-                # A lost connection has already lost its pending additions.
+                # A lost connection has already lost what waits in it.
                 if not connection.invalidated:
+                    result_rows.discard(connection)
                     counters.discard(connection)
 
     @contextmanager

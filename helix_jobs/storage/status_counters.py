@@ -11,12 +11,13 @@ the invariant as SQL; tests compare the two after every operation.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import and_, case, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
+from helix_jobs.storage import result_rows
 from helix_jobs.storage.schema import batch_counters, jobs, results
 from helix_jobs.storage.states import JobState
 
@@ -70,6 +71,9 @@ class Share:
     finished_at: datetime | None = None
 
 
+_COLUMNS: Final = tuple(field.name for field in fields(Share))
+
+
 def refusals(batch_id: str, writer: str, count: int) -> Share:
     """What the refusal of ``count`` answers adds; a negative count takes refusals back."""
     return Share(batch_id=batch_id, writer=writer, outcome=STORED, jobs=0, refused=count)
@@ -77,8 +81,12 @@ def refusals(batch_id: str, writer: str, count: int) -> Share:
 
 def sums_of(answers: Sequence[ResultRow] | Sequence[Row[*tuple[Any, ...]]]) -> dict[str, int]:
     """What the answers of one job, to be stored or read back, add to a share."""
-    sums = {name: sum(getattr(answer, name) for answer in answers) for name in OF_RESULTS}
-    return {**sums, "cut_off": sum(answer.finish_reason == _CUT for answer in answers)}
+    sums = dict.fromkeys((*OF_RESULTS, "cut_off"), 0)
+    for answer in answers:
+        for name in OF_RESULTS:
+            sums[name] += getattr(answer, name)
+        sums["cut_off"] += answer.finish_reason == _CUT
+    return sums
 
 
 def _upsert(insert: Any) -> Any:  # noqa: ANN401  (the two dialects' inserts share no type)
@@ -100,18 +108,22 @@ _UPSERT: Final = {"sqlite": _upsert(sqlite.insert), "postgresql": _upsert(postgr
 
 def add(c: Connection, *shares: Share) -> None:
     """Add to the counters in this transaction."""
-    pending: dict[tuple[str, str, str], Share] = c.info.setdefault(_PENDING, {})
+    pending: dict[tuple[str, str, str], dict[str, Any]] = c.info.setdefault(_PENDING, {})
     for share in shares:
         key = (share.batch_id, share.writer, share.outcome)
-        pending[key] = _merge(pending[key], share) if key in pending else share
+        sums = pending.get(key)
+        if sums is None:
+            pending[key] = {name: getattr(share, name) for name in _COLUMNS}
+        else:
+            _merge(sums, share)
 
 
 def flush(c: Connection) -> None:
     """Write the additions: before the commit, and before counters are read in the same transaction."""
-    pending: dict[tuple[str, str, str], Share] = c.info.pop(_PENDING, {})
+    pending: dict[tuple[str, str, str], dict[str, Any]] = c.info.pop(_PENDING, {})
     # Sorted, so that two transactions which update the same rows do not deadlock.
     for key in sorted(pending):
-        c.execute(_UPSERT[c.dialect.name], asdict(pending[key]))
+        c.execute(_UPSERT[c.dialect.name], pending[key])
 
 
 def discard(c: Connection) -> None:
@@ -119,20 +131,20 @@ def discard(c: Connection) -> None:
     c.info.pop(_PENDING, None)
 
 
-def _merge(old: Share, new: Share) -> Share:
-    started = [moment for moment in (old.started_at, new.started_at) if moment is not None]
-    finished = [moment for moment in (old.finished_at, new.finished_at) if moment is not None]
-    return replace(
-        old,
-        **{name: getattr(old, name) + getattr(new, name) for name in _SUMS},
-        started_at=min(started, default=None),
-        finished_at=max(finished, default=None),
-    )
+def _merge(sums: dict[str, Any], share: Share) -> None:
+    """Add a share to the sums so far, which change: this is done for every job."""
+    for name in _SUMS:
+        sums[name] += getattr(share, name)
+    if share.started_at is not None and (sums["started_at"] is None or share.started_at < sums["started_at"]):
+        sums["started_at"] = share.started_at
+    if share.finished_at is not None and (sums["finished_at"] is None or share.finished_at > sums["finished_at"]):
+        sums["finished_at"] = share.finished_at
 
 
 def recount(c: Connection, batch_id: str) -> None:
     """Rebuild a batch's counters from its jobs, after rows were changed by hand; costs a scan of the batch."""
     flush(c)
+    result_rows.flush(c)
     shares = _count(c, batch_id, times=True)
     c.execute(delete(batch_counters).where(batch_counters.c.batch_id == batch_id))
     add(c, *shares)
@@ -141,6 +153,7 @@ def recount(c: Connection, batch_id: str) -> None:
 def counters_agree(c: Connection, batch_id: str) -> bool:
     """Whether the batch's counters agree with its jobs; costs a scan of the batch."""
     flush(c)
+    result_rows.flush(c)
     sums = [func.sum(batch_counters.c[name]).label(name) for name in _SUMS]
     query = select(batch_counters.c.outcome, *sums).where(batch_counters.c.batch_id == batch_id)
     kept = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import ErrorCode
@@ -53,20 +53,22 @@ class Counting:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._so_far = WorkerCounters()
+        self._outcomes = dict.fromkeys(WORKER_OUTCOMES, 0)
+        self._counts = {one.name: 0 for one in fields(WorkerCounters) if one.name != "outcomes"}
 
     @property
     def so_far(self) -> WorkerCounters:
         """The counts now."""
-        return self._so_far
+        with self._lock:
+            return WorkerCounters(outcomes=dict(self._outcomes), **self._counts)
 
     def add(self, **more: int) -> None:
         """Raise counts, each named as in ``WorkerCounters``."""
         with self._lock:
-            self._so_far = replace(self._so_far, **{name: getattr(self._so_far, name) + more[name] for name in more})
+            for name, count in more.items():
+                self._counts[name] += count
 
     def add_outcome(self, name: str) -> None:
         """Count a job that ended with this outcome."""
         with self._lock:
-            outcomes = {**self._so_far.outcomes, name: self._so_far.outcomes.get(name, 0) + 1}
-            self._so_far = replace(self._so_far, outcomes=outcomes)
+            self._outcomes[name] = self._outcomes.get(name, 0) + 1

@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import wait
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.errors import DatabaseUnreachableError, HelixError
@@ -27,8 +27,6 @@ def _insert(worker_id):
 
 
 def _count_commits(database):
-    from sqlalchemy import event
-
     commits = []
     with database.write() as c:
         engine = c.engine
@@ -86,7 +84,7 @@ def test_an_operation_that_fails_fails_alone(database):
     assert _workers(database) == {"w1", "w2", "w3"}
 
 
-def test_counters_survive_a_group_that_had_to_be_taken_apart(database):
+def test_counters_and_results_survive_a_group_that_had_to_be_taken_apart(database):
     register(database, "w1")
     batch_id, ids = stored_batch(database, 3)
     held = [must_take(database, job_id) for job_id in ids]
@@ -103,6 +101,22 @@ def test_counters_survive_a_group_that_had_to_be_taken_apart(database):
     assert writer.close()
     assert [future.exception() is None for future in futures] == [True, False, True]
     assert counts(database, batch_id) == {"succeeded": 2, "running": 1}
+    with database.read() as c:
+        assert c.execute(text("SELECT job_id FROM results ORDER BY job_id")).scalars().all() == [ids[0], ids[2]]
+
+
+def test_results_of_a_group_are_stored_by_one_statement(sqlite_database):
+    register(sqlite_database, "w1")
+    _, ids = stored_batch(sqlite_database, 20)
+    claimed = [must_take(sqlite_database, job_id) for job_id in ids]
+    statements = []
+    with sqlite_database.write() as c:
+        event.listen(c.engine, "before_cursor_execute", lambda *seen: statements.append(seen[2]))
+        for job in claimed:
+            assert claims.finish_succeeded(c, ended(job), [result_row(), result_row(choice=1)], now())
+    assert sum(statement.startswith("INSERT INTO results") for statement in statements) == 1
+    with sqlite_database.read() as c:
+        assert c.execute(text("SELECT count(*) FROM results")).scalar_one() == 40
 
 
 @pytest.fixture
