@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from helix_jobs.engine.constraint import Constraint
 from helix_jobs.engine.multiples import with_all_spellings
-from helix_jobs.engine.text.added_tokens import split_at_tokens
 from helix_jobs.engine.text.call_forms import FORMS
-from helix_jobs.engine.text.tagged_arguments import JSON_OPTIONS, tagged_arguments
-from helix_jobs.errors import InvalidRequestError
+from helix_jobs.engine.text.grammar_rules import JSON_OPTIONS, spelt
+from helix_jobs.engine.text.tagged_arguments import tagged_arguments
+from helix_jobs.engine.text.value_grammar import argument_rules
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from helix_jobs.engine.chat_options import ToolUse
+    from helix_jobs.engine.text.calls import CallForm
 
 
 def call_constraint(tools: ToolUse, form: str, added_tokens: Mapping[str, int]) -> Constraint:
@@ -27,42 +28,53 @@ def call_constraint(tools: ToolUse, form: str, added_tokens: Mapping[str, int]) 
         added_tokens: Added token -> its id. The grammar library never spells these, so the grammar names their ids.
 
     Raises:
-        InvalidRequestError: The form of the model's calls, or a function's parameters in it, cannot be enforced.
+        InvalidRequestError: A function's parameters cannot be enforced in the form of the model's calls.
     """
     shape = FORMS[form]
-    if not shape.before:
-        raise InvalidRequestError(
-            "tool_choice: the form in which this model writes calls cannot be enforced; give auto or none"
-        )
     offered = tools.parameters
     names = [tools.only] if tools.only is not None else list(offered)
     separator = shape.separator if tools.is_parallel and tools.only is None else None
     rules = []
     for number, name in enumerate(names):
-        before = _text(f"{shape.before}{_json_inside(name)}{shape.between}", added_tokens)
-        after = _text(shape.after, added_tokens)
+        before = spelt(f"{shape.before}{_json_inside(name)}{shape.between}", added_tokens)
+        after = spelt(shape.after, added_tokens)
         rules.append(f"call_{number}: {before} arguments_{number} {after}".rstrip())
-        if shape.is_tagged:
-            rules += tagged_arguments(f"arguments_{number}", name, offered[name], added_tokens)
-        else:
-            rules.append(f"arguments_{number}: %json {json.dumps(_object_schema(offered[name]))}")
+        rules += _arguments(f"arguments_{number}", name, offered[name], shape, added_tokens)
     call = " | ".join(f"call_{number}" for number in range(len(names)))
-    more = "" if separator is None else _more_calls(_text(separator, added_tokens), is_blank=separator.isspace())
-    opens, closes = (_text(text, added_tokens) for text in (shape.opens, shape.closes))
+    more = "" if separator is None else _more_calls(separator, added_tokens)
+    opens, closes = (spelt(text, added_tokens) for text in (shape.opens, shape.closes))
     if shape.thought is not None:
-        begin, end = (_text(text, added_tokens) for text in shape.thought)
+        begin, end = (spelt(text, added_tokens) for text in shape.thought)
         rules += [f"thought: {begin} THOUGHT {end}", "THOUGHT: /(?s:.*)/"]
         opens = "thought*"
     start = " ".join(filter(None, (opens, "call", more, closes)))
     return Constraint("grammar", "\n".join([f"start: {start}", f"call: {call}", *rules]) + "\n")
 
 
-def _more_calls(separator: str, *, is_blank: bool) -> str:
+def _arguments(
+    rule: str,
+    name: str,
+    schema: Any,  # noqa: ANN401  (any JSON value may be a schema)
+    shape: CallForm,
+    added_tokens: Mapping[str, int],
+) -> list[str]:
+    """The rules of one function's arguments."""
+    if shape.tags is not None:
+        return tagged_arguments(rule, name, schema, shape.tags, added_tokens)
+    if shape.syntax is not None:
+        return argument_rules(rule, name, schema, shape.syntax, added_tokens)
+    return [f"{rule}: %json {json.dumps(_object_schema(schema))}"]
+
+
+def _more_calls(separator: str, added_tokens: Mapping[str, int]) -> str:
     """Any number of further calls. An answer may also end behind a blank separator.
 
     A model that ends its calls with a line break would otherwise have to call again and again.
     """
-    return f"({separator} call)* {separator}?" if is_blank else f"({separator} call)*"
+    if not separator:
+        return "call*"
+    text = spelt(separator, added_tokens)
+    return f"({text} call)* {text}?" if separator.isspace() else f"({text} call)*"
 
 
 def _object_schema(schema: Any) -> dict[str, Any]:  # noqa: ANN401  (any JSON value may be a schema)
@@ -74,9 +86,3 @@ def _object_schema(schema: Any) -> dict[str, Any]:  # noqa: ANN401  (any JSON va
 
 def _json_inside(name: str) -> str:
     return json.dumps(name)[1:-1]
-
-
-def _text(text: str, added_tokens: Mapping[str, int]) -> str:
-    """A text in the grammar: literals, and the ids of the added tokens in it."""
-    parts = split_at_tokens(text, added_tokens)
-    return " ".join(f"<[{added_tokens[part]}]>" if part in added_tokens else json.dumps(part) for part in parts)

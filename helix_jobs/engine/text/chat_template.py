@@ -67,11 +67,12 @@ class ChatTemplate:
         environment = sandbox()
         self._template = environment.from_string(source)
         self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))
-        self.markers = find_markers(source, added_tokens)
+        tokens = frozenset(added_tokens)
+        self.markers = find_markers(source, tokens)
         self._special_tokens = dict(special_tokens)
         self._mark = f"helix{secrets.token_hex(4)}n"
         self._marks = re.compile(rf"{self._mark}(\d+)x")
-        self.probe = probe(self._render, self._mark)
+        self.probe = probe(self._render, self._mark, tokens)
 
     def render(
         self,

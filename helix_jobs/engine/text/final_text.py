@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.reasoning import Place
     from helix_jobs.engine.request import EncodedRequest, GenerationResult
     from helix_jobs.engine.schedule.sequence import Sequence
-    from helix_jobs.engine.text.call_forms import Call
+    from helix_jobs.engine.text.calls import Call
     from helix_jobs.engine.text.chat_forms import ChatForms
     from helix_jobs.engine.text.codec import Context, TextCodec
     from helix_jobs.engine.text.stop_strings import StopStringWatch

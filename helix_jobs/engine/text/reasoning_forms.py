@@ -62,6 +62,10 @@ FORMS: Final = (
     ),
     # Gemma 4.
     Markers("channel", "<|channel>thought", "<channel|>"),
+    # Command R7B and A.
+    Markers("command", "<|START_THINKING|>", "<|END_THINKING|>"),
+    # Apertus.
+    Markers("apertus", "<|inner_prefix|>", "<|inner_suffix|>"),
     # Magistral and other models of Mistral.
     Markers("mistral", "[THINK]", "[/THINK]"),
     # Seed-OSS.

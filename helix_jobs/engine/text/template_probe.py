@@ -11,10 +11,10 @@ from enum import StrEnum
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from helix_jobs.engine.text.call_forms import find_call_form
+from helix_jobs.engine.text.call_forms import find_call_form, form_of_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 # Longest end of a turn that is kept.
 _MAX_EXCERPT_CHARS: Final = 300
@@ -40,7 +40,8 @@ class ToolProbe:
 
     Attributes:
         shows_tools: It writes the functions into the prompt.
-        call_form: The form in which it writes calls, see ``call_forms``; None if it writes none, or in another form.
+        call_form: The form in which it writes calls, see ``call_forms``; where it writes none, the one that the model
+            has a token for. None for no known form.
         arguments_as_text: It takes a call's arguments as JSON text, not as an object.
         null_content: It writes calls only beside a content of none.
         short_ids: It takes only ids of nine letters and digits.
@@ -81,15 +82,16 @@ class Render(Protocol):
         """The text."""
 
 
-def probe(render: Render, mark: str) -> Probe:
+def probe(render: Render, mark: str, added_tokens: Collection[str] = ()) -> Probe:
     """Try a template.
 
     Args:
         render: Renders with it.
         mark: A word of letters and digits that no template holds.
+        added_tokens: Tokens that the tokenizer never splits.
     """
     forms = _working_forms(render, mark)
-    return Probe(forms, _after_answer(render, mark, forms), _tools(render, mark, forms[0]))
+    return Probe(forms, _after_answer(render, mark, forms), _tools(render, mark, forms[0], added_tokens))
 
 
 def _try(render: Render, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:  # noqa: ANN401  (render's own)
@@ -121,7 +123,7 @@ def _after_answer(render: Render, mark: str, forms: Sequence[ContentForm]) -> st
     return None
 
 
-def _tools(render: Render, mark: str, form: ContentForm) -> ToolProbe:
+def _tools(render: Render, mark: str, form: ContentForm, added_tokens: Collection[str]) -> ToolProbe:
     question = {"role": "user", "content": form.of("x")}
     parameters = {"type": "object", "properties": {"a": {"type": "string", "description": "d"}}, "required": ["a"]}
     function = {"name": mark, "description": "d", "parameters": parameters}
@@ -142,4 +144,5 @@ def _tools(render: Render, mark: str, form: ContentForm) -> ToolProbe:
                 null_content=null_content,
                 short_ids=short,
             )
-    return ToolProbe(shows_tools=shows_tools)
+    # It leaves calls out of the prompt, and the model writes them all the same.
+    return ToolProbe(shows_tools=shows_tools, call_form=form_of_tokens(added_tokens) if shows_tools else None)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tests.unit.engine.text.call_templates import CALL_TEMPLATES, MARKS
 from tests.unit.engine.text.chat_templates import (
     BARE_JSON,
     CHANNEL_CALLS,
+    GEMMA_CALL,
     MISTRAL_NEMO,
     NAMED_ARGUMENTS,
     QWEN3,
@@ -23,6 +25,10 @@ CALL_MODELS = {
     "mistral": (NAMED_ARGUMENTS, (), ("[TOOL_CALLS]", "[ARGS]", "[INST]", "[/INST]")),
     "llama": (BARE_JSON, (), ()),
     "harmony": (CHANNEL_CALLS, (), HARMONY),
+    "gemma": (GEMMA_CALL, (), ("<|tool_call>", "<tool_call|>", '<|"|>')),
+    "glm": (CALL_TEMPLATES["glm"], MARKS["glm"], ()),
+    "python": (CALL_TEMPLATES["python"], (), MARKS["python"]),
+    "command": (CALL_TEMPLATES["command"], (), MARKS["command"]),
 }
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helix_jobs.engine.text.call_forms import FORMS, Call, read_calls
+from helix_jobs.engine.text.call_forms import FORMS, read_calls
+from helix_jobs.engine.text.calls import Call
 from helix_jobs.engine.text.chat_template import ChatTemplate
 from tests.unit.engine.text.chat_templates import (
     BARE_JSON,
@@ -131,6 +132,21 @@ PIECES = (
     *('{"name": "count", "arguments": {}}', '{"name": "count", "parameters": {"a": 1}}', "[", "]", ";", "count", "\n"),
     *("<parameter=a>", "</parameter>", '"', "\\", "<|python_tag|>", "NaN", "1e999", "é", "\x00", "null", ", ", ": "),
     *("<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|call|>", "analysis", " to=functions.count"),
+    *(
+        "<|tool_call_start|>",
+        "[count(",
+        "a='x'",
+        ")]",
+        "\\'",
+        "count=",
+        "None",
+        "<arg_key>",
+        "</arg_key>",
+        "<arg_value>",
+    ),
+    *("<TOOLCALL>", "<|tools_prefix|>[", "<|START_ACTION|>", "<|tool_call|>", "<tool_calls>", '<invoke name="count">'),
+    *("<seed:tool_call>", "<|tool_call_begin|>functions.count:0<|tool_call_argument_begin|>", "<function=", "'", "("),
+    *("<\uff5ctool\u2581call\u2581begin\uff5c>", "<\uff5ctool\u2581sep\uff5c>", "function", "```json\n"),
     *("<|tool_call>", "<tool_call|>", "call:count{", "n:", '<|"|>'),
 )
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 
 import jsonschema
-import llguidance
-import llguidance.hf
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -15,6 +13,7 @@ from helix_jobs.engine.chat_options import ToolUse
 from helix_jobs.engine.text.call_forms import read_calls
 from helix_jobs.engine.text.call_grammar import call_constraint
 from helix_jobs.errors import InvalidRequestError
+from tests.unit.engine.text.grammar_texts import passes
 
 LOOK_UP = {
     "type": "object",
@@ -40,15 +39,6 @@ def tokenizer():
     made.add_tokens(list(MARKS[:2]))
     made.add_special_tokens({"additional_special_tokens": list(MARKS[2:])})
     return made
-
-
-def passes(tokenizer, constraint, text):
-    """Whether the text is all that the grammar wants, and nothing more."""
-    assert constraint.kind == "grammar"
-    matcher = llguidance.LLMatcher(llguidance.hf.from_tokenizer(tokenizer, n_vocab=len(tokenizer)), constraint.value)
-    assert not matcher.get_error()
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    return bool(matcher.validate_tokens(ids) == len(ids) and matcher.consume_tokens(ids) and matcher.is_accepting())
 
 
 def added(tokenizer):
@@ -132,11 +122,6 @@ def test_an_answer_may_end_behind_the_line_break_after_a_call(tokenizer):
     assert not passes(tokenizer, constraint, text + "\n")
     alone = call_constraint(ToolUse(tools=TOOLS, only="wait"), "hermes", added(tokenizer))
     assert not passes(tokenizer, alone, text)
-
-
-def test_a_form_that_is_only_read_cannot_be_enforced():
-    with pytest.raises(InvalidRequestError, match=r"tool_choice: .* cannot be enforced"):
-        call_constraint(ToolUse(tools=TOOLS, is_required=True), "gemma", {})
 
 
 def tagged(name, arguments):
@@ -227,7 +212,7 @@ def test_what_is_no_valid_call_in_tags_is_not_let_through(tokenizer, text):
     [
         ({"properties": {"q": {"type": "string", "pattern": "a+"}}}, "pattern of a text"),
         ({"properties": {"q": {"type": "string", "enum": ["</parameter>"]}}}, "a text that may have no value"),
-        ({"properties": {"a b": {}}}, "a parameter's name with white space or angle brackets"),
+        ({"properties": {"a b": {}}}, "a parameter's name with white space, quotation marks or angle brackets"),
         ({"minProperties": 1}, "the schema's minProperties"),
         ({"properties": {"q": {"$ref": "#/properties/q"}}}, "a \\$ref that points outside of \\$defs"),
     ],
