@@ -232,11 +232,10 @@ class Engine:
 
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""
-        scheduler = self._scheduler
         return self._statistics.snapshot(
             peak_blocks=self._pool.peak_used,
-            cached_prompt_tokens=scheduler.cached_prompt_tokens,
-            preemptions=scheduler.preemptions,
+            cached_prompt_tokens=self._scheduler.cached_prompt_tokens,
+            preemptions=self._scheduler.preemptions,
             depth_reasons=self._speculator.reasons,
         )
 

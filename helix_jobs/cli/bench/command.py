@@ -30,6 +30,7 @@ from helix_jobs.cli.bench.options import (
 )
 from helix_jobs.cli.bench.queue import queue
 from helix_jobs.cli.bench.schemas import schemas
+from helix_jobs.cli.bench.serve import serve
 from helix_jobs.cli.bench.structured import structured
 from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, settings_option
 from helix_jobs.errors import ConfigurationError
@@ -252,4 +253,5 @@ for _workload in WORKLOADS.values():
     bench.add_command(_command(_workload))
 bench.add_command(queue)
 bench.add_command(schemas)
+bench.add_command(serve)
 bench.add_command(structured)

@@ -84,7 +84,11 @@ def _outcome(
     lines = range(1, len(batch.prompts) + 1)
     predicted = {line: _predicted(batch.batch_id, line, max_tries) for line in lines}
     with installation.read() as c:
-        query = select(jobs, results.c.output_text).join_from(jobs, results, isouter=True).where(jobs.c.batch_id == batch.batch_id)
+        query = (
+            select(jobs, results.c.output_text)
+            .join_from(jobs, results, isouter=True)
+            .where(jobs.c.batch_id == batch.batch_id)
+        )
         found = {row.line: (row.state, row.error_code, row.tries, row.output_text) for row in c.execute(query)}
     broken = [f"line {n}: {found.get(n)} instead of {what}" for n, what in predicted.items() if found.get(n) != what]
     refused = sum(tries for _, _, tries, _ in predicted.values())

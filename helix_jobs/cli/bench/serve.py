@@ -1,0 +1,86 @@
+"""``bench serve``: how long clients of the HTTP server wait. Everything heavy is imported when it runs."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from helix_jobs.bounds import MAX_NEW_TOKENS
+from helix_jobs.cli.bench.measuring import measure, prepare
+from helix_jobs.cli.bench.options import STANDARD_OUTPUT, json_option, write_json
+from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, settings_option
+from helix_jobs.cli.setting_options import setting_options, with_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from helix_jobs.bench.percentiles import Percentiles
+    from helix_jobs.bench.serving import ServingReport
+    from helix_jobs.settings import Settings
+
+_SUMMARY: Final = "The wait for the first piece of an answer over HTTP, alone and beside bulk work."
+
+
+@click.command("serve", cls=HelixCommand, context_settings=CONTEXT_SETTINGS, short_help=_SUMMARY)
+@setting_options("target_model", "draft_model", "device", "dtype", "max_batch_size")
+@click.option(
+    "--requests", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Requests of each part."
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1, MAX_NEW_TOKENS),
+    default=64,
+    show_default=True,
+    help="New tokens of a request, and of a bulk job.",
+)
+@json_option
+@settings_option
+def serve(
+    settings: Settings,
+    *,
+    requests: int,
+    max_tokens: int,
+    json_file: str | None,
+    **overrides: Any,  # noqa: ANN401  (click's own values)
+) -> None:
+    """Measure how long a client of helix serve waits for the first piece of its answer.
+
+    A worker and a server of its own, with a database and a broker in a temporary directory. The first part has the
+    worker for itself; beside the second one, bulk work fills every batch slot.
+    """
+    from helix_jobs.cli.console import make_console
+
+    say = prepare(json_file)
+    from helix_jobs.bench.serving import ServingBench, ServingPlan
+
+    command = shlex.join(["helix", *sys.argv[1:]])
+    plan = ServingPlan(command=command, requests=requests, max_tokens=max_tokens)
+    bench = ServingBench(with_options(settings, overrides), plan, say)
+
+    def report() -> None:
+        found = bench.report()
+        write_json(found.to_json(), json_file)
+        if json_file != STANDARD_OUTPUT:
+            _show(make_console(), found)
+
+    measure(bench.run, report)
+
+
+def _show(console: Console, report: ServingReport) -> None:
+    from rich.table import Table
+
+    console.print(f"serve: {report.target}; {report.machine.cpu}, {report.machine.threads} threads", soft_wrap=True)
+    console.print("Milliseconds to the first piece: 50th, 90th and 99th percentile", soft_wrap=True)
+    table = Table("BESIDE", "FIRST PIECE", "ENGINE'S OWN", "ABOVE IT", "BULK TOKENS/S", box=None)
+    for part in report.parts:
+        rate = part.bulk_tokens_per_second
+        times = (_milliseconds(one) for one in (part.first_piece, part.engine, part.above))
+        table.add_row(part.beside, *times, "" if rate is None else f"{rate:,.0f}")
+    console.print(table)
+
+
+def _milliseconds(found: Percentiles | None) -> str:
+    return "" if found is None else " ".join(f"{1000 * value:,.0f}" for value in (found.p50, found.p90, found.p99))
