@@ -346,8 +346,11 @@ def _from_quantized(found: Checkpoint, quantized: QuantizedFormat) -> Checkpoint
     weights = {f"{module}.weight": matrix for module, matrix in matrices.items()}
     if twice := sorted(weights.keys() & plain.keys()):
         raise ModelError(f"model {name} has the weight {twice[0]:.200} both as it is and quantised; fetch it again")
+    # Such formats store every matrix as that of a linear layer, and transformers' module may have it transposed.
+    family = FAMILIES.get(found.settings["model_type"])
+    step = -1 if family is not None and family.is_transposed else 1
     whole = plain | {
-        tensor: StoredTensor(matrix.kind, matrix.shape, matrix=matrix) for tensor, matrix in weights.items()
+        tensor: StoredTensor(matrix.kind, matrix.shape[::step], matrix=matrix) for tensor, matrix in weights.items()
     }
     return replace(found, tensors=_as_modules_have_them(name, found.settings, whole), quantized=quantized)
 

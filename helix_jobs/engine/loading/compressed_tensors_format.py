@@ -96,6 +96,11 @@ class CompressedTensors:
         self._schemes = tuple(_scheme(name, group, settings.get("format")) for group in groups.values())
 
     @property
+    def turns_transposed(self) -> bool:
+        """See ``QuantizedFormat``."""
+        return False
+
+    @property
     def rounds_activations(self) -> bool:
         """See ``QuantizedFormat``."""
         return any(scheme.rounds_activations for scheme in self._schemes)

@@ -145,7 +145,7 @@ def _expected_blocks(sizes: ModelSizes, file_bytes: int, grains: Sequence[Grain]
     Trade-off: all products but the head are taken as quantised, the rest as 16-bit numbers, and rows as the width of
     the residual stream. The headers would say it exactly, but stand in files of gigabytes.
     """
-    matrices = sizes.products - sizes.vocab_size * sizes.hidden_size
+    matrices = sizes.products - sizes.decoded - sizes.vocab_size * sizes.hidden_size
     plain = (sizes.weights - matrices) * torch.bfloat16.itemsize
     growth = max(grain.growth(sizes.hidden_size) for grain in grains)
     return StoredBlocks(matrices, math.ceil(max(0, file_bytes - plain) * growth))

@@ -60,6 +60,7 @@ class ModelSizes:
         layer_inputs: See ``StepWidths``.
         num_streams: See ``StepWidths``.
         context: The most tokens of a sequence, prompt and output together.
+        decoded: Weights of the matrix products that do not stay in blocks.
         blocks: The weights in blocks which can be multiplied as they are.
         has_small_steps: Whether compiled code computes its int8 layers in one call, see ``NativeInt8Decoder``.
     """
@@ -81,6 +82,7 @@ class ModelSizes:
     layer_inputs: int
     num_streams: int
     context: int
+    decoded: int = 0
     blocks: StoredBlocks = NO_BLOCKS
     has_small_steps: bool = False
 
@@ -180,7 +182,7 @@ def sizes_of(checkpoint: Checkpoint, config: PretrainedConfig) -> ModelSizes:
     """
     description = describe(config)
     embedding = f"{description.embedding}.weight"
-    blocks = checkpoint.without(description.plain_matrices).blocks_beside(embedding)
+    blocks = checkpoint.without(description.decoded_matrices).blocks_beside(embedding)
     return replace(model_sizes(checkpoint.name, config), blocks=blocks)
 
 
@@ -199,11 +201,12 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
     experts = [layer.experts for layer in description.layers if layer.experts is not None]
-    linears = [
-        module
+    products = {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and not name.endswith(tuple(description.plain_matrices))
-    ]
+    }
+    linears, decoded = list(products.values()), tuple(description.decoded_matrices)
     biases = [module.bias.numel() for module in linears if module.bias is not None]
     stacks = _stacks(model, description)
     chosen = [own.router.top_k for own in experts]
@@ -233,6 +236,7 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
         layer_inputs=0 if inputs is None else inputs.width * len(description.layers),
         num_streams=1 if description.streams is None else 1 + len(description.streams.expanding),
         context=int(config.max_position_embeddings),
+        decoded=sum(module.weight.numel() for name, module in products.items() if name.endswith(decoded)),
         has_small_steps=NativeInt8Decoder.describes(description),
     )
 

@@ -146,18 +146,16 @@ def _readable(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _check_quantized(checkpoint: Checkpoint, config: PretrainedConfig) -> None:
-    """Refuse quantised matrices that are not multiplied as they are stored.
+    """Refuse quantised matrices of a family that has them transposed, unless the format stores them as others.
 
     Raises:
-        UnsupportedArchitectureError: The family stores them transposed, or multiplies their rows with factors.
+        UnsupportedArchitectureError: See above.
     """
-    if checkpoint.quantized is None:
+    quantized = checkpoint.quantized
+    if quantized is None or quantized.turns_transposed:
         return
-    projections = describe(config).projections
-    if any(one.is_transposed for one in projections):
-        raise refusal(checkpoint.name, checkpoint.quantized.name, "with matrices that its family has transposed")
-    if any(one.factors for one in projections):
-        raise refusal(checkpoint.name, checkpoint.quantized.name, "with matrices whose rows its family multiplies")
+    if any(one.is_transposed for one in describe(config).projections):
+        raise refusal(checkpoint.name, quantized.name, "with matrices that its family has transposed")
 
 
 def _check_release(name: str, config: PretrainedConfig) -> None:

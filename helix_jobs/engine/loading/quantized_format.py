@@ -135,6 +135,11 @@ class QuantizedFormat(Protocol):
         """What messages call it."""
 
     @property
+    def turns_transposed(self) -> bool:
+        """Whether a matrix that a module has transposed (GPT-2) is stored as that of a linear layer."""
+        ...
+
+    @property
     def rounds_activations(self) -> bool:
         """Whether the format's own programs also quantise what the weights are multiplied with."""
 

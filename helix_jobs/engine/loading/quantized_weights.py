@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import nn
 from transformers import GenerationConfig
+from transformers.pytorch_utils import Conv1D
 
 from helix_jobs.engine.loading.bare_model import compute_frequencies, put
 from helix_jobs.engine.loading.model_sizes import skeleton
@@ -65,7 +66,10 @@ def read_quantized_weights(config: PretrainedConfig, checkpoint: Checkpoint, dty
         module_name, _, kind = short.rpartition(".")
         module = head if short in (HEAD, _HEAD_BIAS) else base.get_submodule(module_name)
         is_matrix = module is embedding or isinstance(module, nn.Linear)
-        put(module, kind, _read(checkpoint, tensor, keeps=is_matrix and dtype == torch.float32))
+        value = _read(checkpoint, tensor, keeps=is_matrix and dtype == torch.float32)
+        if isinstance(module, Conv1D) and isinstance(value, torch.Tensor) and checkpoint.tensors[tensor].matrix:
+            value = value.t().contiguous()  # blocks stay as they are multiplied
+        put(module, kind, value)
     if HEAD not in places:
         put(head, "weight", embedding.weight)
     if (checkpoint.folder / "generation_config.json").is_file():

@@ -288,6 +288,19 @@ class ModelDescription:
         return frozenset(kept | {own.latent.matrix for own in self.attentions if own.latent is not None})
 
     @property
+    def decoded_matrices(self) -> frozenset[str]:
+        """The matrices that do not stay in blocks, by their names in a layer.
+
+        They are those kept as plain numbers, those whose rows have factors, and those whose results are added before
+        anything else is done with them.
+        """
+        decoded = {name for one in self.projections if one.factors for name in one.names}
+        for layer in self.layers:
+            if layer.attention is not None and layer.recurrence is not None:
+                decoded |= {*layer.attention.out.names, *layer.recurrence.out.names}
+        return self.plain_matrices | decoded
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether some layer carries a state instead of keys and values."""
         return any(layer.recurrence is not None for layer in self.layers)

@@ -10,6 +10,7 @@ from helix_jobs.engine.model.families import bamba, llama
 from helix_jobs.engine.model.families.family import Family
 from helix_jobs.engine.model.families.mamba_layers import mamba_layer
 from helix_jobs.engine.model.families.settings import rms_norm
+from helix_jobs.engine.model.recurrence_description import MambaDescription
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.description import (
         AttentionDescription,
         FeedForwardDescription,
+        LayerDescription,
         ModelDescription,
         ProjectionDescription,
     )
-    from helix_jobs.engine.model.recurrence_description import MambaDescription
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:
@@ -36,11 +37,44 @@ def describe(config: PretrainedConfig) -> ModelDescription:
             )
         )
     )
+    if all(factor == 1 for factor in _factors(config)):
+        model = _without_factors(model)
     return replace(
         model,
         final_norm=norm("final_layernorm"),
         embedding_scale=float(config.embedding_multiplier),
         logit_scale=float(config.lm_head_multiplier),
+    )
+
+
+def _factors(config: PretrainedConfig) -> list[float]:
+    """Those of all projections; they are ones in a file that has them in its weights."""
+    return [
+        config.attention_in_multiplier,
+        config.key_multiplier,
+        config.attention_out_multiplier,
+        config.ssm_in_multiplier,
+        *config.ssm_multipliers,
+        config.ssm_out_multiplier,
+        *config.mlp_multipliers,
+    ]
+
+
+def _without_factors(model: ModelDescription) -> ModelDescription:
+    """The same model with projections that are multiplied as they are stored."""
+
+    def plain(own: ProjectionDescription) -> ProjectionDescription:
+        return replace(own, factors=())
+
+    def changed(_: int, layer: LayerDescription) -> LayerDescription:
+        mamba = layer.recurrence
+        assert isinstance(mamba, MambaDescription), "each layer has one"
+        return replace(layer, recurrence=replace(mamba, inner=plain(mamba.inner), out=plain(mamba.out)))
+
+    return (
+        model.with_attention(lambda _, own: replace(own, qkv=plain(own.qkv), out=plain(own.out)))
+        .with_feed_forward(lambda _, own: replace(own, inner=plain(own.inner), outer=plain(own.outer)))
+        .with_layers(changed)
     )
 
 

@@ -29,6 +29,7 @@ class Family:
         further_layers: The setting that counts layers which checkpoints hold and nobody computes, behind the last one;
             or None.
         draft_head: Prefix (after ``model.``) of tensors that only draft further tokens, and that nobody reads; or None.
+        is_transposed: Whether transformers' modules have its layers' matrices as ``[in_features, out_features]``.
         needs_transformers_5: Whether transformers 4 computes it in modules of other names or in another dtype.
         stores_mxfp4: Whether its checkpoints may hold experts in MXFP4 blocks.
         is_unread: Whether checkpoints may hold a tensor of this name (without the model's prefix) that nobody computes
@@ -46,6 +47,7 @@ class Family:
     joins: tuple[tuple[tuple[str, ...], str], ...] = ()
     further_layers: str | None = None
     draft_head: str | None = None
+    is_transposed: bool = False
     needs_transformers_5: bool = False
     stores_mxfp4: bool = False
     is_unread: Callable[[PretrainedConfig, str], bool] | None = None

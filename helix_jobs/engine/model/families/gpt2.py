@@ -56,4 +56,4 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     )
 
 
-FAMILY = Family("gpt2", "GPT2LMHeadModel", describe)
+FAMILY = Family("gpt2", "GPT2LMHeadModel", describe, is_transposed=True)

@@ -14,11 +14,16 @@ from helix_jobs.engine.kernels.cpu.native_decoder import with_native
 from helix_jobs.engine.loading import weight_format
 from helix_jobs.engine.loading.gguf_registry import FAMILIES, SERVED_OTHERWISE, gguf_model_types
 from helix_jobs.engine.loading.model_loader import open_source
+from helix_jobs.engine.loading.model_outline import model_outline
+from helix_jobs.engine.loading.model_pair import ModelPair
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
+from helix_jobs.engine.loading.weight_format import WeightFormat
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
+from helix_jobs.engine.weights.packed_linear import PackedLinear
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 from tests.unit.engine.gguf_conversion import CONVERSIONS, write_converted
 from tests.unit.engine.gguf_equality import TOKENS, check_equal
+from tests.unit.engine.held_tensors import held_bytes
 from tests.unit.engine.model_files import load
 from tests.unit.engine.tiny_models import CPU, decoder_logits
 
@@ -196,6 +201,20 @@ def test_what_a_file_does_not_tell_is_refused(
     write_converted(path, architecture, **more)
     with pytest.raises(error, match=message):
         load(path)
+
+
+@pytest.mark.parametrize("architecture", ["falcon-h1", "granitehybrid", "nemotron_h_moe"])
+def test_blocks_of_hybrids_stay_blocks(tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that are multiplied, but sums of two products; and the memory is what was reckoned."""
+    monkeypatch.setattr(weight_format, "resolve_dtype", lambda *_: torch.float32)
+    path = tmp_path / "tiny.gguf"
+    write_converted(path, architecture, prepare=fill_with_bytes, quantized=gguf.GGMLQuantizationType.Q8_0)
+    decoder = load(path, dtype="packed").target.decoder
+    plain = [linear for linear in decoder.linears() if not isinstance(linear, PackedLinear)]
+    assert len(plain) == (2 if architecture == "falcon-h1" else 0)
+    sizes = model_outline(str(path), tmp_path).sizes
+    reckoned = ModelPair(CPU, sizes).memory(WeightFormat(torch.float32, is_packed=True)).weights
+    assert 0.85 * reckoned <= held_bytes(decoder) <= 1.02 * reckoned
 
 
 def test_what_files_of_a_family_leave_out_is_that_of_its_models(tmp_path: Path) -> None:

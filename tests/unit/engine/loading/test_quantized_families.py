@@ -189,6 +189,61 @@ def test_in_bfloat16_and_on_directml_its_numbers_are_close(tmp_path: Path, famil
     assert tokens == greedy(load(tmp_path / "dequantised", dtype="float32"))
 
 
+def turned(weight: torch.Tensor, *, group: int) -> tuple[Parts, torch.Tensor]:
+    """GPT-2's matrices lie transposed in its modules, and AutoGPTQ stores them as it does others."""
+    one = quantized(weight.t().contiguous(), 4, group, is_symmetric=False, dtype=torch.float16)
+    parts, dense = as_gptq(one, is_first=True)
+    return parts, dense.t()
+
+
+@pytest.mark.parametrize(("group", "packed"), [(32, 8), (8, 0)], ids=["in blocks", "as plain numbers"])
+def test_gpt2_in_gptq(tmp_path: Path, group: int, packed: int) -> None:
+    """Matrices whose rows cannot be parted into blocks become plain numbers, turned again."""
+    sizes = {**SIZES, "num_key_value_heads": 4, "n_inner": 96}
+    form = Form(partial(turned, group=group), {**FORMS["gptq"].config, "group_size": group})
+    model = Family("gpt2", sizes, ("wte.weight", "wpe.weight")).write(tmp_path, form)
+    tokens, expected = expected_tokens(model), logits_of(model)
+    models = load(tmp_path, "int8")
+    decoder = models.target.decoder
+    # The head keeps its 16 bits a number.
+    assert sum(isinstance(linear, PackedLinear) for linear in decoder.linears()) == packed + 1
+    assert_close(decoder_logits(decoder, range(3, 28)), expected)
+    assert greedy(models, depth=3) == tokens
+    rounded = load(tmp_path, dtype="float32").target.decoder
+    assert_close(decoder_logits(rounded, range(3, 28)), expected)
+
+
+FACTORS = {
+    "key_multiplier": 0.4,
+    "attention_out_multiplier": 0.7,
+    "ssm_in_multiplier": 1.3,
+    "ssm_out_multiplier": 0.6,
+    "ssm_multipliers": [0.5, 1.5, 0.8, 1.2, 0.9],
+    "mlp_multipliers": [0.8, 1.4],
+    "embedding_multiplier": 2.0,
+    "lm_head_multiplier": 0.5,
+}
+
+
+@pytest.mark.parametrize("form", ["gptq", "fp8"])
+def test_matrices_with_factors_become_plain_numbers(tmp_path: Path, form: str) -> None:
+    """Falcon-H1's: its rows are multiplied once, when they are read."""
+    own = Family(
+        "falcon_h1", {**HEADS, **FACTORS, "intermediate_size": 96, "mamba_n_heads": 8, "mamba_d_ssm": 128}, RECURRENT
+    )
+    model = own.write(tmp_path, FORMS[form])
+    tokens, expected = expected_tokens(model), logits_of(model)
+    models = load(tmp_path, "int8")
+    decoder = models.target.decoder
+    # The head keeps its 16 bits a number.
+    assert [linear for linear in decoder.linears() if isinstance(linear, PackedLinear)] == [decoder.head]
+    assert_close(decoder_logits(decoder, range(3, 28)), expected)
+    assert greedy(models, depth=3) == tokens
+    sizes = model_outline(str(tmp_path), tmp_path).sizes
+    reckoned = ModelPair(CPU, sizes).memory(WeightFormat(torch.float32, is_packed=True)).weights
+    assert 0.85 * reckoned <= held_bytes(decoder) <= 1.02 * reckoned
+
+
 def test_experts_of_a_text_tower(tmp_path: Path) -> None:
     settings = {"initializer_range": 0.2, "hidden_size": 64, "moe_intermediate_size": 64}
     model = roughen(tiny_tower("qwen3_5_moe", "qwen3_5_moe_text", settings))
