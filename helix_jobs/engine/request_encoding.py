@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from helix_jobs.engine.adapter_choice import chosen_adapter
 from helix_jobs.engine.request import EncodedRequest
 from helix_jobs.engine.text.call_grammar import call_constraint
+from helix_jobs.engine.text.encoded_prompt import Thinking
 from helix_jobs.errors import InvalidRequestError, PromptTooLongError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class RequestEncoding:
         if bad_words and not {(end,) for end in self.stop_ids(params, is_chat=is_chat)}.isdisjoint(bad_words):
             raise InvalidRequestError("bad_words: one is a token that ends the answer; leave it out, or use min_tokens")
         # Compiled here, and not in a step: a constraint takes as long as its author wants, within limits.
-        forced_call = self._forced_call(request)
+        forced_call = self._forced_call(request, prompt.thinking)
         constraint = forced_call or request.constraint
         grammar = None if constraint is None else self._grammars.compile(constraint)
         return EncodedRequest(
@@ -98,17 +99,22 @@ class RequestEncoding:
             stream=request.stream,
         )
 
-    def _forced_call(self, request: Request) -> Constraint | None:
-        """What an answer must be that has to call a function."""
-        if request.tools is None or not request.tools.is_forced:
+    def _forced_call(self, request: Request, thinking: Thinking) -> Constraint | None:
+        """What an answer must be that has to call a function.
+
+        Raises:
+            InvalidRequestError: The call cannot be enforced.
+        """
+        forms, tools = self._chat_forms, request.tools
+        if tools is None or not tools.is_forced:
             return None
-        assert self._chat_forms.calls is not None, "the prompt is refused where the form of calls is unknown"
-        if self._chat_forms.has_channels and request.continue_final_message:
+        assert forms.calls is not None, "the prompt is refused where the form of calls is unknown"
+        if forms.has_channels and thinking is Thinking.CLOSED:
             raise InvalidRequestError(
-                "tool_choice: this model writes a call in a message of its own, so the one that is continued can be "
-                "no call; give auto or none, or end the messages with the user's"
+                "tool_choice: this model writes a call in a message of its own, and the prompt has begun one for the "
+                "user; give auto or none, or end the messages with the user's"
             )
-        return call_constraint(request.tools, self._chat_forms.calls, self._codec.added_tokens)
+        return call_constraint(tools, forms.calls, self._codec.added_tokens, in_thought=thinking is Thinking.OPEN)
 
     def stop_ids(self, params: SamplingParams, *, is_chat: bool) -> frozenset[int]:
         """Tokens that end an output.

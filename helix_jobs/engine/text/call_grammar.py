@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from helix_jobs.engine.text.calls import CallForm
 
 
-def call_constraint(tools: ToolUse, form: str, added_tokens: Mapping[str, int]) -> Constraint:
+def call_constraint(
+    tools: ToolUse, form: str, added_tokens: Mapping[str, int], *, in_thought: bool = False
+) -> Constraint:
     """What an answer must be that calls one of the functions, or the one that is named.
 
     Args:
         tools: The functions, of which some must be called.
         form: The name of the model's form of calls.
         added_tokens: Added token -> its id. The grammar library never spells these, so the grammar names their ids.
+        in_thought: The prompt ends within a thought; matters only where the grammar says how the answer thinks.
 
     Raises:
         InvalidRequestError: A function's parameters cannot be enforced in the form of the model's calls.
@@ -46,7 +49,7 @@ def call_constraint(tools: ToolUse, form: str, added_tokens: Mapping[str, int]) 
     if shape.thought is not None:
         begin, end = (spelt(text, added_tokens) for text in shape.thought)
         rules += [f"thought: {begin} THOUGHT {end}", "THOUGHT: /(?s:.*)/"]
-        opens = "thought*"
+        opens = f"THOUGHT {end} thought*" if in_thought else "thought*"
     start = " ".join(filter(None, (opens, "call", more, closes)))
     return Constraint("grammar", "\n".join([f"start: {start}", f"call: {call}", *rules]) + "\n")
 

@@ -67,15 +67,16 @@ class Message:
         return None if found is None else found[1]
 
 
-def messages_of(parts: Iterable[Part], *, continues: bool = False) -> list[Message]:
+def messages_of(parts: Iterable[Part], open_header: str | None = None) -> list[Message]:
     """The messages of an output. A header that is cut makes no message, and a text without any header makes one.
 
     Args:
         parts: The output, from its first token on.
-        continues: It goes on with the text of the prompt's last message.
+        open_header: The header of the prompt's last message, whose text the output goes on with; empty for a text to
+            the user. None where the prompt ends within a header.
     """
     found: list[Message] = []
-    header, text, is_header, has_marks = "", list[str](), not continues, False
+    header, text, is_header, has_marks = open_header or "", list[str](), open_header is None, False
     for part in parts:
         mark = part.text if part.is_mark else ""
         has_marks = has_marks or bool(mark)

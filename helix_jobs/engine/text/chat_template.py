@@ -17,7 +17,7 @@ from jinja2 import meta
 from helix_jobs.engine.text.encoded_prompt import Thinking
 from helix_jobs.engine.text.reasoning_forms import find_markers
 from helix_jobs.engine.text.refused_messages import RefusedMessagesError
-from helix_jobs.engine.text.template_messages import as_given
+from helix_jobs.engine.text.template_messages import as_given, tool_as_given
 from helix_jobs.engine.text.template_probe import ContentForm, probe
 from helix_jobs.engine.text.template_sandbox import sandbox
 
@@ -111,7 +111,8 @@ class ChatTemplate:
                 "tools: the model's chat template writes calls in no form that Helix reads; submit the line without "
                 "tools, or set tool_choice to none"
             )
-        trial = _Trial(messages, arguments, tools or None, continues=continues)
+        given = [tool_as_given(tool, self.probe.tools) for tool in tools]
+        trial = _Trial(messages, arguments, given or None, continues=continues)
         forms = [self.probe.forms[0]] * len(messages)
         refusal: RefusedMessagesError | None = None
         for other in (*self.probe.forms[1:], None):

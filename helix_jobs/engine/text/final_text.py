@@ -129,11 +129,13 @@ def _with_calls(sequence: Output, answer: Answer, codec: TextCodec, call_form: s
 def _read_messages(sequence: Output, codec: TextCodec) -> tuple[Answer, list[Call]]:
     """The parts of an answer in messages, each of which has a channel."""
     request, output_ids = sequence.request, sequence.output_token_ids
-    messages = messages_of(parts_of(output_ids, codec), continues=request.reasoning is None)
+    form = request.reasoning
+    open_header = "" if form is None else form.opening if form.starts_open else None
+    messages = messages_of(parts_of(output_ids, codec), open_header)
     thinking = "\n".join(filter(None, (message.text for message in messages if message.is_thought)))
     num_thought = None
-    if request.reasoning is not None:
-        num_thought = len(_thought_ids(output_ids, place_of(output_ids, request.reasoning), request))
+    if form is not None:
+        num_thought = len(_thought_ids(output_ids, place_of(output_ids, form), request))
     calls: list[Call] = []
     if sequence.stopped_text is not None:
         text = sequence.stopped_text

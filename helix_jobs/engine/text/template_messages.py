@@ -36,6 +36,19 @@ def as_given(message: Mapping[str, Any], form: ContentForm, tools: ToolProbe) ->
     return given
 
 
+def tool_as_given(tool: Mapping[str, Any], tools: ToolProbe) -> Mapping[str, Any]:
+    """A function as the template takes it: without a description some fail, and some without parameters.
+
+    Args:
+        tool: The function in OpenAI's form.
+        tools: What the template needs.
+    """
+    if not tools.whole_functions:
+        return tool
+    nothing = {"description": "", "parameters": {"type": "object", "properties": {}}}
+    return {**tool, "function": {**nothing, **tool["function"]}}
+
+
 def _call(call: Mapping[str, Any], tools: ToolProbe) -> dict[str, Any]:
     function = dict(call["function"])
     if not tools.arguments_as_text:

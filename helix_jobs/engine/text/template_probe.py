@@ -45,6 +45,7 @@ class ToolProbe:
         arguments_as_text: It takes a call's arguments as JSON text, not as an object.
         null_content: It writes calls only beside a content of none.
         short_ids: It takes only ids of nine letters and digits.
+        whole_functions: It takes only functions that have a description and parameters.
     """
 
     shows_tools: bool = False
@@ -52,6 +53,7 @@ class ToolProbe:
     arguments_as_text: bool = False
     null_content: bool = False
     short_ids: bool = False
+    whole_functions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ def _tools(render: Render, mark: str, form: ContentForm, added_tokens: Collectio
     function = {"name": mark, "description": "d", "parameters": parameters}
     tools = [{"type": "function", "function": function}]
     shows_tools = mark in _try(render, [question], tools=tools)
+    bare = [{"type": "function", "function": {"name": mark}}]
+    whole_functions = shows_tools and mark not in _try(render, [question], tools=bare)
     for null_content, as_text, short in product((False, True), repeat=3):
         identifier = _SHORT_ID if short else _LONG_ID
         arguments: Any = f'{{"{mark}a": "{mark}v"}}' if as_text else {f"{mark}a": f"{mark}v"}
@@ -143,6 +147,8 @@ def _tools(render: Render, mark: str, form: ContentForm, added_tokens: Collectio
                 arguments_as_text=as_text,
                 null_content=null_content,
                 short_ids=short,
+                whole_functions=whole_functions,
             )
     # It leaves calls out of the prompt, and the model writes them all the same.
-    return ToolProbe(shows_tools=shows_tools, call_form=form_of_tokens(added_tokens) if shows_tools else None)
+    form_by_token = form_of_tokens(added_tokens) if shows_tools else None
+    return ToolProbe(shows_tools=shows_tools, call_form=form_by_token, whole_functions=whole_functions)

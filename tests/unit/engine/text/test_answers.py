@@ -343,6 +343,25 @@ def test_a_continued_text_may_be_followed_by_a_call(served):
         one.encode(tools=dataclasses.replace(TOOLS, is_required=True), **continued)
 
 
+def test_a_prompt_may_open_the_channel_of_thinking(served):
+    opened = CHANNEL_CALLS.replace("'<|start|>assistant' }}", "'<|start|>assistant<|channel|>analysis<|message|>' }}")
+    one = Served(opened, (), HARMONY)
+    try:
+        assert one.encode().reasoning.starts_open
+        result = one.answer(f"hm<|end|><|start|>assistant{CHANNEL_CALL}", tools=TOOLS)
+        assert (result.output_text, result.reasoning_text, result.reasoning_tokens) == ("", "hm", 2)
+        assert len(result.tool_calls) == 1
+        cut = one.answer("hm", reason=FinishReason.LENGTH)
+        assert (cut.output_text, cut.reasoning_text) == ("", "hm")
+        forced = one.encode(tools=dataclasses.replace(TOOLS, is_required=True)).grammar
+        for text in ("hm", ""):
+            assert accepts(forced, one.ids(f"{text}<|end|><|start|>assistant{CHANNEL_CALL}")), text
+        assert accepts(forced, one.ids(f"hm<|end|><|start|>assistant{THOUGHT}{CHANNEL_CALL}"))
+        assert not accepts(forced, one.ids(CHANNEL_CALL))
+    finally:
+        one.codec.close()
+
+
 def test_a_demanded_call_in_a_message_has_its_thinking_in_the_grammar(served):
     one = served["channel calls"]
     forced = one.encode(tools=dataclasses.replace(TOOLS, is_required=True))

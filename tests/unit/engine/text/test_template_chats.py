@@ -268,6 +268,22 @@ def test_a_second_call_that_a_template_of_one_call_leaves_out_is_noticed():
         template(CHANNEL_CALLS).render(messages, {})
 
 
+def test_a_function_gets_what_a_template_cannot_do_without():
+    """gpt-oss' template adds the description to a text, and Command R's goes through the parameters."""
+    needy = "{% for t in tools or [] %}{{ '// ' + t.function.description + t.function.name }}"
+    needy += "{% for name in t.function.parameters.properties %}{{ name }}{% endfor %}{% endfor %}"
+    needy += "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+    needy += "{{ '<function=' + c.function.name + '>' + c.function.arguments | tojson + '</function>' }}{% endfor %}"
+    needy += "{% endfor %}"
+    bare = [{"type": "function", "function": {"name": "look_up"}}]
+    made = template(needy)
+    assert made.probe.tools.whole_functions
+    assert made.render(QUESTION, {}, tools=bare).text.startswith("// look_up")
+    assert made.render(QUESTION, {}, tools=TOOLS).text.startswith("// Find \u00e9look_upq")
+    assert not template(QWEN3).probe.tools.whole_functions
+    assert template(QWEN3).render(QUESTION, {}, tools=bare).text == transformers_says(QWEN3, QUESTION, tools=bare)
+
+
 def test_earlier_thinking_reaches_the_template():
     messages = [
         *QUESTION,
