@@ -37,10 +37,12 @@ class LongFrequencies:
     Attributes:
         original_context: The longest sequence that is rotated by the other frequencies.
         inverse: ``[rotary_dim / 2]`` float32, the frequencies of all tokens of a longer sequence.
+        scaling: Factor of its cosines and sines.
     """
 
     original_context: int
     inverse: torch.Tensor
+    scaling: float
 
 
 class RotaryTable:
@@ -121,11 +123,12 @@ class RotaryTable:
     def _grow(self, num_positions: int) -> None:
         count = table_length(num_positions)
         # [rows, rotary_dim / 2]
-        angles = _angles(count, self._inverse_frequencies)
-        if self._long is not None:
-            first = _angles(self._long.original_context, self._inverse_frequencies)
-            angles = torch.cat((first, _angles(count, self._long.inverse.float().cpu())))
+        angles = _angles(count if self._long is None else self._long.original_context, self._inverse_frequencies)
         cos, sin = angles.cos() * self._scaling, angles.sin() * self._scaling
+        if self._long is not None:
+            angles = _angles(count, self._long.inverse.float().cpu())
+            cos = torch.cat((cos, angles.cos() * self._long.scaling))
+            sin = torch.cat((sin, angles.sin() * self._long.scaling))
         self._cos = torch.cat((cos, cos), dim=1).to(self._dtype).unsqueeze(1).to(self._device)
         self._sin = torch.cat((-sin, sin), dim=1).to(self._dtype).unsqueeze(1).to(self._device)
         self._num_positions = count

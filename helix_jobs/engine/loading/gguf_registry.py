@@ -54,7 +54,8 @@ FAMILIES: Final[dict[tuple[str, str | None], GgufFamily]] = {
     ("falcon", KEY_HEADS): FALCON_WITH_GROUPS,
 }
 # Architectures, as files name them, of families that are served from safetensors.
-SERVED_OTHERWISE: Final = frozenset({"gptj"})  # llama.cpp has a name for it, and writes no such files
+# (Of GPT-J llama.cpp has the name, and writes no such files.)
+SERVED_OTHERWISE: Final = frozenset({"afmoe", "exaone-moe", "gemma3n", "gptj", "phimoe"})
 
 # Further families that files name as another one, which computes the same.
 SAID_AS: Final = {"iquestcoder": "llama", "internlm3": "llama", "mistral": "llama", "glm4_moe_lite": "deepseek2"}

@@ -33,7 +33,7 @@ from helix_jobs.engine.model.linear_origin import Origins
 from helix_jobs.engine.model.mapped_pages import MappedPages
 from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.model.recurrences import build_recurrence, recurrent_products
-from helix_jobs.engine.model.rope_settings import LONG_ROPE, long_layer_type, original_contexts
+from helix_jobs.engine.model.rope_settings import LONG_ROPE, long_layer_type, named, original_contexts, rope_settings
 from helix_jobs.engine.model.row_order import gated_order, pair_order, row_order
 from helix_jobs.engine.model.stored_parts import StoredParts
 
@@ -223,7 +223,7 @@ class _Assembly:
             return latent_products(parts, own.qkv, own.latent, num_heads, is_interleaved=is_interleaved)
         cache = self._description.cache_of(own)
         shape = (self._description.num_heads, cache.num_new_heads, cache.head_dim)
-        if own.has_gate:
+        if own.has_gate and not own.is_gate_apart:
             assert not own.is_grouped, "no family has both"
             return parts.linear(own.qkv, gated_order(*shape)), None
         order = row_order(
@@ -270,6 +270,8 @@ class _Assembly:
         if (rotary, head_dim) not in self._rotaries:
             long = _long_frequencies(self._model.config, rotary)
             frequencies, scaling = _frequencies(self._model.base_model, rotary, has_long=long is not None)
+            if rotary.has_length_scales:
+                frequencies, scaling, long = _with_length_scales(self._model.config, frequencies, scaling, long)
             if rotary.is_reversed:
                 frequencies = -frequencies
             dtype, device = self._place.dtype, self._place.device
@@ -300,9 +302,21 @@ def _long_frequencies(config: PretrainedConfig, rotary: RotaryDescription) -> Lo
     assert not rotary.is_reversed, "no family has both"
     for original in original_contexts(config):
         kind = {} if rotary.layer_type is None else {"layer_type": rotary.layer_type}
-        inverse, _ = ROPE_INIT_FUNCTIONS[LONG_ROPE](config, torch.device("cpu"), seq_len=original + 1, **kind)
-        return LongFrequencies(original, inverse)
+        inverse, scaling = ROPE_INIT_FUNCTIONS[LONG_ROPE](config, torch.device("cpu"), seq_len=original + 1, **kind)
+        return LongFrequencies(original, inverse, scaling)
     return None
+
+
+def _with_length_scales(
+    config: PretrainedConfig, frequencies: torch.Tensor, scaling: float, long: LongFrequencies | None
+) -> tuple[torch.Tensor, float, LongFrequencies | None]:
+    """The same frequencies for all lengths, with the settings' own factors, see ``RotaryDescription``."""
+    (settings,) = rope_settings(config)
+    if named(settings) != LONG_ROPE:
+        return frequencies, scaling, long
+    if long is not None:
+        long = replace(long, inverse=frequencies, scaling=float(settings["long_mscale"]))
+    return frequencies, float(settings["short_mscale"]), long
 
 
 def _optional(

@@ -97,6 +97,8 @@ class RotaryDescription:
         is_reversed: Whether heads are turned the other way round (nanochat).
         is_wide: Whether heads are rotated in float32 and then rounded to the model's dtype (DeepSeek-V2); given with
             latent attention alone.
+        has_length_scales: Whether LongRoPE's settings have factors of cosines and sines, ``short_mscale`` and
+            ``long_mscale``, which alone tell long sequences from short ones (Phi-3.5-MoE, as transformers computes it).
     """
 
     module: str = "rotary_emb"
@@ -106,6 +108,7 @@ class RotaryDescription:
     is_interleaved: bool = False
     is_reversed: bool = False
     is_wide: bool = False
+    has_length_scales: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +132,7 @@ class AttentionDescription:
         sinks: The parameter of the sinks, see ``LayerAttention``; or None.
         has_gate: Whether attention's result is multiplied by the sigmoid of a gate (Qwen3-Next). ``qkv`` then yields,
             in the place of each query head, the query and its gate.
+        is_gate_apart: Whether gates stand behind the values in ``qkv`` instead (AFMoE).
         cache: What the layer keeps of a token, where neither ``latent`` nor the model says that for it.
         latent: Latent attention, or None. ``cache``, ``query_norm``, ``clip`` and ``is_grouped`` have no meaning beside
             it.
@@ -150,6 +154,7 @@ class AttentionDescription:
     query_growth: tuple[float, int] | None = None
     sinks: str | None = None
     has_gate: bool = False
+    is_gate_apart: bool = False
     cache: CacheShape | None = None
     latent: LatentDescription | None = None
     value_norm: NormDescription | None = None

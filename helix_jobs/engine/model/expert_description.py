@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from helix_jobs.engine.model.description import FeedForwardDescription, NormDescription, ProjectionDescription
 
-RouterScore = Literal["softmax", "sigmoid", "selected"]
+RouterScore = Literal["softmax", "sigmoid", "selected", "mixed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,10 @@ class RouterDescription:
         weight: The parameter ``[num_experts, hidden_size]``.
         top_k: Experts of each token.
         score: ``softmax`` of all logits, ``sigmoid`` of each logit, or ``selected``: the softmax of the chosen logits
-            alone (GPT-OSS).
+            alone (GPT-OSS); ``mixed``: of each expert in turn, the softmax of the logits near it (SparseMixer, Liu et
+            al. 2024, arXiv:2409.12136).
+        jitter: How near logits are that count beside a chosen one, where experts are ``mixed``: twice this, relatively.
+        chooses_by_logits: Whether the choice compares logits and not scores (Kolibri).
         bias: The parameter ``[num_experts]``, or None.
         correction: A tensor of ``num_experts`` numbers that is added to the scores for the choice only, or None
             (Wang et al. 2024, arXiv:2408.15664).
@@ -44,6 +47,8 @@ class RouterDescription:
     weight: str
     top_k: int
     score: RouterScore = "softmax"
+    jitter: float = 0.0
+    chooses_by_logits: bool = False
     bias: str | None = None
     correction: str | None = None
     num_groups: int = 1

@@ -77,9 +77,12 @@ def choose(
     if rule.score == "selected":
         chosen = logits.topk(rule.top_k, dim=-1)
         return chosen.indices, chosen.values.softmax(dim=-1) * rule.scale
+    if rule.score == "mixed":
+        return _mixed(logits, rule)
     # In double, because torch computes the last elements of a tensor by another exponential function.
     scores = logits.softmax(dim=-1) if rule.score == "softmax" else torch.sigmoid(logits.double()).float()
-    candidates = scores if correction is None else scores + correction
+    compared = logits if rule.chooses_by_logits else scores
+    candidates = compared if correction is None else compared + correction
     if rule.num_groups > 1:
         candidates = candidates.masked_fill(~_in_kept_groups(candidates, rule), float("-inf"))
     experts = candidates.topk(rule.top_k, dim=-1).indices
@@ -87,6 +90,19 @@ def choose(
     if rule.is_normalised:
         weights = weights / (weights.sum(dim=-1, keepdim=True) + rule.sum_offset).clamp(min=rule.least_sum)
     return experts, weights * rule.scale
+
+
+def _mixed(logits: torch.Tensor, rule: RouterDescription) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best experts, one after another: each counts as the softmax says over what is left and near it."""
+    left, chosen, weights = logits, [], []
+    for _ in range(rule.top_k):
+        # each: [T, 1]
+        best, expert = left.max(dim=-1, keepdim=True)
+        is_far = (best - logits) / logits.abs().clamp(min=best) > 2 * rule.jitter
+        weights.append(left.masked_fill(is_far, float("-inf")).softmax(dim=-1).gather(1, expert))
+        chosen.append(expert)
+        left = left.scatter(1, expert, float("-inf"))
+    return torch.cat(chosen, dim=1), torch.cat(weights, dim=1)
 
 
 def _in_kept_groups(candidates: torch.Tensor, rule: RouterDescription) -> torch.Tensor:

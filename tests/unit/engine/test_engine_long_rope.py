@@ -41,20 +41,23 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "phi3 with windows": {"sliding_window": 9},
     "minicpm3": {},  # latent attention
+    "phimoe": {"short_mscale": 1.2, "long_mscale": 1.5},
 }
 
 
 @functools.cache
 def model(family: str) -> Any:
     name = family.split(maxsplit=1)[0]
-    rope = {**LONGROPE, "original_max_position_embeddings": ORIGINAL}
-    settings = {"rope_scaling": rope, "original_max_position_embeddings": ORIGINAL, **FAMILIES[family]}
+    own = dict(FAMILIES[family])
+    scales = {key: own.pop(key) for key in ("short_mscale", "long_mscale") if key in own}
+    rope = {**LONGROPE, **scales, "original_max_position_embeddings": ORIGINAL}
+    settings = {"rope_scaling": rope, "original_max_position_embeddings": ORIGINAL, **own}
     return roughen(tiny_model(name, seed=3, **settings))
 
 
 @functools.cache
 def answer(family: str, prompt: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
-    has_cache = family.startswith("phi3")
+    has_cache = family.startswith("phi")
     return reference_greedy(model(family), prompt, max_tokens + 1, eos_token_id=None, use_cache=has_cache)[:max_tokens]
 
 
@@ -76,8 +79,8 @@ def check(family, engine, given, max_tokens=30):
 
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
-    if request.param == "minicpm3" and TRANSFORMERS_MAJOR < 5:
-        pytest.skip("minicpm3 is served with transformers 5")
+    if request.param in {"minicpm3", "phimoe"} and TRANSFORMERS_MAJOR < 5:
+        pytest.skip("it is served with transformers 5")
     return request.param
 
 

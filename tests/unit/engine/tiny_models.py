@@ -112,8 +112,10 @@ _GATED_EXPERTS = {
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 40,
 }
+_ROUTED = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "falcon": {"ffn_hidden_size": 80},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 300},
     "gptj": {"rotary_dim": 4, "n_inner": 80},
     "gpt_bigcode": {"n_inner": 80, "n_head": 6},
     "opt": {"ffn_dim": 80, "word_embed_proj_dim": 48},
@@ -163,6 +165,30 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24},
     "hunyuan_v1_moe": {"num_experts": 6, "moe_topk": 2},
     "minimax_m2": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "afmoe": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 300,
+        **_ROUTED,
+        "num_shared_experts": 1,
+        "num_dense_layers": 1,
+    },
+    "exaone_moe": {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 300, **_ROUTED},
+    "flex_olmo": {"num_experts": 6, "num_experts_per_tok": 2},
+    "flint": {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 300,
+        **_GATED_EXPERTS,
+        "mlp_only_layers": [],
+    },
+    "hy_v3": _ROUTED,
+    "kolibri1": {
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 300,
+        **_GATED_EXPERTS,
+    },
+    "mellum": {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 300, **_ROUTED},
+    "phimoe": {"num_local_experts": 6},
+    "solar_open": {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
     "deepseek_v2": {**DEEPSEEK, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "deepseek_v3": {**DEEPSEEK, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
     "glm4_moe_lite": DEEPSEEK,
@@ -211,7 +237,7 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
 
 
 # Families whose heads are equal parts of the hidden size.
-WITHOUT_HEAD_SETTINGS = ("falcon", "gptj", "gpt_bigcode", "opt")
+WITHOUT_HEAD_SETTINGS = ("falcon", "gpt_neo", "gptj", "gpt_bigcode", "opt")
 
 
 def tiny_config(architecture: str = "llama", **overrides: Any) -> Any:

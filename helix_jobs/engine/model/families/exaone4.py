@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
+    model = olmo2.describe(config).with_attention(lambda _, own: replace(own, norm_scope="head"))
+    return rotating_windows(model, config)
+
+
+def rotating_windows(model: ModelDescription, config: PretrainedConfig) -> ModelDescription:
+    """The model with a window in some layers; the others then rotate nothing."""
     types = layer_types(config)
 
     def changed(index: int, own: AttentionDescription) -> AttentionDescription:
         is_rotated = config.sliding_window is None or types[index] == SLIDING
-        return replace(own, norm_scope="head", rotary=own.rotary if is_rotated else None)
+        return replace(own, rotary=own.rotary if is_rotated else None)
 
-    return with_windows(olmo2.describe(config), config).with_attention(changed)
+    return with_windows(model, config).with_attention(changed)
 
 
 FAMILY = Family("exaone4", "Exaone4ForCausalLM", describe)

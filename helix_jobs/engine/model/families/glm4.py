@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from helix_jobs.engine.model.description import ModelDescription
+    from helix_jobs.engine.model.families.settings import NormByName
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
-    norm = rms_norm(config.rms_norm_eps)
-    return glm.describe(config).with_layers(
+    return with_norms_around(glm.describe(config), rms_norm(config.rms_norm_eps))
+
+
+def with_norms_around(model: ModelDescription, norm: NormByName) -> ModelDescription:
+    """The model with norms after each part as well."""
+    return model.with_layers(
         lambda _, layer: replace(
             layer,
             attention_out_norm=norm("post_self_attn_layernorm"),

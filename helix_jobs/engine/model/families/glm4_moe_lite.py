@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.model.description import UnsupportedSettingError
 from helix_jobs.engine.model.families.family import Family
 from helix_jobs.engine.model.families.latent import latents_with_experts
 from helix_jobs.engine.model.families.settings import check_setting
-from helix_jobs.engine.model.families.sparse import deepseek_router
+from helix_jobs.engine.model.families.sparse import deepseek_router, has_experts_by_layer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -20,13 +19,11 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
     check_setting(config, "scoring_func", "sigmoid")
     check_setting(config, "topk_method", "noaux_tc")
-    kinds = config.mlp_layer_types
-    if len(kinds) != config.num_hidden_layers or not {*kinds} <= {"dense", "sparse"}:
-        raise UnsupportedSettingError("has mlp_layer_types that do not say of each layer whether it has experts")
+    is_sparse = has_experts_by_layer(config)
     return latents_with_experts(
         config,
         deepseek_router(config),
-        lambda index: kinds[index] == "sparse",
+        is_sparse,
         is_interleaved=bool(config.rope_interleave),
     )
 

@@ -86,6 +86,18 @@ def with_experts(
     return model.with_layers(changed)
 
 
+def has_experts_by_layer(config: Any) -> Callable[[int], bool]:  # noqa: ANN401  (the settings of several families)
+    """Whether a layer has experts, of a configuration that says so of each.
+
+    Raises:
+        UnsupportedSettingError: It does not say so of each.
+    """
+    kinds = config.mlp_layer_types
+    if len(kinds) != config.num_hidden_layers or not {*kinds} <= {"dense", "sparse"}:
+        raise UnsupportedSettingError("has mlp_layer_types that do not say of each layer whether it has experts")
+    return lambda index: bool(kinds[index] == "sparse")
+
+
 def every_layer(_index: int) -> bool:
     """Experts in every layer."""
     return True

@@ -41,6 +41,13 @@ ROPES: dict[str, dict[str, Any]] = {
 # Plain frequencies within the context that the configuration states, whatever the factor.
 DYNAMIC = {"rope_type": "dynamic", "factor": 6.0}
 LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [2.0, 4.0, 8.0, 9.0]}
+PHIMOE_LONGROPE = {
+    **LONGROPE,
+    "rope_theta": 10000.0,
+    "short_mscale": 1.2,
+    "long_mscale": 1.4,
+    "original_max_position_embeddings": 64,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,6 +249,9 @@ CASES = [
     Case("falcon", {"bias": True}),
     Case("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     Case("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
+    Case("gpt_neo", changes=False),
+    Case("gpt_neo", {"window_size": 7}),
+    Case("gpt_neo", {"attention_types": [[["local"], 2]], "window_size": 7}),
     Case("gpt_bigcode", changes=False),
     Case("gpt_bigcode", {"multi_query": False}),
     Case("gpt_bigcode", {"scale_attn_weights": False}),
@@ -357,6 +367,38 @@ CASES = [
     Case("gpt_oss", {"swiglu_limit": 0.5}),
     Case("gpt_oss", {"swiglu_alpha": 1.0}),
     Case("gpt_oss", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+    *(
+        Case(family, changes=False)
+        for family in (
+            "afmoe",
+            "exaone_moe",
+            "flex_olmo",
+            "flint",
+            "hy_v3",
+            "kolibri1",
+            "mellum",
+            "phimoe",
+            "solar_open",
+        )
+    ),
+    *(Case(family, WINDOW) for family in ("afmoe", "exaone_moe", "flint", "kolibri1", "mellum")),
+    Case("afmoe", {"mup_enabled": True}),
+    Case("afmoe", {"num_dense_layers": 0, "route_scale": 1.7, "num_shared_experts": 2}),
+    Case("exaone_moe", {"n_group": 2, "topk_group": 1, "norm_topk_prob": False}),
+    Case("exaone_moe", {"mlp_layer_types": ["sparse", "dense"], "routed_scaling_factor": 1.7}),
+    Case("flex_olmo", {"norm_topk_prob": True}, changes=False),  # a norm follows, and takes the factor out
+    Case("flint", {"norm_topk_prob": False, "mlp_only_layers": [0]}),
+    Case("hy_v3", {"router_scaling_factor": 1.3, "num_shared_experts": 2}),
+    Case("hy_v3", {"mlp_layer_types": ["sparse", "sparse"]}),
+    Case("kolibri1", {"norm_topk_prob": True}),
+    Case("mellum", {"norm_topk_prob": False, "mlp_layer_types": ["dense", "sparse"]}),
+    Case("mellum", {"rope_parameters": BY_KIND}),
+    Case("phimoe", {"router_jitter_noise": 0.3}),
+    Case("phimoe", {"sliding_window": 7}),
+    Case("phimoe", {"lm_head_bias": True, "attention_bias": True}),
+    Case("phimoe", {"rope_scaling": PHIMOE_LONGROPE, "original_max_position_embeddings": 64}),
+    Case("solar_open", {"n_group": 2, "topk_group": 1}),
+    Case("solar_open", {"norm_topk_prob": False, "routed_scaling_factor": 1.7}),
     # Latent attention.
     *(Case(family, changes=False) for family in ("minicpm3", "youtu")),
     *(Case("minicpm3", {name: value}) for name, value in (("scale_emb", 3), ("scale_depth", 0.5))),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING
 from transformers.activations import ACT2FN
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.activations import ACTIVATIONS
@@ -27,11 +28,11 @@ pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("gemma3n", r" \(sliding windows and shared keys\)"),
+        ("diffllama", r" \(differences of two attentions\)"),
         ("llama4_text", r" \(chunked attention and experts\)"),
         ("deepseek_v32", r" \(latent attention to keys that an index chooses\)"),
         ("mamba", r" \(recurrent state instead of attention\)"),
-        ("phimoe", r" \(experts chosen by a sparse mixer\)"),
+        ("dbrx", r" \(experts that are stored in one matrix\)"),
         ("some_new_one", ""),
         (None, ""),
         (["llama"], ""),
@@ -47,6 +48,16 @@ def test_an_architecture_outside_the_list(tmp_path: Path, model_type: object, re
 
 def test_no_reason_is_given_against_a_family_that_is_served() -> None:
     assert not NOT_SERVED.keys() & SUPPORTED_MODEL_TYPES.keys()
+
+
+def test_every_type_that_transformers_generates_text_with_is_served_or_has_a_reason() -> None:
+    served = {*SUPPORTED_MODEL_TYPES, *TEXT_TOWERS}
+    assert {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} <= served | NOT_SERVED.keys()
+
+
+def test_no_reason_is_given_twice_and_none_for_a_tower() -> None:
+    assert not NOT_SERVED.keys() & TEXT_TOWERS.keys()
+    assert all(NOT_SERVED.values())
 
 
 def test_a_model_that_does_not_generate(tmp_path: Path) -> None:
