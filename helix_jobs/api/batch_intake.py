@@ -41,7 +41,7 @@ _RETRY: Final = timedelta(seconds=10)
 _AGAIN: Final = timedelta(seconds=1)
 _STOP_SECONDS: Final = 10.0
 # Bad lines that a batch keeps.
-MAX_ERRORS: Final = 1000
+MAX_ERRORS: Final = 100
 _GZIP: Final = b"\x1f\x8b"
 
 

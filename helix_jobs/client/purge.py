@@ -150,7 +150,10 @@ def measure(database: Database, plan: PurgePlan) -> Purged:
         for after, last in _steps(database, batch_id):
             with database.read() as c:
                 found = _add(found, purging.measure_lines(c, batch_id, after, last))
-    return found
+    if plan.before is None:
+        return found
+    with database.read() as c:
+        return replace(found, uploads=len(api_files.removable_files(c, datetime.now(UTC), plan.before)))
 
 
 def purge(

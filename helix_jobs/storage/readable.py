@@ -81,7 +81,8 @@ def unreadable_page(c: Connection, table: Table, after: _Key | None) -> tuple[li
         The unreadable values, and the last key of this page; None when this was the last page.
     """
     keys = list(table.primary_key.columns)
-    query = select(*keys).order_by(*keys).limit(PAGE_ROWS)
+    num_rows = int(table.info.get("page_rows", PAGE_ROWS))
+    query = select(*keys).order_by(*keys).limit(num_rows)
     if after is not None:
         query = query.where(tuple_(*keys) > tuple_(*after) if len(keys) > 1 else keys[0] > after[0])
     page = [tuple(row) for row in c.execute(query)]
@@ -93,7 +94,7 @@ def unreadable_page(c: Connection, table: Table, after: _Key | None) -> tuple[li
         if unreadable_reason(c, whole) is None
         else [value for key in page for value in _unreadable_row(c, table, key)]
     )
-    return found, page[-1] if len(page) == PAGE_ROWS else None
+    return found, page[-1] if len(page) == num_rows else None
 
 
 def readable_rows(c: Connection, query: Select[Any], key: Column[Any]) -> list[Row[Any]]:

@@ -305,6 +305,8 @@ api_file_parts = Table(
     # From 0.
     _column("number", Integer, primary_key=True, autoincrement=False),
     _column("data", LargeBinary),
+    # Whoever reads whole rows page by page holds so many at most: each has a megabyte.
+    info={"page_rows": 8},
 )
 
 # Batches that were asked for over HTTP. Once the lines are accepted, `batch_id` names the batch, and its jobs say how

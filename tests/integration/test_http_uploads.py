@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import httpx2
 import openai
 import psutil
 import pytest
@@ -24,7 +25,7 @@ from tests.integration.http_server import asking, serving
 from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.worker_box import Box
 
@@ -159,6 +160,49 @@ def test_two_servers_share_the_work(box: Box) -> None:
         for batch_id in made:
             assert wait_status(client, batch_id, "in_progress", "failed").status == "in_progress"
     assert counts(box)["jobs"] == 12 * 50
+
+
+def read_and_remove(http: httpx2.Client, file_id: str, remove: Callable[[], object]) -> None:
+    """Read a file's content to its end, and have it removed once its first bytes have come."""
+    with http.stream("GET", f"/v1/files/{file_id}/content") as answer:
+        for place, _ in enumerate(answer.iter_raw(1000)):
+            if not place:
+                remove()
+
+
+def test_a_file_that_goes_while_it_is_read_looks_no_shorter(box: Box) -> None:
+    # More than the buffers between server and client hold.
+    lines = [{**line(number), "custom_id": f"{number:0500}"} for number in range(20_000)]
+    with serving(box) as address, sdk(address) as client, asking(address) as http, box.client() as own:
+        file = upload(client, b"x" * 30_000_000)
+        with pytest.raises(httpx2.RemoteProtocolError):
+            read_and_remove(http, file.id, lambda: client.files.delete(file.id))
+        batch = wait_status(client, create(client, as_file(lines)).id, "in_progress")
+        client.batches.cancel(batch.id)
+        batch = wait_status(client, batch.id, "cancelled")
+        with pytest.raises(httpx2.RemoteProtocolError):
+            read_and_remove(http, str(batch.error_file_id), lambda: own.purge(own.list()[0].id))
+
+
+@pytest.mark.redis
+@pytest.mark.postgres
+def test_a_batch_waits_for_its_broker(services_box: Box) -> None:
+    box = services_box
+    with serving(box, redis_url="redis://127.0.0.1:1/0") as address, sdk(address) as client:
+        batch = create(client, many_lines(3))
+        wait_until(lambda: due_in(box) > timedelta(seconds=5), "it was tried, and is tried again later")
+        assert client.batches.retrieve(batch.id).status == "validating"
+    with box.own_database.write() as c:
+        c.execute(update(api_batches).values(due_at=datetime.now(UTC)))
+    with serving(box) as address, sdk(address) as client:
+        wait_status(client, batch.id, "in_progress")
+    check_every_line_once(box, 3)
+
+
+def due_in(box: Box) -> timedelta:
+    with box.read() as c:
+        [due_at] = c.execute(select(api_batches.c.due_at)).scalars()
+    return due_at - datetime.now(UTC) if due_at < datetime.now(UTC) + timedelta(seconds=15) else timedelta(0)
 
 
 def long_lines(count: int) -> bytes:

@@ -13,8 +13,9 @@ from sqlalchemy.exc import IntegrityError
 
 from helix_jobs.broker.queue_names import QueueNames, is_job_queue, read_queue_names
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
-from helix_jobs.storage import batches, claims, installation, publishing, workers
+from helix_jobs.storage import api_batches, api_files, batches, claims, installation, publishing, workers
 from helix_jobs.storage import status_counters as counters
+from helix_jobs.storage.api_records import NewApiBatch
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import (
     alembic_config,
@@ -329,3 +330,29 @@ def test_alembic_itself_finds_the_configured_database(tmp_path, monkeypatch):
         batches.seal_batch(c, "b-1", 1, DIGEST)
     assert status(database, "b-1").total == 1
     database.dispose()
+
+
+def test_batches_over_http_leave_their_jobs_to_an_older_version(empty_database):
+    upgrade(empty_database)
+    batch_id, _ = stored_batch(empty_database, 2)
+    new = NewApiBatch(
+        id="batch_1",
+        owner="local",
+        input_file_id="file-1",
+        endpoint="/v1/completions",
+        completion_window="24h",
+        metadata={},
+        created_at=now(),
+        expires_at=now(),
+    )
+    with empty_database.write() as c:
+        api_batches.create_api_batch(c, new)
+        api_batches.accept(c, new.id, batch_id, now())
+        api_files.begin_upload(c, "file-1", "local", now())
+        api_files.add_part(c, "file-1", 0, b"x", now())
+    assert downgrade(empty_database, "0008") == "0008"
+    with empty_database.read() as c:
+        assert not [name for name in inspect(c).get_table_names() if name.startswith("api_")]
+    assert counts(empty_database, batch_id) == {"queued": 2}
+    assert upgrade(empty_database) == head_revision()
+    assert _differences(empty_database) == []

@@ -8,11 +8,13 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import func, select, update
 
-from helix_jobs.client.purge import plan_purge, purge
+from helix_jobs.client.purge import measure, plan_purge, purge
 from helix_jobs.errors import NotFoundError
 from helix_jobs.storage import api_batches, api_files
 from helix_jobs.storage.api_files import StoredFile
 from helix_jobs.storage.api_records import ApiFile, NewApiBatch, Page
+from helix_jobs.storage.check import check_rows
+from helix_jobs.storage.readable import unreadable_page
 from helix_jobs.storage.schema import api_file_parts
 from helix_jobs.storage.schema import api_files as table
 from tests.store_helpers import now
@@ -189,7 +191,17 @@ def test_a_purge_by_age_removes_old_uploads_and_batches_that_failed(database):
     with database.write() as c:
         api_batches.close_failed(c, "batch_1", [], now() - 3 * HOUR)
     assert purge(database, plan_purge(database, batch_ids=[])).uploads == 0
+    assert measure(database, plan_purge(database, batch_ids=[])).uploads == 0
+    assert measure(database, plan_purge(database, older_than=2 * HOUR)).uploads == 1
     assert purge(database, plan_purge(database, older_than=2 * HOUR)).uploads == 1
     assert found(database) == ["file-2"]
     with database.read() as c, pytest.raises(NotFoundError):
         api_batches.get_api_batch(c, "me", "batch_1")
+
+
+def test_a_check_of_all_rows_holds_few_parts_at_once(database):
+    upload(database, *[b"x"] * 10)
+    with database.read() as c:
+        assert unreadable_page(c, api_file_parts, None) == ([], ("file-1", 7))
+        assert unreadable_page(c, api_file_parts, ("file-1", 7)) == ([], None)
+    assert check_rows(database, repair=False) == []
