@@ -11,7 +11,15 @@ from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import EngineError, InvalidRequestError, OutOfMemoryError, PromptTooLongError
 from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.ragged_prompts import prompts
-from tests.unit.engine.tiny_models import VOCAB_SIZE, as_loaded, reference_greedy, request, tiny_engine, tiny_model
+from tests.unit.engine.tiny_models import (
+    VOCAB_SIZE,
+    as_loaded,
+    greedy_beside_each,
+    reference_greedy,
+    request,
+    tiny_engine,
+    tiny_model,
+)
 
 
 def text_request(name, **fields):
@@ -29,7 +37,8 @@ def test_too_long_prompts_fail_alone():
         assert isinstance(result.error, PromptTooLongError)
         assert result.finish_reason is None
         assert "64 tokens" in str(result.error)
-    assert [r.output_token_ids for r in results[2:]] == [reference_greedy(model, p, 6) for p in good]
+    outputs = [r.output_token_ids for r in results[2:]]
+    assert outputs == greedy_beside_each(model, good, outputs, 6)
     with pytest.raises(PromptTooLongError, match="shorten the prompt"):
         engine.encode(long)
 
@@ -220,7 +229,8 @@ def test_a_draft_may_have_fewer_or_more_vocabulary_rows(rows):
     narrow = as_loaded("draft", tiny_model(seed=8, vocab_size=rows))
     texts = [[VOCAB_SIZE - 1, *p, VOCAB_SIZE - 2] for p in prompts(6)]
     results = tiny_engine(target, narrow).generate(request(str(i), p, max_tokens=12) for i, p in enumerate(texts))
-    assert [r.output_token_ids for r in results] == [reference_greedy(target, p, 12) for p in texts]
+    outputs = [r.output_token_ids for r in results]
+    assert outputs == greedy_beside_each(target, texts, outputs, 12)
     wild = tiny_engine(target, narrow).generate(
         request(str(i), p, seed=i, max_tokens=12, temperature=2.0) for i, p in enumerate(texts)
     )

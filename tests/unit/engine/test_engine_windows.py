@@ -12,7 +12,7 @@ from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import (
     VOCAB_SIZE,
     as_loaded,
-    reference_greedy,
+    greedy_beside_each,
     request,
     roughen,
     tiny_engine,
@@ -36,11 +36,6 @@ def model(family: str) -> Any:
     return roughen(tiny_model(family, seed=3, **FAMILIES[family]))
 
 
-@functools.cache
-def answer(family: str, prompt: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
-    return reference_greedy(model(family), prompt, max_tokens + 1, eos_token_id=None)[:max_tokens]
-
-
 def prompts(count: int = 5, shared: int = 0, longest: int = 50) -> list[tuple[int, ...]]:
     rng = random.Random(5)
     system = tuple(rng.randrange(2, VOCAB_SIZE) for _ in range(shared))
@@ -58,7 +53,8 @@ def run(engine, given, max_tokens=30, **params):
 
 def check(family, engine, given, max_tokens=30):
     results = run(engine, given, max_tokens)
-    assert [r.output_token_ids for r in results] == [answer(family, p, max_tokens) for p in given]
+    outputs = [r.output_token_ids for r in results]
+    assert outputs == greedy_beside_each(model(family), given, outputs, max_tokens, eos=None)
     return results
 
 
@@ -91,7 +87,7 @@ def test_a_draft_may_have_no_window_where_the_target_has_one_and_the_other_way_r
     check(family, engine, prompts())
     engine = tiny_engine(plain, as_loaded("windows", model(family)), max_batch_size=4)
     outputs = [r.output_token_ids for r in run(engine, prompts())]
-    assert outputs == [reference_greedy(plain, p, 31, eos_token_id=None)[:30] for p in prompts()]
+    assert outputs == greedy_beside_each(plain, prompts(), outputs, 30, eos=None)
 
 
 def test_a_pool_holds_what_it_could_not_hold_without_freeing(family):

@@ -20,7 +20,15 @@ from helix_jobs.errors import EngineBrokenError, OutOfMemoryError
 from tests.unit.engine.devices.simulated_directml import DIRECTML, SimulatedDirectml
 from tests.unit.engine.failing_steps import FailingStep
 from tests.unit.engine.opened_engine import opened
-from tests.unit.engine.tiny_models import VOCAB_SIZE, loaded, reference_greedy, request, tiny_engine, tiny_model
+from tests.unit.engine.tiny_models import (
+    VOCAB_SIZE,
+    greedy_beside_each,
+    loaded,
+    reference_greedy,
+    request,
+    tiny_engine,
+    tiny_model,
+)
 
 
 def prompts(count=6, seed=4):
@@ -162,7 +170,8 @@ def test_a_prompt_that_is_too_much_at_once_is_computed_in_smaller_chunks():
     object.__setattr__(engine._info, "max_model_len", 2048)
     (result,) = engine.generate([request("long", prompt, max_tokens=8)])
     assert result.error is None
-    assert result.output_token_ids == reference_greedy(model, prompt, 8)
+    outputs = [result.output_token_ids]
+    assert outputs == greedy_beside_each(model, [prompt], outputs, 8)
     assert failing.failures == 2  # 512, 256; then 128 a step
 
 
@@ -289,7 +298,8 @@ def test_a_run_goes_on_without_what_its_learning_failed_on(monkeypatch, caplog, 
     owner = opened(engine).costs if part == "observe_target" else opened(engine).controller
     monkeypatch.setattr(owner, part, fail)
     results = engine.generate(request(str(i), p, max_tokens=12) for i, p in enumerate(texts))
-    assert [r.output_token_ids for r in results] == [reference_greedy(model, p, 12) for p in texts]
+    outputs = [r.output_token_ids for r in results]
+    assert outputs == greedy_beside_each(model, texts, outputs, 12)
     counters = engine.counters()
     assert counters.completion_tokens == sum(r.completion_tokens for r in results)
     assert counters.preemptions == 0

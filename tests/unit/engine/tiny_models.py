@@ -376,9 +376,23 @@ def greedy_beside(
     It equals the output only if greedy generation gives that output: by induction, token by token. ``eos`` is cut off
     with all behind it; None lets nothing end an output.
     """
-    logits = reference_logits(model, [*prompt_ids, *output])[len(prompt_ids) - 1 :]
-    chosen = logits.argmax(dim=-1).tolist()[:max_tokens]
-    return tuple(chosen[: chosen.index(eos)] if eos in chosen else chosen)
+    return greedy_beside_each(model, [prompt_ids], [output], max_tokens, eos)[0]
+
+
+def greedy_beside_each(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    outputs: Sequence[Sequence[int]],
+    max_tokens: int,
+    eos: int | None = EOS,
+) -> list[tuple[int, ...]]:
+    """The same of several prompts, from one pass over all of them."""
+    texts = [[*prompt, *output] for prompt, output in zip(prompts, outputs, strict=True)]
+    found = []
+    for prompt, logits in zip(prompts, batched_reference_logits(model, texts), strict=True):
+        chosen = logits[len(prompt) - 1 :].argmax(dim=-1).tolist()[:max_tokens]
+        found.append(tuple(chosen[: chosen.index(eos)] if eos in chosen else chosen))
+    return found
 
 
 def decoder_logits(decoder: Decoder, token_ids: Sequence[int] = PROMPT) -> torch.Tensor:

@@ -24,8 +24,8 @@ from tests.unit.engine.tiny_models import (
     EOS,
     VOCAB_SIZE,
     copy_of,
+    greedy_beside_each,
     loaded,
-    reference_greedy,
     request,
     roughen,
     tiny_model,
@@ -67,9 +67,8 @@ def test_an_int8_copy_drafts_for_its_target(compiled_folder: Path, architecture:
     engine = compiled_engine(models, speculation=SpeculationConfig(depth=3, adaptive=False), token_budget=12)
     prompts = [[3, 4, 5, 6, 7], [9], [(5 * i) % (VOCAB_SIZE - 1) + 1 for i in range(30)]]
     results = engine.generate(request(str(i), prompt, max_tokens=16) for i, prompt in enumerate(prompts))
-    assert [result.output_token_ids for result in results] == [
-        reference_greedy(model, prompt, 16) for prompt in prompts
-    ]
+    outputs = [result.output_token_ids for result in results]
+    assert outputs == greedy_beside_each(model, prompts, outputs, 16)
     assert engine.counters().accepted_tokens > 0
 
 

@@ -30,9 +30,9 @@ from tests.unit.engine.tiny_models import (
     RECURRENT,
     as_loaded,
     copy_of,
+    greedy_beside_each,
     loaded,
     ragged_logits,
-    reference_greedy,
     request,
     roughen,
     tiny_model,
@@ -304,7 +304,8 @@ def test_greedy_equals_transformers(folder, architecture, draft):
     )
     prompts = [[5, 9, 11], list(range(2, 33)), [7], [4, 4, 4, 4, 4, 4, 4]]
     results = engine.generate([request(str(i), p, max_tokens=20) for i, p in enumerate(prompts)])
-    assert [r.output_token_ids for r in results] == [reference_greedy(model, p, 20) for p in prompts]
+    outputs = [r.output_token_ids for r in results]
+    assert outputs == greedy_beside_each(model, prompts, outputs, 20)
 
 
 def test_sinks_in_compiled_attention_equal_those_in_plain_products(kernels):

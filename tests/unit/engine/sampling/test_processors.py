@@ -17,7 +17,14 @@ from helix_jobs.engine.sampling.logits_processors import (
 )
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
-from tests.unit.engine.tiny_models import VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
+from tests.unit.engine.tiny_models import (
+    VOCAB_SIZE,
+    greedy_beside_each,
+    reference_greedy,
+    request,
+    tiny_engine,
+    tiny_model,
+)
 
 
 def shaped(logits, processors, output):
@@ -112,4 +119,5 @@ def test_what_keeps_the_argmax_leaves_greedy_requests_to_the_device(monkeypatch)
     monkeypatch.setattr(new_sequences, "processors_of", lambda *_, **__: (Sharper(),))
     monkeypatch.setattr(SpeculativeStep, "_verify_on_host", lambda *_: pytest.fail("logits came down"))
     results = tiny_engine(model, "other").generate(request(str(i), p, max_tokens=12) for i, p in enumerate(texts))
-    assert [r.output_token_ids for r in results] == [reference_greedy(model, p, 12) for p in texts]
+    outputs = [r.output_token_ids for r in results]
+    assert outputs == greedy_beside_each(model, texts, outputs, 12)
