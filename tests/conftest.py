@@ -80,6 +80,16 @@ def _freeze_imports() -> None:
     _frozen_imports = len(sys.modules)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Imports make next to no garbage; to look for it took a sixth of the collection's processor time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_finish() -> None:
     _freeze_imports()
 
