@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from helix_jobs.engine.model.experts import Experts
+from helix_jobs.engine.model.feed_forward import NoFeedForward
+from tests.unit.engine.model.plain_experts import plain_experts
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
     from helix_jobs.engine.model.decoder import Decoder
@@ -17,7 +22,11 @@ if TYPE_CHECKING:
 
 
 def plain_logits(
-    decoder: Decoder, tokens: Sequence[int], frequencies: torch.Tensor, growth: tuple[float, int]
+    decoder: Decoder,
+    tokens: Sequence[int],
+    frequencies: torch.Tensor,
+    growth: tuple[float, int],
+    weights: Mapping[int, Any] = MappingProxyType({}),
 ) -> torch.Tensor:
     """Logits of every position, ``[len(tokens), vocab_size]``, in float64.
 
@@ -26,6 +35,8 @@ def plain_logits(
         tokens: The sequence.
         frequencies: ``[rotary_dim / 2]`` of every layer that rotates.
         growth: Beta and original context of every layer whose queries grow.
+        weights: Of the parts that do not show their own, by the ``id`` of the part: a ``PlainRecurrence`` of each
+            recurrence, and the matrix of each router.
     """
     hidden = decoder.embedding[list(tokens)].double() * decoder.embedding_scale
     if decoder.position_embedding is not None:
@@ -33,24 +44,47 @@ def plain_logits(
     hidden = normed(decoder.embedding_norm, hidden)
     inputs = plain_inputs(decoder.layer_inputs, tokens, hidden)
     attention = PlainAttention(decoder.attention.spec, frequencies, growth)
-    for index, layer in enumerate(decoder.layers):
+    index = 0  # among the layers with attention
+    for place, layer in enumerate(decoder.layers):
         normal = normed(layer.attention_norm, hidden)
-        heads = attention.attended(index, linear(layer.qkv, normal))
-        first = normed(layer.attention_out_norm, linear(layer.attention_out, heads)) * layer.residual_scale
+        inner, parts = linear(layer.qkv, normal), []
+        width = layer.attention_width or (0 if layer.recurrence is not None else inner.shape[1])
+        if width:
+            qkv, gate = inner[:, :width], None
+            if layer.has_gate:
+                qkv, gate = qkv.split(
+                    (width - decoder.attention.spec.width(index), decoder.attention.spec.width(index)), 1
+                )
+            heads = attention.attended(index, qkv)
+            parts.append(heads if gate is None else heads * torch.sigmoid(gate))
+            index += 1
+        if layer.recurrence is not None:
+            parts.append(weights[id(layer.recurrence)].results(inner[:, width:]))
+        mixed = linear(layer.attention_out, torch.cat(parts, dim=1))
+        first = normed(layer.attention_out_norm, mixed) * layer.residual_scale
         if layer.is_parallel:
             given = normal if layer.feed_forward_norm is None else normed(layer.feed_forward_norm, hidden)
         else:
             given = normed(layer.feed_forward_norm, hidden + first)
-        gate, up = linear(layer.feed_forward.gate_up, given).chunk(2, dim=-1)
-        second = linear(layer.feed_forward.down, gate * torch.sigmoid(gate) * up)
+        second = fed_forward(layer.feed_forward, given, weights)
         hidden = hidden + first + normed(layer.feed_forward_out_norm, second) * layer.residual_scale
         if layer.layer_input is not None:
             own = linear(layer.layer_input.gate, hidden)
-            own = own * torch.sigmoid(own) * inputs[:, index]
+            own = own * torch.sigmoid(own) * inputs[:, place]
             hidden = hidden + normed(layer.layer_input.norm, linear(layer.layer_input.projection, own))
         hidden = hidden * layer.scale
     logits = linear(decoder.head, normed(decoder.final_norm, hidden)) * decoder.logit_scale
     return logits if decoder.logit_cap is None else decoder.logit_cap * torch.tanh(logits / decoder.logit_cap)
+
+
+def fed_forward(own: Any, given: torch.Tensor, weights: Mapping[int, Any]) -> torch.Tensor:
+    """What a feed-forward yields for ``[n, hidden_size]``."""
+    if isinstance(own, NoFeedForward):
+        return torch.zeros_like(given)
+    if isinstance(own, Experts):
+        return plain_experts(own, weights[id(own.router)], given, lambda one, rows: fed_forward(one, rows, weights))
+    gate, up = linear(own.gate_up, given).chunk(2, dim=-1)
+    return linear(own.down, gate * torch.sigmoid(gate) * up)
 
 
 def plain_inputs(inputs: LayerInputs | None, tokens: Sequence[int], hidden: torch.Tensor) -> torch.Tensor:
@@ -130,9 +164,7 @@ class PlainAttention:
             for position in range(n):
                 start = 0 if own.window is None else max(0, position + 1 - own.window)
                 scores = keys[start : position + 1, shared] @ queries[position, head] * own.scaling
-                if own.score_cap is not None:
-                    scores = own.score_cap * torch.tanh(scores / own.score_cap)
-                output[position, head] = torch.softmax(scores, dim=0) @ values[start : position + 1, shared]
+                output[position, head] = shares_of(scores, own, head) @ values[start : position + 1, shared]
         return output.reshape(n, -1)
 
     def _turned(self, own: LayerAttention, heads: torch.Tensor, norm: Any) -> torch.Tensor:
@@ -142,6 +174,16 @@ class PlainAttention:
         if own.rotary is not None:
             heads = rotated(heads, self._frequencies)
         return normed(norm, heads) if own.norm_scope == "rotated" else heads
+
+
+def shares_of(scores: torch.Tensor, own: LayerAttention, head: int) -> torch.Tensor:
+    """How much each key counts, of scaled scores ``[number of keys]``."""
+    if own.score_cap is not None:
+        scores = own.score_cap * torch.tanh(scores / own.score_cap)
+    if own.sinks is not None:
+        scores = torch.cat((scores, own.sinks[head : head + 1].double()))
+        return torch.softmax(scores, dim=0)[:-1]
+    return torch.softmax(scores, dim=0)
 
 
 def rotated(heads: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
