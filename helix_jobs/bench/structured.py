@@ -158,7 +158,9 @@ class StructuredBench:
         place = len(self._pairs)
         for number in range(self._plan.repeat + 1):
             what = f"round {number} of {self._plan.repeat}" if number else "warming up"
-            for kept, requests in zip(rounds, (plain, held), strict=True):
+            sides = list(zip(rounds, (plain, held), strict=True))
+            # The side that comes first takes turns, or whatever speeds or slows the second would count as the schema's.
+            for kept, requests in sides if number % 2 == 0 else reversed(sides):
                 form = "with a schema" if requests is held else "plain"
                 self._progress(f"{name}, batch {batch_size}, {what}: {form}")
                 engine = self._shelf.engine(mode, batch_size, requests)

@@ -160,7 +160,7 @@ def test_the_built_in_schemas_are_ones_that_a_line_may_have():
 
 def test_extraction_is_measured_with_and_without_a_schema(model):
     out = run("structured", "--target", model, "--draft", "lookup", "--batch-sizes", "2", "--max-tokens", 16,
-              "--repeat", 1, "--device", "cpu", "--json")  # fmt: skip
+              "--repeat", 2, "--device", "cpu", "--json")  # fmt: skip
     assert out.exit_code == 0, out.output
     report = json.loads(out.stdout)
     assert [(pair["name"], pair["batch_size"], pair["speculation"]) for pair in report["pairs"]] == [
@@ -168,7 +168,7 @@ def test_extraction_is_measured_with_and_without_a_schema(model):
         ("half", 32, "off"),
     ]
     for pair, ratios in zip(report["pairs"], report["ratios"], strict=True):
-        assert [len(pair["plain"]), len(pair["held"])] == [1, 1]
+        assert [len(pair["plain"]), len(pair["held"])] == [2, 2]
         assert not pair["plain"][0]["failed"]
         assert not pair["held"][0]["failed"]
         assert ratios["rate_ratio"] > 0
@@ -179,6 +179,9 @@ def test_extraction_is_measured_with_and_without_a_schema(model):
     # All rows of the half batch run to their limit, with a schema or without.
     plain, half = report["pairs"][1]["plain"][0], report["pairs"][1]["held"][0]
     assert plain["output_tokens"] == half["output_tokens"] == 32 * 16
+    sides = [line.split(": ")[1].split(" ...")[0] for line in out.stderr.splitlines() if line.startswith("half, ")]
+    # Warming up, and two rounds: who comes first takes turns.
+    assert sides == ["plain", "with a schema", "with a schema", "plain", "plain", "with a schema"]
 
 
 def test_the_time_with_a_schema_is_told_before_its_rate(model, monkeypatch):
