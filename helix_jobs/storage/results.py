@@ -199,7 +199,7 @@ def _rows(c: Connection | OpenRead, page: Select[Any]) -> Sequence[Row[*tuple[An
 
 
 def _job_result(row: Row[*tuple[Any, ...]]) -> JobResult:
-    values = dict(row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)
+    values: dict[str, Any] = dict(zip(row._fields, row, strict=True))
     values["state"] = JobState(values["state"])
     if not isinstance(values["request"], dict):
         # An edit by hand left JSON that is not an object; readers of results look up its fields.
