@@ -209,6 +209,20 @@ inline void collect_scales(const float *pool, const int32_t *blocks, int64_t len
     std::fill(scales + length, scales + padded, 0.0f);
 }
 
+// Numbers of 8 bits as a row's queries are multiplied with them, which is exact.
+template <typename Q>
+using Wide = std::conditional_t<kInPairs<Q, int8_t>, bf16, float>;
+
+// Sixteen keys of 8 bits, once for all rows.
+inline void widen(const int8_t *keys, float *wide) {
+    for (int64_t i = 0; i < kLanes * kHeadDim; i += kLanes) store16(wide + i, load16(keys + i));
+}
+#if HAS_BF16_DOT
+inline void widen(const int8_t *keys, bf16 *wide) {
+    for (int64_t i = 0; i < kLanes * kHeadDim; i += 2 * kLanes) _mm512_storeu_si512(wide + i, load32(keys + i));
+}
+#endif
+
 // What a thread needs for one slice at a time.
 struct Scratch {
     std::vector<float> numbers, scales;
@@ -345,10 +359,19 @@ __attribute__((noinline)) void attend_slice(const Q *queries, const Pools<T> &po
     bool is_whole = block_size % kLanes == 0;
     paged_keys.each([&](int64_t first, int64_t count, const T *k) {
         int64_t key = 0;
-        for (; is_whole && key < count; key += kLanes)
-            for (int64_t row = 0; row < rows; row++)
-                store16(scores + row * padded + first + key,
-                        key_products<kLanes>(queries + place(row), k + key * head_dim));
+        for (; is_whole && key < count; key += kLanes) {
+            auto score = [&](const auto *some) {
+                for (int64_t row = 0; row < rows; row++)
+                    store16(scores + row * padded + first + key, key_products<kLanes>(queries + place(row), some));
+            };
+            if constexpr (kHasScales<T>) {
+                Wide<Q> wide[kLanes * kHeadDim];
+                widen(k + key * head_dim, wide);
+                score(wide);
+            } else {
+                score(k + key * head_dim);
+            }
+        }
         for (; key < count; key++)
             for (int64_t row = 0; row < rows; row++)
                 scores[row * padded + first + key] = sum16(lane_products(queries + place(row), k + key * head_dim));
