@@ -90,7 +90,7 @@ def _of_heads(head_dim: int) -> _Library:
     return _Library(
         f"kernels-heads{head_dim}",
         sources=("int8_decoder", "attention"),
-        headers=("lanes", "activations", "pairs", "tiles", "stored_rows", "attention", "bytes", "shortage"),
+        headers=("lanes", "activations", "pairs", "tiles", "stored_rows", "softmax", "attention", "bytes", "shortage"),
         definitions=(f"-DHEAD_DIM={head_dim}",),
     )
 
