@@ -19,7 +19,8 @@ from sqlalchemy import func, select, update
 
 from helix_jobs.api.batch_object import error_file_id
 from helix_jobs.bench.process_memory import peak_memory
-from helix_jobs.storage.schema import api_batches, batches, jobs
+from helix_jobs.storage.api_files import BROKEN_OFF
+from helix_jobs.storage.schema import api_batches, api_files, batches, jobs
 from tests.integration.batch_files import CHAT, as_file, counts, create, line, many_lines, sdk, upload, wait_status
 from tests.integration.http_server import asking, serving
 from tests.worker_box import wait_until
@@ -66,6 +67,19 @@ def test_an_upload_that_breaks_off_leaves_nothing(box: Box) -> None:
         with sdk(address) as client:
             assert list(client.files.list()) == [], "half a file is not there"
         connection.close()
+        wait_until(lambda: counts(box) == NOTHING, lambda: f"nothing is left, there is {counts(box)}")
+
+
+def test_what_a_dead_server_left_of_an_upload_goes(box: Box) -> None:
+    with server_process(box) as (process, address), send_half(address, b"x" * 2_500_000):
+        wait_until(lambda: counts(box)["api_file_parts"] == 2, "two parts are stored")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with serving(box):
+        assert counts(box)["api_file_parts"] == 2, "it might be another server's, and go on"
+    with box.own_database.write() as c:
+        c.execute(update(api_files).values(touched_at=datetime.now(UTC) - 2 * BROKEN_OFF))
+    with serving(box):
         wait_until(lambda: counts(box) == NOTHING, lambda: f"nothing is left, there is {counts(box)}")
 
 

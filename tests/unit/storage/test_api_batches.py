@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from helix_jobs.client.purge import plan_purge, purge
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError
@@ -168,3 +168,22 @@ def test_a_cancel_of_an_accepted_batch_makes_it_due(database):
         assert begin_cancel(c, batch_id, now=now()) is not None
         assert api_batches.ask_cancel(c, "batch_1", now()) == batch_id
     assert claim(database, now() + SECOND, now() + HOUR) is not None
+
+
+def test_what_is_polled_every_other_second_reads_due_batches_alone(sqlite_database):
+    create(sqlite_database)
+    statements = []
+
+    def note(_connection, _cursor, statement, parameters, _context, _many):
+        statements.append((statement, parameters))
+
+    with sqlite_database.write() as c:
+        event.listen(c, "before_cursor_execute", note)
+        assert api_batches.is_any_due(c, now())
+        assert api_batches.claim_due(c, now(), now() + HOUR) is not None
+    polled = [entry for entry in statements if "due_at <= ?" in entry[0]]
+    assert len(polled) == 2
+    with sqlite_database.read() as c:
+        for statement, parameters in polled:
+            plan = c.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+            assert all("ix_api_batches_due" in row[3] for row in plan), plan
