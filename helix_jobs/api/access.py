@@ -58,12 +58,14 @@ class Access:
         """The name of the key's files and batches, which does not tell the key; None if the key may not ask.
 
         Args:
-            authorization: The header ``Authorization: Bearer KEY``.
+            authorization: The header ``Authorization: Bearer KEY``, a character for each of its bytes (Latin-1).
         """
         if self.is_open:
             return EVERYBODY
         text = authorization or ""
-        given = sha256(text[len(_BEARER) :].strip().encode()).digest() if text.lower().startswith(_BEARER) else b""
+        # The header's bytes as they came: a key that is not ASCII comes as UTF-8, like the setting.
+        key = text[len(_BEARER) :].strip().encode("latin-1", "replace")
+        given = sha256(key).digest() if text.lower().startswith(_BEARER) else b""
         # Each digest is compared, so that the time does not tell which one matched.
         found = [digest for digest in self.digests if hmac.compare_digest(digest, given)]
         return found[0].hex()[:_OWNER_CHARS] if found else None

@@ -75,7 +75,7 @@ def _malformed(request: Request, error: Exception) -> JSONResponse:
 def _unrouted(request: Request, error: Exception) -> JSONResponse:
     """No such path, or not with this method."""
     assert isinstance(error, HTTPException), "registered for it"
-    words = {404: f"there is no {request.method} {request.url.path[:200]}; GET /docs lists what there is"}
+    words = {404: f"there is no {request.method} {request.scope['path'][:200]}; GET /docs lists what there is"}
     body = {"error": error_object(error.status_code, words.get(error.status_code, error.detail), None, None)}
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 

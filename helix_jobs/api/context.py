@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from helix_jobs.api.access import Access
 from helix_jobs.api.batch_intake import BatchIntake
+from helix_jobs.api.ending import Ending
 from helix_jobs.api.figures import Figures
 from helix_jobs.api.growth_feed import GrowthFeed
 from helix_jobs.api.interactive import Interactive
@@ -37,6 +38,7 @@ class Context:
     figures: Figures
     intake: BatchIntake
     thought: Thought
+    ending: Ending
 
     @classmethod
     def of(cls, settings: Settings, database: Database) -> Self:
@@ -60,6 +62,7 @@ class Context:
             figures=Figures(lambda: open_requests.total),
             intake=BatchIntake(settings, database),
             thought=Thought(database),
+            ending=Ending(),
         )
 
     def close(self) -> None:

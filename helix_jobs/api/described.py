@@ -13,12 +13,15 @@ _WORDS: Final = {
     404: "There is no such thing.",
     408: "The body stopped in the middle.",
     409: "The request does not fit the state of things, or its idempotency key names another request.",
+    410: "The request was removed, or started again, before its answer was read.",
     413: "The request is too large.",
     415: "The body is not of the right type.",
     422: "No answer was accepted.",
     429: "Too many requests are open.",
     500: "The server or the engine failed.",
-    503: "No worker runs, or the database does not answer.",
+    503: "No worker runs, the database does not answer, or the server stops.",
+    504: "The job took too long.",
+    507: "The request does not fit into memory.",
 }
 _ERROR: Final = {
     "type": "object",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _UNKNOWN: Final = "unknown"
+_METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 
 
 class Figures:
@@ -74,6 +75,7 @@ class Counted:
             await self._app(scope, receive, watched_send)
         finally:
             route = getattr(scope.get("route"), "path", _UNKNOWN)
-            method = scope["method"] if route != _UNKNOWN else _UNKNOWN
+            # A method is any word that a client makes up, and each would be a series of its own.
+            method = scope["method"] if route != _UNKNOWN and scope["method"] in _METHODS else _UNKNOWN
             self._figures.requests.labels(method, route, str(status)).inc()
             self._figures.seconds.labels(method, route).observe(time.perf_counter() - begun)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Request
@@ -18,7 +19,9 @@ from helix_jobs.intake.forms import CHAT_ENDPOINT, COMPLETION_ENDPOINT
 from helix_jobs.intake.strict_json import decode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
+
+    from starlette.types import Receive, Scope, Send
 
     from helix_jobs.api.context import Context
 
@@ -27,13 +30,15 @@ _LOOK_SECONDS: Final = 0.25
 # A proxy must neither keep nor collect the events.
 _STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
+_REFUSALS: Final = (400, 401, 403, 408, 409, 410, 413, 415, 422, 429, 500, 503, 504, 507)
+
 router = APIRouter(tags=["generation"])
 
 
 @router.post(
     CHAT_ENDPOINT,
     summary="Answer a conversation",
-    responses=refusals(400, 401, 408, 409, 413, 415, 422, 429, 500, 503),
+    responses=refusals(*_REFUSALS),
     openapi_extra=GENERATION_BODIES[CHAT_ENDPOINT],
     response_class=JSONResponse,
 )
@@ -45,7 +50,7 @@ async def chat_completions(request: Request, idempotency_key: Annotated[str | No
 @router.post(
     COMPLETION_ENDPOINT,
     summary="Go on with a text",
-    responses=refusals(400, 401, 408, 409, 413, 415, 422, 429, 500, 503),
+    responses=refusals(*_REFUSALS),
     openapi_extra=GENERATION_BODIES[COMPLETION_ENDPOINT],
     response_class=JSONResponse,
 )
@@ -85,7 +90,7 @@ async def _generate(request: Request, endpoint: str, idempotency_key: str | None
         events = stream_answer(request, context, call, has_usage=has_usage)
         # A request that fails before its answer begins is refused with a status of its own.
         first = await anext(events, b"")
-        return StreamingResponse(_all_of(first, events), media_type="text/event-stream", headers=_STREAM_HEADERS)
+        return _EventStream(first, events)
     with context.open_requests.one(call.owner):
         await run_in_threadpool(context.workers.require_one)
         job_id = await run_in_threadpool(context.interactive.store, call)
@@ -97,7 +102,20 @@ async def _generate(request: Request, endpoint: str, idempotency_key: str | None
         )
 
 
-async def _all_of(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+class _EventStream(StreamingResponse):
+    """The events of one answer. However the response ends, the events' generator is closed with it."""
+
+    def __init__(self, first: bytes, events: AsyncGenerator[bytes]) -> None:
+        super().__init__(_all_of(first, events), media_type="text/event-stream", headers=_STREAM_HEADERS)
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        async with aclosing(self._events):
+            await super().__call__(scope, receive, send)
+
+
+async def _all_of(first: bytes, events: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     yield first
     async for piece in events:
         yield piece
@@ -121,7 +139,10 @@ def _has_usage(body: dict[str, Any]) -> bool:
 async def _ended(request: Request, context: Context, job_id: int, *, may_cancel: bool) -> bool:
     """Wait until the job has ended; False if its client has gone before.
 
-    The job of a client that has gone is cancelled. One with an idempotency key goes on: its client may come back.
+    Nobody waits for the job then, and it is cancelled. One with an idempotency key goes on: its client may come back.
+
+    Raises:
+        Problem: The server stops.
     """
     ended = context.watch.watch(job_id)
     try:
@@ -130,13 +151,15 @@ async def _ended(request: Request, context: Context, job_id: int, *, may_cancel:
                 await asyncio.wait_for(ended.wait(), _LOOK_SECONDS)
             except TimeoutError:
                 if await request.is_disconnected():
-                    if may_cancel:
-                        await run_in_threadpool(context.interactive.cancel, job_id)
                     return False
+                context.ending.check()
             else:
                 return True
     finally:
         context.watch.forget(job_id, ended)
+        if may_cancel and not ended.is_set():
+            # Not awaited: this task may be in the middle of being cancelled.
+            asyncio.get_running_loop().run_in_executor(None, context.interactive.cancel, job_id)
 
 
 def _remedy(error: InvalidFieldError) -> str:

@@ -48,17 +48,21 @@ class GrowthFeed:
         self._lock = threading.Lock()
         # Several clients may wait for one job, under one idempotency key.
         self._readers: dict[int, list[_Reader]] = {}
-        self._listening = threading.Event()
+        # The first try to listen is over, however it went.
+        self._tried = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self, patience: float = 1.0) -> None:
-        """Listen, if nobody does yet; waits a little until the broker has agreed. Called by any thread."""
+        """Listen, if nobody does yet; waits a little for the first try. Called by any thread.
+
+        Who comes while the broker is away does not wait for it.
+        """
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="helix-growth", daemon=True)
                 self._thread.start()
-        self._listening.wait(patience)
+        self._tried.wait(patience)
 
     def read(self, job_id: int, loop: asyncio.AbstractEventLoop, on_growth: Callable[[Growth], None]) -> None:
         """Have a loop's thread called with each piece of a job's answer."""
@@ -86,7 +90,7 @@ class GrowthFeed:
                 logger.warning("answers are not streamed, and come whole at their end: %s", error)
             except Exception as error:  # noqa: BLE001  (redis has errors of its own, and sockets theirs)
                 logger.warning("answers are not streamed, and come whole at their end: %s", type(error).__name__)
-            self._listening.clear()
+            self._tried.set()
             self._stopping.wait(_AFTER_ERROR_SECONDS)
 
     def _listen(self) -> None:
@@ -107,7 +111,7 @@ class GrowthFeed:
             with closing(heard):
                 heard.subscribe(channel_of(publisher.names, self.listener))
                 heard.get_message(timeout=_POLL_SECONDS)
-                self._listening.set()
+                self._tried.set()
                 while not self._stopping.is_set():
                     message = heard.get_message(timeout=_POLL_SECONDS)
                     if message is not None and (growth := Growth.of_message(message.get("data"))) is not None:

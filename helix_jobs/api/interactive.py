@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_KEY_CHARS: Final = 200
 # What is asked about an answer beside its text is known with the stored answer.
+_AGAIN: Final = "send it again, under another idempotency key if it had one"
 _WHOLE: Final = ("echo", "logprobs", "prompt_logprobs", "top_logprobs")
 
 
@@ -110,10 +111,12 @@ class Interactive:
         with self._database.read() as connection:
             answers = answers_of(connection, job_id)
         if not answers:
-            raise Problem(410, "the request was removed before its answer was read; send it again", code="removed")
+            raise Problem(
+                410, f"the request was removed or started again before its answer was read; {_AGAIN}", code="removed"
+            )
         first = answers[0]
         if first.state == JobState.CANCELLED:
-            raise Problem(409, "the request was cancelled; send it again", code="cancelled")
+            raise Problem(409, f"the request was cancelled; {_AGAIN}", code="cancelled")
         if first.state != JobState.SUCCEEDED:
             raise problem_of_job(first.error_code, first.error_message)
         body: dict[str, Any] = openai_line(answers)["response"]["body"]

@@ -7,7 +7,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.errors import HelixError
+from helix_jobs.errors import HelixError, without_text
 from helix_jobs.storage.single_request import ended_jobs, missing_jobs
 
 if TYPE_CHECKING:
@@ -80,6 +80,9 @@ class JobWatch:
                     self._look(waited[start : start + _CHUNK], missing=rounds % _ROUNDS_TO_MISSING == 0)
             except HelixError as error:
                 logger.warning("answers are waited for, but the database does not tell: %s", error)
+                self._pause(_AFTER_ERROR_SECONDS)
+            except Exception as error:  # nobody would be answered any more
+                logger.exception("answers are waited for, but cannot be looked up", exc_info=without_text(error))
                 self._pause(_AFTER_ERROR_SECONDS)
             self._pause(POLL_SECONDS)
 

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Final
 import uvicorn
 
 from helix_jobs.api.app import create_app
+from helix_jobs.api.connection import Connection
 from helix_jobs.api.context import Context
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from helix_jobs.api.ending import Ending
     from helix_jobs.settings import Settings
     from helix_jobs.storage.database import Database
 
 # Connections that no request uses are closed after this long.
 _KEEP_ALIVE_SECONDS: Final = 30
-# How long open requests may go on when the server stops. Their jobs go on in any case.
+# After this long, what still goes on is cut when the server stops. Open requests end before; see ``Ending``.
 _GRACE_SECONDS: Final = 10
 _BACKLOG: Final = 2048
 
@@ -45,6 +47,8 @@ class Server:
         self.address: Final = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         config = uvicorn.Config(
             create_app(self._context),
+            http=Connection,
+            ws="none",
             log_config=None,  # our own logging
             access_log=False,  # paths do not belong into a log
             server_header=False,
@@ -52,7 +56,7 @@ class Server:
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Uvicorn(config, self._context.ending)
 
     def run(self) -> None:
         """Serve until ``stop``, or in the main thread until SIGINT or SIGTERM. Then everything is closed."""
@@ -62,6 +66,19 @@ class Server:
     def stop(self) -> None:
         """Let ``run`` end; may be called by another thread."""
         self._server.should_exit = True
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn's server, which tells open requests that it stops."""
+
+    def __init__(self, config: uvicorn.Config, ending: Ending) -> None:
+        super().__init__(config)
+        self._ending = ending
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop."""
+        self._ending.begin()
+        await super().shutdown(sockets)
 
 
 def listening(host: str, port: int) -> socket.socket:

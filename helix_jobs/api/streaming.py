@@ -15,7 +15,7 @@ from helix_jobs.errors import HelixError
 from helix_jobs.intake.forms import CHAT_ENDPOINT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
     from starlette.requests import Request
 
@@ -35,7 +35,7 @@ _CHANGED: Final = Problem(
 )
 
 
-async def stream_answer(request: Request, context: Context, call: Call, *, has_usage: bool) -> AsyncIterator[bytes]:
+async def stream_answer(request: Request, context: Context, call: Call, *, has_usage: bool) -> AsyncGenerator[bytes]:
     """Store a request, and yield its answer in events until it has ended.
 
     Args:
@@ -49,8 +49,7 @@ async def stream_answer(request: Request, context: Context, call: Call, *, has_u
         HelixError: It cannot be stored.
     """
     with context.open_requests.one(call.owner):
-        await run_in_threadpool(context.workers.require_one)
-        model = context.workers.alive()[0].target_model
+        model = (await run_in_threadpool(context.workers.require_one)).target_model
         await run_in_threadpool(context.feed.start)
         job_id = await run_in_threadpool(context.interactive.store, call, context.feed.listener)
         chunks = Chunks(job_id, model, int(time.time()), is_chat=call.endpoint == CHAT_ENDPOINT, has_usage=has_usage)
@@ -86,6 +85,7 @@ async def _events(context: Context, waiting: _Waiting, chunks: Chunks) -> AsyncI
         DatabaseUnreachableError: The answer cannot be read.
     """
     while not waiting.has_ended:
+        context.ending.check()
         if not await waiting.news():
             yield WAITING if waiting.is_due() else None
         for delta in waiting.answer.take():

@@ -48,16 +48,17 @@ class Workers:
                 self._read_at = time.monotonic()
             return self._found
 
-    def require_one(self) -> None:
-        """Refuse a request that nobody would answer: its client waits.
+    def require_one(self) -> Worker:
+        """One of them. Refuses a request that nobody would answer: its client waits.
 
         Raises:
             Problem: No worker runs.
         """
-        if not self.alive():
+        if not (alive := self.alive()):
             raise Problem(
                 503,
                 "no worker runs; start one with `helix worker`, or serve with --local",
                 code="no_worker",
                 retry_after=_RETRY_SECONDS,
             )
+        return alive[0]

@@ -101,6 +101,9 @@ class AnswerStreams:
             except HelixError as error:
                 self._complaint.say(f"answers are not streamed, and come whole at their end: {error}")
                 self._stopping.wait(_AFTER_ERROR_SECONDS)
+            except Exception as error:  # one answer that cannot be sent must not end the thread that sends all
+                logger.exception("a piece of an answer is not streamed", exc_info=without_text(error))
+                self._stopping.wait(_AFTER_ERROR_SECONDS)
             else:
                 self._complaint.end("answers are streamed again")
             self._sent = {key: sent for key, sent in self._sent.items() if key[0] not in ended}

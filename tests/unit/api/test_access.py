@@ -63,3 +63,11 @@ def test_a_malformed_key_is_refused_without_being_shown(keys: str, words: str) -
 )  # fmt: skip
 def test_which_addresses_are_of_this_machine(host: str, *, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+def test_a_key_may_have_letters_of_any_language() -> None:
+    key = "ein-längerer-schlüssel"
+    access = Access.of(key, "127.0.0.1")
+    # Headers are bytes, and the server reads each as a character.
+    assert access.owner(f"Bearer {key}".encode().decode("latin-1")) is not None
+    assert access.owner(f"Bearer {key}") is None

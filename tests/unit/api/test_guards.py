@@ -98,3 +98,10 @@ def test_a_body_that_stops_in_the_middle_ends(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(guards, "BODY_SECONDS", 0.05)
     status, body = ask([b"half", b"", b"never"])
     assert (status, body["error"]["code"]) == (408, "timeout")
+
+
+@pytest.mark.parametrize("text", ["[", "[::1", "]", "[x]:8000", "localhost:port"])
+def test_a_malformed_host_or_origin_is_refused(text: str) -> None:
+    assert ask(host=text)[0] in {200, 403}
+    assert ask(host=text, origin=f"http://{text}x")[0] == 403
+    assert ask(origin=f"http://{text}")[0] == 403

@@ -1,0 +1,160 @@
+"""Clients that hold a connection without using it, and a server that stops under its clients."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import time
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+from sqlalchemy import select
+
+from helix_jobs.api import connection, ending
+from helix_jobs.api.growth_feed import GrowthFeed
+from helix_jobs.redis_url import MEMORY_URL
+from helix_jobs.storage.schema import jobs
+from tests.integration.http_server import asking, chat, serving
+from tests.worker_box import wait_until
+
+if TYPE_CHECKING:
+    from tests.worker_box import Box
+
+WORDS = " ".join(f"word{number}" for number in range(200))
+
+
+def connected(address: str) -> socket.socket:
+    place = urlsplit(address)
+    made = socket.create_connection((place.hostname, place.port), timeout=20)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    return made
+
+
+def is_closed(connected: socket.socket) -> bool:
+    """Wait until the server has closed the connection; what it had sent is read."""
+    with suppress(ConnectionError):
+        while connected.recv(65536):
+            pass
+    return True
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"GET /health HTTP/1.1\r\nHost: loc", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /he"]
+)
+def test_a_head_that_does_not_come_ends_the_connection(box: Box, head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.3)
+    with serving(box) as address, closing(connected(address)) as client:
+        client.sendall(head)
+        if head.endswith(b"GET /he"):  # a byte now and then does not help either
+            time.sleep(0.1)
+            client.sendall(b"a")
+        assert is_closed(client)
+
+
+def test_a_request_that_is_answered_is_not_cut(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.3)
+    box.start_worker(fake_step_seconds="0.3")
+    with serving(box) as address, asking(address) as http:
+        for _ in range(2):
+            assert http.post("/v1/completions", json={"prompt": "a b c d e f g h i"}).status_code == 200
+
+
+def test_who_takes_no_answer_is_cut(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "TAKE_SECONDS", 0.3)
+    ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    count = 1500
+    with serving(box) as address, asking(address) as http:
+        size = len(http.get("/openapi.json").content)
+        with closing(connected(address)) as client:
+            sender = threading.Thread(target=lambda: _try_to_send(client, ask * count))
+            sender.start()
+            time.sleep(2)
+            received = 0
+            with suppress(ConnectionError):
+                while piece := client.recv(65536):
+                    received += len(piece)
+            sender.join()
+        assert received < size * count, "the server gave up"
+        assert http.get("/health").status_code == 200
+
+
+def _try_to_send(client: socket.socket, data: bytes) -> None:
+    with suppress(OSError):
+        client.sendall(data)
+
+
+def test_idle_connections_keep_nobody_else_waiting(box: Box) -> None:
+    with ExitStack() as stack, serving(box) as address, asking(address) as http:
+        for number in range(300):
+            idle = stack.enter_context(closing(connected(address)))
+            idle.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"[: number % 40])
+        began = time.monotonic()
+        assert http.get("/health").status_code == 200
+        assert time.monotonic() - began < 5
+
+
+def test_a_server_that_stops_tells_its_clients(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "PATIENCE_SECONDS", 0.3)
+    box.start_worker(fake_step_seconds="0.2")
+    found: dict[str, Any] = {}
+
+    def stream(address: str) -> None:
+        with asking(address) as http:
+            body = chat(WORDS, stream=True, max_tokens=500)
+            with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+                lines = [line for line in answer.iter_lines() if line.startswith("data: ")]
+            found["stream"] = json.loads(lines[-1].removeprefix("data: "))
+
+    def plain(address: str, name: str, headers: dict[str, str]) -> None:
+        with asking(address) as http:
+            found[name] = http.post("/v1/completions", json={"prompt": WORDS, "max_tokens": 500}, headers=headers)
+
+    with serving(box) as address:
+        threads = [
+            threading.Thread(target=stream, args=(address,)),
+            threading.Thread(target=plain, args=(address, "plain", {})),
+            threading.Thread(target=plain, args=(address, "keyed", {"Idempotency-Key": "k"})),
+        ]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: _states(box) == ["running"] * 3, lambda: f"all run, not {_states(box)}")
+    for thread in threads:
+        thread.join()
+    assert found["stream"]["error"]["code"] == "server_stops"
+    for name in ("plain", "keyed"):
+        assert (found[name].status_code, found[name].json()["error"]["code"]) == (503, "server_stops")
+        assert found[name].headers["Retry-After"]
+    wait_until(lambda: sorted(_states(box))[:2] == ["cancelled", "cancelled"], lambda: f"{_states(box)}")
+    assert sorted(_states(box))[2] in {"running", "succeeded"}, "the one with a key goes on"
+
+
+def _states(box: Box) -> list[str]:
+    with box.read() as c:
+        return list(c.execute(select(jobs.c.state)).scalars())
+
+
+def test_methods_that_a_client_makes_up_are_one_series(box: Box) -> None:
+    with serving(box) as address, asking(address) as http:
+        for number in range(5):
+            assert http.request(f"MADEUP{number}", "/v1/completions").status_code == 405
+        text = http.get("/metrics").text
+    assert "MADEUP" not in text
+    assert re.search(r'method="unknown",route="[^"]*",status="405"} 5\.0', text)
+
+
+def test_without_a_channel_no_stream_waits_for_one(box: Box) -> None:
+    database = box.database()
+    feed = GrowthFeed(replace(box.settings, redis_url=MEMORY_URL), database)
+    try:
+        began = time.monotonic()
+        for _ in range(20):
+            feed.start(patience=30)
+        assert time.monotonic() - began < 10
+    finally:
+        feed.close()
+        database.dispose()
