@@ -111,8 +111,12 @@ class CacheSections:
             step_tokens: The most of its tokens that one step computes, drafts included.
             block_size: Tokens a block.
         """
+        return sum(self.most_of_sections(num_tokens, step_tokens, block_size))
+
+    def most_of_sections(self, num_tokens: int, step_tokens: int, block_size: int) -> tuple[int, ...]:
+        """The part of ``most_blocks`` of each section. A section holds the last blocks when it holds the most."""
         whole = -(-num_tokens // block_size)
-        return sum(
+        return tuple(
             whole if window is None else min(whole, _most_seen(window, step_tokens, block_size))
             for window in self.windows
         )

@@ -92,6 +92,10 @@ class BlockPool:
         """Blocks that one sequence holds at most while it grows to ``num_tokens`` tokens."""
         return self.sections.most_blocks(num_tokens, self._step_tokens, self.block_size)
 
+    def most_of_sections(self, num_tokens: int) -> tuple[int, ...]:
+        """The part of ``most_blocks`` of each section."""
+        return self.sections.most_of_sections(num_tokens, self._step_tokens, self.block_size)
+
     def num_held(self, blocks: Iterable[int]) -> int:
         """How many of these blocks a table holds already: sharing those does not lower ``num_free``."""
         return sum(self._references[block] > 0 for block in blocks)

@@ -188,6 +188,21 @@ class BlockTable:
             found.append([block for prefix in seen if (block := prefix.blocks[section]) is not None])
         return found
 
+    def cached_at_most(self, num_blocks: int, num_tokens: int) -> list[int]:
+        """Of the blocks that ``share`` would take, those that the table still has when it holds the most.
+
+        Where a section has a window, the first ones are behind it by then, and others have been taken instead.
+
+        Args:
+            num_blocks: As for ``share``.
+            num_tokens: The tokens to which the table grows.
+        """
+        whole, kept = self._pool.blocks_for(num_tokens), []
+        for blocks, most in zip(self.cached_blocks(num_blocks), self._pool.most_of_sections(num_tokens), strict=True):
+            first = num_blocks - len(blocks)
+            kept += blocks[max(0, whole - most - first) :]
+        return kept
+
     def share(self, num_blocks: int) -> None:
         """Begin an empty table with as many cached blocks as ``longest_cached`` found, or fewer that will do."""
         assert not self.blocks, "only an empty table begins with shared blocks"

@@ -306,7 +306,8 @@ class Scheduler:
         """
         depth = self._depth if sequence.may_draft else 0
         shared = [block for blocks in sequence.table.cached_blocks(num_cached) for block in blocks]
-        count = self._pool.most_blocks(len(sequence) + 1 + depth) - self._pool.num_held(shared)
+        length = len(sequence) + 1 + depth
+        count = self._pool.most_blocks(length) - self._pool.num_held(sequence.table.cached_at_most(num_cached, length))
         givers = self._givers(count, frozenset(shared))
         for giver in givers or ():
             giver.give_up_unneeded()

@@ -161,6 +161,39 @@ def test_a_newcomer_is_not_counted_twice_what_it_shares_with_one_that_gives_it_u
     assert (first.num_output_tokens, second.num_output_tokens) == (200, 4)
 
 
+@pytest.mark.parametrize("num_blocks", range(56, 76, 2))
+def test_a_newcomer_needs_its_own_blocks_where_its_window_leaves_what_it_shares(num_blocks):
+    """What another one holds is no room for later tokens: admitted too early, a sequence was preempted at once."""
+    scheduler, pool = make(num_blocks, windows=(None, 40), has_draft=False, depth=0, token_budget=16, max_batch_size=2)
+    first = add(scheduler, pool, "first", 81, shared=80, max_tokens=60)
+    while first.num_computed < 81:
+        carry_out(scheduler.schedule())
+    second = add(scheduler, pool, "second", 160, shared=80, max_tokens=1)
+    least = pool.num_free
+    while scheduler.has_unfinished():
+        carry_out(scheduler.schedule())
+        least = min(least, pool.num_free)
+        pool.check_integrity([first.table, second.table])
+        scheduler.drop_finished()
+    assert (first.error, second.error) == (None, None)
+    assert scheduler.preemptions == 0
+    # Both run side by side where there is room for them: 20 blocks are shared, 36 are the second's own.
+    assert num_blocks < 70 or (second.cached_prompt_tokens == 80 and least <= num_blocks - 56)
+
+
+@pytest.mark.parametrize("num_tokens", range(40, 60))
+def test_what_is_shared_counts_as_long_as_it_is_seen(num_tokens):
+    pool = pool_of(step_tokens=4)
+    filled(pool)
+    table = BlockTable(pool)
+    shared = table.longest_cached(TOKENS, 39)
+    kept = table.cached_at_most(shared, num_tokens)
+    table.share(shared)
+    full, windowed = table.sections
+    whole, most = -(-num_tokens // 4), 4  # five tokens before a step's four, and the rest of two blocks
+    assert kept == [*full, *(block for block in windowed[max(0, whole - most) :] if block != FREED)]
+
+
 def drafted_steps(*, waiter: bool) -> int:
     """The steps of a sequence whose drafts are all accepted, so that its draft lags by one token after each."""
     scheduler, pool = make(24, depth=4, windows=(None, WINDOW), token_budget=8, max_batch_size=2)
