@@ -11,6 +11,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -84,12 +85,20 @@ def same_in_other_words(tokenizer: Tokenizer) -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, demo_home: Path, tokenizer: Tokenizer) -> Finished:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config, demo_home: Path, tokenizer: Tokenizer
+) -> Finished:
     scene = Scene(tmp_path_factory.mktemp("features"))
     # float32 tells equal answers of different lines from nearly equal ones.
     scene.environment |= {"HELIX_ENGINE": "helix", "HELIX_COMPILE": "off", "HELIX_DTYPE": "float32"}
     scene.home.mkdir(mode=0o700)
     (scene.home / "models").symlink_to(demo_home / "models")
+    # What steps cost here is kept between runs of the tests: to measure it takes a quarter of these tests' time.
+    assert pytestconfig.cache is not None
+    kept, profiles = pytestconfig.cache.mkdir("helix-demo-profiles"), scene.home / "profiles"
+    profiles.mkdir(mode=0o700)
+    for file in kept.iterdir():
+        shutil.copy2(file, profiles)
     others = [claim.taken_out(FEATURES[custom_id]) for custom_id, claim in CLAIMS.items()]
     others += same_in_other_words(tokenizer)
     (scene.clone / "others.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in others), encoding="utf-8")
@@ -115,6 +124,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, demo_home: Path, tokenize
         )
     finally:
         scene.close()
+        for file in profiles.iterdir():
+            shutil.copy2(file, kept)
 
 
 @pytest.mark.parametrize("custom_id", CLAIMS)
