@@ -54,6 +54,7 @@ def operator_name(func: Any) -> str:
     return name.partition(".")[0]
 
 
+@cache
 def base_name(operator: str) -> str:
     """``aten::add_`` -> ``add``."""
     name = operator.rpartition("::")[2]
