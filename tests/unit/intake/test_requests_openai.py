@@ -143,3 +143,15 @@ def test_the_url_decides_between_prompt_and_messages():
     values = line(TEXT)
     del values["body"]["prompt"]
     assert (read_one(values).field, read_one(values).reason) == ("body.prompt", "is missing")
+
+
+@pytest.mark.parametrize(("endpoint", "other"), [(CHAT, TEXT), (TEXT, CHAT)])
+def test_lines_of_another_endpoint_are_bad_where_one_is_asked_for(endpoint, other):
+    whole_address = line(endpoint) | {"url": f"https://api.example/openai{endpoint}"}
+    lines = [line(endpoint), whole_address, line(other), {"prompt": "a line of Helix's own"}]
+    data = b"".join(json.dumps({**each, "custom_id": str(n)}).encode() + b"\n" for n, each in enumerate(lines, 1))
+    found = list(LineReader(SamplingParams(), endpoint=endpoint).read(io.BytesIO(data)))
+    bad = [item for item in found if isinstance(item, BadLine)]
+    assert [(item.line, item.field) for item in bad] == [(3, "url"), (4, "url")]
+    assert all(endpoint in item.reason for item in bad)
+    assert not [item for item in LineReader(SamplingParams()).read(io.BytesIO(data)) if isinstance(item, BadLine)]

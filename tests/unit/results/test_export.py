@@ -157,6 +157,12 @@ def test_openai_unanswered_requests_have_an_error_and_no_response(result: JobRes
     assert line["error"]["code"] == code
 
 
+def test_openai_requests_that_their_window_cut_off_have_expired():
+    assert openai_line([CANCELLED], has_expired=True)["error"]["code"] == "batch_expired"
+    assert openai_line([SUCCEEDED], has_expired=True) == openai_line([SUCCEEDED])
+    assert openai_line([FAILED], has_expired=True) == openai_line([FAILED])
+
+
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_no_results_make_a_valid_file(fmt: str):
     data = export(fmt, [])
