@@ -36,6 +36,7 @@ from helix_jobs.engine.model.model_words import subject
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS, text_tensors
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.engine.weights.level_layouts import LEVEL_LAYOUTS
+from helix_jobs.engine.weights.packed_int8_linear import BYTE_LAYOUTS
 from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ class Checkpoint:
                     weights[tensor.kind] += tensor.elements
             nbytes = sum(count // layouts[kind].weights * layouts[kind].nbytes for kind, count in weights.items())
         orders = sum(matrix.order_bytes for matrix in self.matrices.values())
-        return StoredBlocks(weights.total(), nbytes + orders)
+        has_bytes = bool(weights) and all(kind in BYTE_LAYOUTS for kind in weights)
+        return StoredBlocks(weights.total(), nbytes + orders, has_bytes=has_bytes)
 
     def blocks_beside(self, embedding: str) -> StoredBlocks:
         """These, and whether the embedding is among them.

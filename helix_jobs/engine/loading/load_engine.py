@@ -26,8 +26,9 @@ from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make
 from helix_jobs.engine.loading.sizing import batch_limits, cache_config
 from helix_jobs.engine.loading.weight_format import PACKED, format_of
 from helix_jobs.engine.model.adapters import with_adapters
-from helix_jobs.engine.model.quantize import dequantize, is_fast, unpack
+from helix_jobs.engine.model.quantize import dequantize, is_fast, unpack, without_blocks
 from helix_jobs.engine.speculation.depth.profile import CostProfileFile
+from helix_jobs.engine.weights.packed_int8_linear import PackedInt8Linear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
 from helix_jobs.errors import ConfigurationError
 
@@ -74,6 +75,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
         kv_cache_dtype=settings.kv_cache_dtype,
     )
     models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
+    models = without_uncompiled_blocks(models, on_progress)
     if settings.dtype != PACKED:
         models = without_slow_blocks(models, on_progress)
     models = without_slow_int8(models, on_progress)
@@ -151,6 +153,21 @@ def with_compiled_kernels(
         return models
     report(f"compiled kernels ready after {time.perf_counter() - started:.1f} s")
     return replace(models, target=target, draft=draft)
+
+
+def without_uncompiled_blocks(models: LoadedModels, on_progress: Callable[[str], None] | None = None) -> LoadedModels:
+    """Round int8 models that kept their blocks to int8 rows where no compiled kernel multiplies blocks after all."""
+    report = on_progress or logger.info
+
+    def changed(model: LoadedModel) -> LoadedModel:
+        kept = any(isinstance(linear, PackedInt8Linear) for linear in model.decoder.linears())
+        if not kept or native_of(model.decoder) is not None:
+            return model
+        report(f"weights of {model.name} are rounded to int8 rows: without compiled kernels blocks are slow")
+        return replace(model, decoder=without_blocks(model.decoder))
+
+    draft = None if models.draft is None else changed(models.draft)
+    return replace(models, target=changed(models.target), draft=draft)
 
 
 def without_slow_int8(models: LoadedModels, on_progress: Callable[[str], None] | None = None) -> LoadedModels:

@@ -156,7 +156,8 @@ def load_models(
         dtype: A name for ``resolve_dtype``, ``int8`` or ``packed``; the draft's activations have the target's dtype.
         home: HELIX_HOME; the demo model is kept under it.
         on_progress: Receives one line for each thing that is done.
-        compiles: Whether kernels will be compiled for int8 layers, which hold some of the weights once more.
+        compiles: Whether kernels will be compiled: int8 layers made of blocks then keep these, and others hold some of
+            the weights once more.
         copies_blocks: Whether the draft ``int8`` is made of a target in blocks, see ``DraftSpec``.
         adapters: Are to be served with the target. They are checked here, and added later: see ``add_adapters``.
         kv_cache_dtype: HELIX_KV_CACHE_DTYPE.
@@ -209,18 +210,19 @@ def load_models(
         read = _read(target_source, compute, device, prompts, keeps_blocks=keeps, keeps_origins=bool(adapters))
         loaded_target = LoadedModel(
             target,
-            quantize(read.decoder) if chosen.is_int8 else read.decoder,
+            quantize(read.decoder, keeps_blocks=compiles) if chosen.is_int8 else read.decoder,
             is_int8=chosen.is_int8,
             overflowed=read.overflowed,
         )
         loaded_draft = None
         if draft_source is not None:
             report(f"loading draft {draft}")
-            # On a CPU a draft becomes int8, which takes no more memory out of blocks than they do themselves.
+            # On a CPU a draft becomes int8, which is made of blocks or keeps them.
             keeps = device.type == "cpu"
-            loaded_draft = _draft(draft, _read(draft_source, compute, device, prompts, keeps_blocks=keeps).decoder)
+            drafting = _read(draft_source, compute, device, prompts, keeps_blocks=keeps).decoder
+            loaded_draft = _draft(draft, drafting, keeps_blocks=compiles)
         elif draft == INT8 and not chosen.is_int8 and (has_int8_copy or not chosen.is_packed):
-            loaded_draft = _int8_copy(loaded_target, report)
+            loaded_draft = _int8_copy(loaded_target, report, keeps_blocks=compiles)
         elif draft == INT8 and chosen.is_packed:
             report("lookup drafts alone: an int8 copy would take more memory than weights in blocks do (--draft int8)")
         elif draft == INT8:
@@ -345,17 +347,18 @@ def check_recurrent(name: str, device: torch.device, *, is_recurrent: bool) -> N
         )
 
 
-def _draft(name: str, decoder: Decoder) -> LoadedModel:
+def _draft(name: str, decoder: Decoder, *, keeps_blocks: bool) -> LoadedModel:
     """A draft only affects speed, so it is quantised wherever that is faster."""
     if decoder.device.type != "cpu":
         return LoadedModel(name, decoder)
-    return LoadedModel(name, quantize(decoder), is_int8=True)
+    return LoadedModel(name, quantize(decoder, keeps_blocks=keeps_blocks), is_int8=True)
 
 
-def _int8_copy(target: LoadedModel, report: Callable[[str], object]) -> LoadedModel | None:
+def _int8_copy(target: LoadedModel, report: Callable[[str], object], *, keeps_blocks: bool) -> LoadedModel | None:
     if target.decoder.device.type != "cpu":
         # Elsewhere the weights would be widened anew at each step: such a draft costs more than its target.
         logger.warning("an int8 draft is only faster on a CPU; speculation with a draft model is off")
         return None
     report("making the int8 draft")
-    return LoadedModel(f"{target.name} (int8)", quantize(target.decoder), is_int8=True, is_copy=True)
+    copied = quantize(target.decoder, keeps_blocks=keeps_blocks)
+    return LoadedModel(f"{target.name} (int8)", copied, is_int8=True, is_copy=True)

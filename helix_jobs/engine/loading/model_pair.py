@@ -110,9 +110,11 @@ class ModelPair:
         # Weights are read in the dtype that they compute in, or in the blocks that a CPU keeps; int8 ones are made from
         # those.
         keeps_blocks = self.device.type == "cpu" and (chosen.is_packed or chosen.is_int8)
+        keeps_all = chosen.is_int8 and self._keeps_all_blocks(target)
         read = target.packed_bytes(dtype, packs=False) if keeps_blocks else target.dense_bytes(dtype, packs=False)
-        if chosen.is_packed:
-            weights, loading = target.packed_bytes(dtype, packs=packs(dtype, self.device)), read
+        if chosen.is_packed or keeps_all:
+            # An int8 head is never the embedding itself, unless both are blocks.
+            weights, loading = target.packed_bytes(dtype, packs=keeps_all or packs(dtype, self.device)), read
         elif chosen.is_int8:
             weights = target.int8_bytes(dtype) + self._kernel_bytes(target)
             loading = read + target.int8_products_bytes
@@ -122,12 +124,21 @@ class ModelPair:
         if self.draft is not None:
             drafts, drafts_read = self.draft.dense_bytes(dtype, packs=False), self.draft.dense_bytes(dtype, packs=False)
             if self.device.type == "cpu":
-                drafts_read = self.draft.packed_bytes(dtype, packs=False) + self.draft.int8_products_bytes
-                drafts = self.draft.int8_bytes(dtype) + self._kernel_bytes(self.draft)
+                drafts_read = self.draft.packed_bytes(dtype, packs=False)
+                if self._keeps_all_blocks(self.draft):
+                    drafts = self.draft.packed_bytes(dtype, packs=True)
+                else:
+                    drafts_read += self.draft.int8_products_bytes
+                    drafts = self.draft.int8_bytes(dtype) + self._kernel_bytes(self.draft)
             # Products are laid out anew once both models are there.
-            loading = max(loading, (target.int8_bytes(dtype) if chosen.is_int8 else read) + drafts_read)
+            loading = max(
+                loading, (target.int8_bytes(dtype) if chosen.is_int8 and not keeps_all else read) + drafts_read
+            )
         elif self._has_int8_copy(chosen):
-            drafts, drafting = target.int8_products_bytes + self._kernel_bytes(target), target
+            drafting = target
+            # A copy of blocks shares them.
+            if not (chosen.is_packed and self._keeps_all_blocks(target)):
+                drafts = target.int8_products_bytes + self._kernel_bytes(target)
         adapters = self.adapter_numbers * dtype.itemsize
         both = [target] if drafting is None else [target, drafting]
         sections = divide([(one.geometry, one.windows) for one in both], min(one.context for one in both))
@@ -151,6 +162,14 @@ class ModelPair:
 
     def _has_int8_copy(self, chosen: WeightFormat) -> bool:
         return self.wants_int8_copy and makes_int8_copy(self.device, chosen, copies_blocks=self.copies_blocks)
+
+    def _keeps_all_blocks(self, model: ModelSizes) -> bool:
+        """Whether a model's int8 form keeps its blocks, see ``quantize``.
+
+        Trade-off: matrices in no blocks are reckoned in the activations' type, of which int8 takes a half or a quarter;
+        and where bytes multiply some blocks only, all are reckoned as int8 rows.
+        """
+        return self.compiles and self.device.type == "cpu" and model.blocks.has_bytes
 
     def _kernel_bytes(self, model: ModelSizes) -> int:
         """What compiled kernels hold beside a model's int8 layers once these are packed."""

@@ -95,11 +95,13 @@ class StoredBlocks:
         weights: Their number.
         nbytes: Bytes of their blocks.
         embedding: The type of the embedding's blocks; None if it is in none.
+        has_bytes: Whether bytes multiply all of them, see ``PackedInt8Linear``.
     """
 
     weights: int
     nbytes: int
     embedding: str | None = None
+    has_bytes: bool = False
 
 
 NO_BLOCKS: Final = StoredBlocks(weights=0, nbytes=0)

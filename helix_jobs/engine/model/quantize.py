@@ -12,6 +12,7 @@ from helix_jobs.engine.weights.block_matrix import BlockMatrix
 from helix_jobs.engine.weights.int8_linear import Int8Linear, quantize_rows
 from helix_jobs.engine.weights.level_layouts import FLOAT_LAYOUTS
 from helix_jobs.engine.weights.linear import DenseLinear
+from helix_jobs.engine.weights.packed_int8_linear import PackedInt8Linear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
 from helix_jobs.errors import ConfigurationError
 
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
     from helix_jobs.engine.weights.linear import Linear
 
 
-def quantize(decoder: Decoder) -> Decoder:
+def quantize(decoder: Decoder, *, keeps_blocks: bool = False) -> Decoder:
     """Return a decoder whose linear layers, output head included, are int8; embeddings and norms are the original's.
 
     The original must not be packed yet, and is not changed.
+
+    Args:
+        decoder: The original.
+        keeps_blocks: Whether weights in blocks stay so, shared with the original: compiled kernels multiply them with
+            activations rounded block by block. Else they are rounded anew, to int8 rows.
 
     Raises:
         ConfigurationError: The device has no int8 product that serves any batch.
@@ -31,17 +37,26 @@ def quantize(decoder: Decoder) -> Decoder:
     if decoder.device.type != "cpu":
         # Elsewhere int8 products exist for certain shapes only; widened weights would cost more than they save.
         raise ConfigurationError(f"int8 layers run on a CPU only, not on {decoder.device.type}; use dtype auto")
-    return decoder.with_linears(lambda linear: _quantized(linear, decoder.dtype))
+    return decoder.with_linears(lambda linear: _quantized(linear, decoder.dtype, keeps_blocks=keeps_blocks))
 
 
 def dequantize(decoder: Decoder) -> Decoder:
-    """Return a decoder whose int8 layers are layers of ``decoder.dtype`` again."""
+    """Return a decoder whose int8 layers are layers of ``decoder.dtype`` again; blocks stay blocks."""
     return decoder.with_linears(lambda linear: _dense(linear, decoder.dtype))
 
 
 def is_fast(decoder: Decoder) -> bool:
     """Whether this processor multiplies the decoder's int8 layers fast with the decoder's kernels."""
-    return all(linear.is_fast for linear in decoder.linears() if isinstance(linear, Int8Linear))
+    return all(linear.is_fast for linear in decoder.linears() if isinstance(linear, Int8Linear | PackedInt8Linear))
+
+
+def without_blocks(decoder: Decoder) -> Decoder:
+    """Return an int8 decoder in which layers that kept their blocks are int8 rows, as ``quantize`` makes them."""
+
+    def changed(linear: Linear) -> Linear:
+        return _quantized_blocks(linear.exact, decoder.dtype) if isinstance(linear, PackedInt8Linear) else linear
+
+    return decoder.with_linears(changed)
 
 
 def unpack(decoder: Decoder) -> Decoder:
@@ -72,8 +87,10 @@ def packed_kind(decoder: Decoder) -> str | None:
     return max(sizes, key=lambda kind: sizes[kind]) if sizes else None
 
 
-def _quantized(linear: Linear, dtype: torch.dtype) -> Linear:
+def _quantized(linear: Linear, dtype: torch.dtype, *, keeps_blocks: bool) -> Linear:
     if isinstance(linear, PackedLinear):
+        if keeps_blocks and PackedInt8Linear.serves(linear):
+            return PackedInt8Linear(linear)
         return _quantized_blocks(linear, dtype)
     assert isinstance(linear, DenseLinear), "only a dense or packed model is quantised"
     return Int8Linear.from_dense(linear)
@@ -95,5 +112,7 @@ def _unpacked(linear: Linear, dtype: torch.dtype) -> Linear:
 
 
 def _dense(linear: Linear, dtype: torch.dtype) -> Linear:
+    if isinstance(linear, PackedInt8Linear):
+        return linear.exact
     assert isinstance(linear, Int8Linear), "only an int8 model is widened"
     return linear.to_dense(dtype)

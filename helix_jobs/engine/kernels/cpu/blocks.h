@@ -1,13 +1,16 @@
-// Blocks of GGUF files, decoded to float32: weight = scale * level + offset, with a scale for each group of weights.
+// Blocks of GGUF files taken apart: weight = scale * level + offset, with a scale for each group of weights.
 //
 // `block_layouts.py` has the same layouts in torch operators. A scale is a float16 number times a whole number of at most
 // eight bits, so its product with a level is exact in float32: a fused multiply-add rounds as ggml's two steps do.
+//
+// `levels` of a layout calls put(levels) for every 32 weights of a block, in their order. `factors` writes the scale and,
+// where the layout has offsets, the offset of each group of kSame weights.
 
 #pragma once
 
 #include "lanes.h"
 
-#if defined(__SSSE3__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -35,216 +38,250 @@ inline float half(const uint8_t *p) {
 #endif
 }
 
-// Sixteen levels, and sixteen bytes that levels are made of.
-typedef int8_t Levels __attribute__((vector_size(16)));
-typedef uint8_t Bytes __attribute__((vector_size(16)));
+// Levels of 32 weights, and the bytes that they are made of; sixteen bytes.
+typedef int8_t Levels __attribute__((vector_size(32)));
+typedef uint8_t Bytes __attribute__((vector_size(32)));
+typedef uint8_t Few __attribute__((vector_size(16)));
 
 inline Bytes load_bytes(const uint8_t *p) {
     Bytes bytes;
     std::memcpy(&bytes, p, sizeof bytes);
     return bytes;
 }
+// The lower halves of sixteen bytes, followed by the upper halves.
+inline Bytes nibbles(const uint8_t *p) {
+    Few both;
+    std::memcpy(&both, p, sizeof both);
+#if defined(__AVX2__)
+    __m256i spread = _mm256_set_m128i(_mm_srli_epi16((__m128i)both, 4), (__m128i)both);
+    return (Bytes)spread & 15;
+#else
+    Few halves[2] = {both & 15, both >> 4};
+    Bytes all;
+    std::memcpy(&all, halves, sizeof all);
+    return all;
+#endif
+}
 // All ones in the bytes of which bit number `bit` is set.
 inline Bytes has_bit(Bytes bytes, int bit) { return (Bytes)((bytes & static_cast<uint8_t>(1 << bit)) != 0); }
-// The same for sixteen bits in a row, the least significant first.
+// The same for 32 bits in a row, the least significant first.
 inline Bytes has_bits(const uint8_t *bits) {
-    typedef uint64_t Two __attribute__((vector_size(16)));
-    Bytes spread = (Bytes)Two{bits[0] * 0x0101010101010101ull, bits[1] * 0x0101010101010101ull};
-    Bytes each = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    return (Bytes)((spread & each) != 0);
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+    uint32_t all;
+    std::memcpy(&all, bits, sizeof all);
+    return (Bytes)_mm256_movm_epi8(all);
+#else
+    typedef uint64_t Four __attribute__((vector_size(32)));
+    constexpr uint64_t kSpread = 0x0101010101010101ull, kEach = 0x8040201008040201ull;
+    Bytes spread = (Bytes)(Four{bits[0] * kSpread, bits[1] * kSpread, bits[2] * kSpread, bits[3] * kSpread});
+    return (Bytes)((spread & (Bytes)Four{kEach, kEach, kEach, kEach}) != 0);
+#endif
 }
 // What stands in a table of sixteen at these places.
 inline Levels choose(const int8_t *table, Bytes places) {
+#if defined(__AVX2__)
+    __m256i both = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(table)));
+    return (Levels)_mm256_shuffle_epi8(both, (__m256i)places);
+#else
     Levels chosen;
-#if defined(__SSSE3__)
-    __m128i found = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i *>(table)), (__m128i)places);
-    std::memcpy(&chosen, &found, sizeof chosen);
-#else
-    for (int i = 0; i < 16; i++) chosen[i] = table[places[i]];
-#endif
+    for (int i = 0; i < 32; i++) chosen[i] = table[places[i]];
     return chosen;
-}
-// Sixteen weights.
-inline void put(float *out, Levels levels, float scale, float offset) {
-#if defined(__AVX512F__)
-    __m512 wide = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)levels));
-    _mm512_storeu_ps(out, _mm512_fmadd_ps(wide, _mm512_set1_ps(scale), _mm512_set1_ps(offset)));
-#elif defined(__AVX2__) && defined(__FMA__)
-    __m128i all = (__m128i)levels;
-    __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all));
-    __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(all, all)));
-    _mm256_storeu_ps(out, _mm256_fmadd_ps(low, _mm256_set1_ps(scale), _mm256_set1_ps(offset)));
-    _mm256_storeu_ps(out + 8, _mm256_fmadd_ps(high, _mm256_set1_ps(scale), _mm256_set1_ps(offset)));
-#else
-    for (int i = 0; i < 16; i++) out[i] = static_cast<float>(levels[i]) * scale + offset;
 #endif
+}
+// Eight and eight bytes as numbers, none above 127.
+inline vf as_floats(uint64_t first, uint64_t second) {
+    typedef uint64_t Two __attribute__((vector_size(16)));
+    Two both = {first, second};
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)both));
+#else
+    int8_t bytes[16];
+    std::memcpy(bytes, &both, sizeof both);
+    return load16(bytes);
+#endif
+}
+// `first` eight times, then `second`.
+inline vf two_halves(float first, float second) {
+    return vf{first,  first,  first,  first,  first,  first,  first,  first,
+              second, second, second, second, second, second, second, second};
+}
+template <typename Word>
+inline Word load_word(const uint8_t *p) {
+    Word word;
+    std::memcpy(&word, p, sizeof word);
+    return word;
+}
+inline void store_halves(vf v, float *first, float *second) {
+    std::memcpy(first, &v, sizeof v / 2);
+    std::memcpy(second, reinterpret_cast<const char *>(&v) + sizeof v / 2, sizeof v / 2);
 }
 
 constexpr int8_t kNonlinear[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 constexpr int8_t kMxfp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
-// Blocks of 32: their first sixteen levels are in the lower halves of sixteen bytes, the others in the upper halves.
-template <int kLevels>
-struct Nibbles {
-    static inline Bytes low(const uint8_t *b) { return load_bytes(b + kLevels) & 15; }
-    static inline Bytes high(const uint8_t *b) { return load_bytes(b + kLevels) >> 4; }
+// Weights and bytes of a block, what its levels lie between, and how many neighbours share a scale.
+template <int kCount, int kSize, int kLeast, int kMost, int kGroup = 32, bool kOffsets = false>
+struct BlockOf {
+    static constexpr int kWeights = kCount, kBytes = kSize, kLowest = kLeast, kHighest = kMost, kSame = kGroup;
+    static constexpr bool kHasOffsets = kOffsets;
 };
-struct Q4_0 : Nibbles<2> {
-    static constexpr int kWeights = 32, kBytes = 18;
-    static void decode(const uint8_t *b, float *out) {
-        float d = half(b);
-        put(out, (Levels)low(b) - 8, d, 0.0f);
-        put(out + 16, (Levels)high(b) - 8, d, 0.0f);
+
+struct Q4_0 : BlockOf<32, 18, -8, 7> {
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+        put((Levels)nibbles(b + 2) - 8);
+    }
+    static void factors(const uint8_t *b, float *scales, float *) { *scales = half(b); }
+};
+struct Q4_1 : BlockOf<32, 20, 0, 15, 32, true> {
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+        put((Levels)nibbles(b + 4));
+    }
+    static void factors(const uint8_t *b, float *scales, float *offsets) {
+        *scales = half(b), *offsets = half(b + 2);
     }
 };
-struct Q4_1 : Nibbles<4> {
-    static constexpr int kWeights = 32, kBytes = 20;
-    static void decode(const uint8_t *b, float *out) {
-        float d = half(b), offset = half(b + 2);
-        put(out, (Levels)low(b), d, offset);
-        put(out + 16, (Levels)high(b), d, offset);
+struct Q5_0 : BlockOf<32, 22, -16, 15> {
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+        put((Levels)(nibbles(b + 6) | (has_bits(b + 2) & 16)) - 16);
+    }
+    static void factors(const uint8_t *b, float *scales, float *) { *scales = half(b); }
+};
+struct Q5_1 : BlockOf<32, 24, 0, 31, 32, true> {
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+        put((Levels)(nibbles(b + 8) | (has_bits(b + 4) & 16)));
+    }
+    static void factors(const uint8_t *b, float *scales, float *offsets) {
+        *scales = half(b), *offsets = half(b + 2);
     }
 };
-struct Q5_0 : Nibbles<6> {
-    static constexpr int kWeights = 32, kBytes = 22;
-    static void decode(const uint8_t *b, float *out) {
-        float d = half(b);
-        put(out, (Levels)(low(b) | (has_bits(b + 2) & 16)) - 16, d, 0.0f);
-        put(out + 16, (Levels)(high(b) | (has_bits(b + 4) & 16)) - 16, d, 0.0f);
+struct Q8_0 : BlockOf<32, 34, -128, 127> {
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+        put((Levels)load_bytes(b + 2));
     }
+    static void factors(const uint8_t *b, float *scales, float *) { *scales = half(b); }
 };
-struct Q5_1 : Nibbles<8> {
-    static constexpr int kWeights = 32, kBytes = 24;
-    static void decode(const uint8_t *b, float *out) {
-        float d = half(b), offset = half(b + 2);
-        put(out, (Levels)(low(b) | (has_bits(b + 4) & 16)), d, offset);
-        put(out + 16, (Levels)(high(b) | (has_bits(b + 6) & 16)), d, offset);
+struct Iq4Nl : BlockOf<32, 18, -128, 127> {
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+        put(choose(kNonlinear, nibbles(b + 2)));
     }
+    static void factors(const uint8_t *b, float *scales, float *) { *scales = half(b); }
 };
-struct Q8_0 {
-    static constexpr int kWeights = 32, kBytes = 34;
-    static void decode(const uint8_t *b, float *out) {
-        float d = half(b);
-        put(out, (Levels)load_bytes(b + 2), d, 0.0f);
-        put(out + 16, (Levels)load_bytes(b + 18), d, 0.0f);
+struct Mxfp4 : BlockOf<32, 17, -12, 12> {
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+        put(choose(kMxfp4, nibbles(b + 1)));
     }
-};
-struct Iq4Nl : Nibbles<2> {
-    static constexpr int kWeights = 32, kBytes = 18;
-    static void decode(const uint8_t *b, float *out) {
-        float d = half(b);
-        put(out, choose(kNonlinear, low(b)), d, 0.0f);
-        put(out + 16, choose(kNonlinear, high(b)), d, 0.0f);
-    }
-};
-struct Mxfp4 : Nibbles<1> {
-    static constexpr int kWeights = 32, kBytes = 17;
-    static void decode(const uint8_t *b, float *out) {
+    static void factors(const uint8_t *b, float *scales, float *) {
         // Half the power of two that the byte stands for; the smallest two halves are subnormal.
         uint32_t bits = b[0] < 2 ? 0x00200000u << b[0] : static_cast<uint32_t>(b[0] - 1) << 23;
-        float scale;
-        std::memcpy(&scale, &bits, sizeof scale);
-        put(out, choose(kMxfp4, low(b)), scale, 0.0f);
-        put(out + 16, choose(kMxfp4, high(b)), scale, 0.0f);
+        std::memcpy(scales, &bits, sizeof bits);
     }
 };
 
-// Blocks of 256.
-struct Q2K {
-    static constexpr int kWeights = 256, kBytes = 84;
-    static void decode(const uint8_t *b, float *out) {
-        float d = half(b + 80), dmin = half(b + 82);
-        for (int run = 0; run < 2; run++)
-            for (int shift = 0; shift < 4; shift++)
-                for (int part = 0; part < 2; part++, out += 16) {
-                    int scale = b[8 * run + 2 * shift + part];
-                    Bytes levels = load_bytes(b + 16 + 32 * run + 16 * part) >> static_cast<uint8_t>(2 * shift) & 3;
-                    put(out, (Levels)levels, d * (scale & 15), -(dmin * (scale >> 4)));
-                }
+struct Q2K : BlockOf<256, 84, 0, 3, 16, true> {
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) put((Levels)(load_bytes(b + 16 + 32 * (i / 4)) >> (2 * (i % 4)) & 3));
+    }
+    static void factors(const uint8_t *b, float *scales, float *offsets) {
+        constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0full;
+        uint64_t first = load_word<uint64_t>(b), second = load_word<uint64_t>(b + 8);
+        store16(scales, as_floats(first & kLow, second & kLow) * half(b + 80));
+        store16(offsets, as_floats(first >> 4 & kLow, second >> 4 & kLow) * -half(b + 82));
     }
 };
-struct Q3K {
-    static constexpr int kWeights = 256, kBytes = 110;
-    static void decode(const uint8_t *b, float *out) {
-        float d = half(b + 108);
-        const uint8_t *packed = b + 96;
-        for (int group = 0; group < 16; group++, out += 16) {
-            int run = group / 8, shift = group / 2 % 4, part = group % 2;
-            int low = group < 8 ? packed[group] & 15 : packed[group - 8] >> 4;
-            int high = packed[8 + group % 4] >> (2 * (group / 4)) & 3;
-            Bytes two = load_bytes(b + 32 + 32 * run + 16 * part) >> static_cast<uint8_t>(2 * shift) & 3;
-            Bytes third = has_bit(load_bytes(b + 16 * part), 4 * run + shift) & 4;
-            put(out, (Levels)(two | third) - 4, d * ((low | high << 4) - 32), 0.0f);
+struct Q3K : BlockOf<256, 110, -4, 3, 16> {
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+        Bytes third = load_bytes(b);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            Bytes two = load_bytes(b + 32 + 32 * (i / 4)) >> (2 * (i % 4)) & 3;
+            put((Levels)(two | (has_bit(third, i) & 4)) - 4);
         }
     }
+    // Sixteen scales of six bits: the lower four of each, then the upper two.
+    static void factors(const uint8_t *b, float *scales, float *) {
+        constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0full;
+        constexpr uint32_t kTwo = 0x03030303u;
+        uint64_t low = load_word<uint64_t>(b + 96);
+        uint32_t high = load_word<uint32_t>(b + 104);
+        auto upper = [&](int shift) {
+            return static_cast<uint64_t>(high >> shift & kTwo) << 4 |
+                   static_cast<uint64_t>(high >> (shift + 2) & kTwo) << 36;
+        };
+        store16(scales, (as_floats((low & kLow) | upper(0), (low >> 4 & kLow) | upper(4)) - 32.0f) * half(b + 108));
+    }
 };
 
-// Scale and offset number `group` of Q4_K and Q5_K: six bits each, in twelve bytes.
-inline void six_bits(const uint8_t *packed, int group, int *scale, int *offset) {
-    if (group < 4) {
-        *scale = packed[group] & 63, *offset = packed[group + 4] & 63;
-    } else {
-        *scale = (packed[group + 4] & 15) | (packed[group - 4] >> 6) << 4;
-        *offset = packed[group + 4] >> 4 | (packed[group] >> 6) << 4;
-    }
+// Scales and offsets of Q4_K and Q5_K: eight of each, six bits a number, in twelve bytes.
+inline void six_bits(const uint8_t *b, float *scales, float *offsets) {
+    constexpr uint32_t kSix = 0x3f3f3f3fu, kFour = 0x0f0f0f0fu, kUpper = 0x30303030u;
+    uint32_t first = load_word<uint32_t>(b + 4), second = load_word<uint32_t>(b + 8);
+    uint32_t rest = load_word<uint32_t>(b + 12);
+    uint64_t scale = (rest & kFour) | (first >> 2 & kUpper), offset = (rest >> 4 & kFour) | (second >> 2 & kUpper);
+    vf numbers = as_floats(scale << 32 | (first & kSix), offset << 32 | (second & kSix));
+    store_halves(numbers * two_halves(half(b), -half(b + 2)), scales, offsets);
 }
-struct Q4K {
-    static constexpr int kWeights = 256, kBytes = 144;
-    static void decode(const uint8_t *b, float *out) {
-        float d = half(b), dmin = half(b + 2);
-        for (int pair = 0; pair < 4; pair++, out += 64)
-            for (int part = 0; part < 2; part++) {
-                int scale, offset;
-                six_bits(b + 4, 2 * pair + part, &scale, &offset);
-                for (int i = 0; i < 32; i += 16) {
-                    Bytes both = load_bytes(b + 16 + 32 * pair + i);
-                    put(out + 32 * part + i, (Levels)(part == 0 ? both & 15 : both >> 4), d * scale, -(dmin * offset));
-                }
-            }
+struct Q4K : BlockOf<256, 144, 0, 15, 32, true> {
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+#pragma GCC unroll 4
+        for (int pair = 0; pair < 4; pair++) {
+            Bytes both = load_bytes(b + 16 + 32 * pair);
+            put((Levels)(both & 15));
+            put((Levels)(both >> 4));
+        }
+    }
+    static void factors(const uint8_t *b, float *scales, float *offsets) { six_bits(b, scales, offsets); }
+};
+struct Q5K : BlockOf<256, 176, 0, 31, 32, true> {
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+        Bytes fifth = load_bytes(b + 16);
+#pragma GCC unroll 4
+        for (int pair = 0; pair < 4; pair++) {
+            Bytes both = load_bytes(b + 48 + 32 * pair);
+            put((Levels)((both & 15) | (has_bit(fifth, 2 * pair) & 16)));
+            put((Levels)(both >> 4 | (has_bit(fifth, 2 * pair + 1) & 16)));
+        }
+    }
+    static void factors(const uint8_t *b, float *scales, float *offsets) { six_bits(b, scales, offsets); }
+};
+struct Q6K : BlockOf<256, 210, -32, 31, 16> {
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            int run = i / 4, part = i % 4;
+            Bytes both = load_bytes(b + 64 * run + 32 * (part % 2));
+            Bytes two = load_bytes(b + 128 + 32 * run) >> (2 * part) & 3;
+            put((Levels)((part < 2 ? both & 15 : both >> 4) | two << 4) - 32);
+        }
+    }
+    static void factors(const uint8_t *b, float *scales, float *) {
+        store16(scales, load16(reinterpret_cast<const int8_t *>(b + 192)) * half(b + 208));
     }
 };
-struct Q5K {
-    static constexpr int kWeights = 256, kBytes = 176;
-    static void decode(const uint8_t *b, float *out) {
-        float d = half(b), dmin = half(b + 2);
-        for (int group = 0; group < 8; group++)
-            for (int i = 0; i < 32; i += 16, out += 16) {
-                int scale, offset;
-                six_bits(b + 4, group, &scale, &offset);
-                Bytes both = load_bytes(b + 48 + 32 * (group / 2) + i);
-                Bytes fifth = has_bit(load_bytes(b + 16 + i), group) & 16;
-                Bytes levels = (group % 2 == 0 ? both & 15 : both >> 4) | fifth;
-                put(out, (Levels)levels, d * scale, -(dmin * offset));
-            }
+struct Iq4Xs : BlockOf<256, 136, -128, 127> {
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) put(choose(kNonlinear, nibbles(b + 8 + 16 * i)));
     }
-};
-struct Q6K {
-    static constexpr int kWeights = 256, kBytes = 210;
-    static void decode(const uint8_t *b, float *out) {
-        float d = half(b + 208);
-        const int8_t *scales = reinterpret_cast<const int8_t *>(b + 192);
-        for (int run = 0; run < 2; run++)
-            for (int part = 0; part < 4; part++)
-                for (int i = 0; i < 32; i += 16, out += 16, scales++) {
-                    Bytes both = load_bytes(b + 64 * run + 32 * (part % 2) + i);
-                    Bytes two = load_bytes(b + 128 + 32 * run + i) >> static_cast<uint8_t>(2 * part) & 3;
-                    Bytes levels = (part < 2 ? both & 15 : both >> 4) | two << 4;
-                    put(out, (Levels)levels - 32, d * *scales, 0.0f);
-                }
-    }
-};
-struct Iq4Xs {
-    static constexpr int kWeights = 256, kBytes = 136;
-    static void decode(const uint8_t *b, float *out) {
+    static void factors(const uint8_t *b, float *scales, float *) {
         float d = half(b);
-        uint16_t high;
-        std::memcpy(&high, b + 2, sizeof high);
-        for (int group = 0; group < 8; group++, out += 32) {
-            Bytes both = load_bytes(b + 8 + 16 * group);
-            int low = b[4 + group / 2] >> (4 * (group % 2)) & 15;
-            float scale = d * ((low | (high >> (2 * group) & 3) << 4) - 32);
-            put(out, choose(kNonlinear, both & 15), scale, 0.0f);
-            put(out + 16, choose(kNonlinear, both >> 4), scale, 0.0f);
+        uint16_t high = load_word<uint16_t>(b + 2);
+        for (int i = 0; i < 8; i++) {
+            int low = b[4 + i / 2] >> (4 * (i % 2)) & 15;
+            scales[i] = d * ((low | (high >> (2 * i) & 3) << 4) - 32);
         }
     }
 };

@@ -80,8 +80,11 @@ class _Library:
 # Serves heads of any size, so that another model compiles no more than what its heads ask for.
 _COMMON: Final = _Library(
     "kernels",
-    sources=("experts", "kernels", "packed_linear", "int8_linear", "tiled_linear"),
-    headers=("lanes", "activations", "pairs", "tiles", "bytes", "blocks", "level_blocks", "row_products", "shortage"),
+    sources=("experts", "kernels", "packed_linear", "packed_int8", "int8_linear", "tiled_linear"),
+    headers=(
+        *("lanes", "activations", "pairs", "tiles", "transpose", "bytes", "shortage"),
+        *("blocks", "level_blocks", "row_products", "rounded_blocks", "byte_tiles", "byte_products"),
+    ),
 )
 
 
@@ -90,7 +93,10 @@ def _of_heads(head_dim: int) -> _Library:
     return _Library(
         f"kernels-heads{head_dim}",
         sources=("int8_decoder", "attention"),
-        headers=("lanes", "activations", "pairs", "tiles", "stored_rows", "softmax", "attention", "bytes", "shortage"),
+        headers=(
+            *("lanes", "activations", "pairs", "tiles", "transpose", "stored_rows"),
+            *("softmax", "attention", "bytes", "shortage"),
+        ),
         definitions=(f"-DHEAD_DIM={head_dim}",),
     )
 

@@ -10,10 +10,11 @@ import torch
 from helix_jobs.engine.kernels.cpu.build import build_libraries
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.engine.weights.level_layouts import FLOAT_LAYOUTS, LEVEL_LAYOUTS
+from helix_jobs.engine.weights.packed_int8_linear import BYTE_LAYOUTS
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from helix_jobs.engine.kernels.cpu.expert_table import ExpertTable
@@ -41,6 +42,8 @@ _HEAD_SIGNATURES: Final = {
 
 # The place of each layout in ``kLayouts`` of ``row_products.h``, which has the same order.
 LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate((*BLOCK_LAYOUTS, *LEVEL_LAYOUTS, *FLOAT_LAYOUTS))}
+# The same for ``kByteLayouts`` of ``packed_int8.cpp``.
+BYTE_LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate(BYTE_LAYOUTS)}
 # That of dense weights in the kernels' dtype.
 PLAIN_LAYOUT: Final = len(LAYOUT_NUMBERS)
 LANES: Final = 16
@@ -77,6 +80,8 @@ class NativeKernels:
         _bind(self._tiled_linear, (*[_POINTER] * 5, *[_SIZE] * 3), asks_for_memory=True)
         self._packed_linear = getattr(common, f"packed_linear_{_NAMES[dtype]}")
         _bind(self._packed_linear, (_POINTER, _INT, *[_POINTER] * 4, *[_SIZE] * 4), asks_for_memory=True)
+        self._packed_int8_linear = getattr(common, f"packed_int8_linear_{_NAMES[dtype]}")
+        _bind(self._packed_int8_linear, (_POINTER, _INT, *[_POINTER] * 4, *[_SIZE] * 4), asks_for_memory=True)
         self._experts = getattr(common, f"experts_{_NAMES[dtype]}")
         _bind(self._experts, (*[_POINTER] * 5, *[_SIZE] * 2), asks_for_memory=True)
         for library, signatures in ((common, _COMMON_SIGNATURES), (of_heads, _HEAD_SIGNATURES)):
@@ -216,6 +221,23 @@ class NativeKernels:
             weight: Matrices of blocks, with a bias or without.
             residual: ``[T, out_features]``
         """
+        return self._of_parts(self._packed_linear, LAYOUT_NUMBERS, hidden, weight, residual)
+
+    def packed_int8_linear(
+        self, hidden: torch.Tensor, weight: PackedLinear, residual: torch.Tensor | None
+    ) -> torch.Tensor:
+        """``packed_linear`` with ``hidden`` rounded to bytes in blocks of 32 columns, see ``PackedInt8Linear``."""
+        return self._of_parts(self._packed_int8_linear, BYTE_LAYOUT_NUMBERS, hidden, weight, residual)
+
+    @staticmethod
+    def _of_parts(
+        kernel: Any,  # noqa: ANN401  (ctypes')
+        numbers: Mapping[str, int],
+        hidden: torch.Tensor,
+        weight: PackedLinear,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """A product of matrices of blocks, part by part, each by a kernel that knows its layout by a number."""
         hidden = hidden.contiguous()
         if residual is not None:
             residual = residual.contiguous()
@@ -228,8 +250,8 @@ class NativeKernels:
                 reordered, order = hidden.index_select(1, part.order), part.order
             inputs = hidden if part.order is None else reordered
             bias, before = (None if start is None else start + first * size for start in starts)
-            self._packed_linear(
-                part.data.data_ptr(), LAYOUT_NUMBERS[part.layout.kind], inputs.data_ptr(), bias, before,
+            kernel(
+                part.data.data_ptr(), numbers[part.layout.kind], inputs.data_ptr(), bias, before,
                 result.data_ptr() + first * size, rows, weight.in_features, part.shape[0], weight.out_features,
             )  # fmt: skip
         return result

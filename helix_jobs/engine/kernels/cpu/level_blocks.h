@@ -1,6 +1,7 @@
-// Blocks of our own, decoded to float32: weight = scale * (code - zero). `level_layouts.py` says how they lie.
+// Blocks of our own: weight = scale * (code - zero). `level_layouts.py` says how they lie.
 //
-// A code minus a zero point has at most nine bits, so it is exact in float32 and the product is rounded once.
+// A code minus a zero point has at most nine bits, so it is exact in float32 and the product is rounded once: `decode`
+// gives such numbers. The offsets of `factors`, -scale * zero, are rounded by themselves.
 
 #pragma once
 
@@ -14,13 +15,22 @@ inline float scale_of(const uint8_t *p) {
     return value;
 }
 
+// 32 levels, scaled.
+inline void store_weights(float *out, Levels levels, float scale) {
+    int8_t bytes[32];
+    std::memcpy(bytes, &levels, sizeof bytes);
+    store16(out, load16(bytes) * scale);
+    store16(out + 16, load16(bytes + 16) * scale);
+}
+
 // Sixteen unsigned bytes minus a zero point, scaled.
-inline void put_unsigned(float *out, Bytes codes, int zero, float scale) {
+inline void put_unsigned(float *out, const uint8_t *codes, int zero, float scale) {
 #if defined(__AVX512F__)
-    __m512i wide = _mm512_sub_epi32(_mm512_cvtepu8_epi32((__m128i)codes), _mm512_set1_epi32(zero));
+    __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i *>(codes));
+    __m512i wide = _mm512_sub_epi32(_mm512_cvtepu8_epi32(all), _mm512_set1_epi32(zero));
     _mm512_storeu_ps(out, _mm512_mul_ps(_mm512_cvtepi32_ps(wide), _mm512_set1_ps(scale)));
 #elif defined(__AVX2__)
-    __m128i all = (__m128i)codes;
+    __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i *>(codes));
     __m256i low = _mm256_sub_epi32(_mm256_cvtepu8_epi32(all), _mm256_set1_epi32(zero));
     __m256i high = _mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(all, all)), _mm256_set1_epi32(zero));
     _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_cvtepi32_ps(low), _mm256_set1_ps(scale)));
@@ -33,7 +43,7 @@ inline void put_unsigned(float *out, Bytes codes, int zero, float scale) {
 // Sixteen E4M3 numbers, scaled. Their bits are those of float16 numbers that are 256 times as small.
 inline void put_fp8(float *out, const uint8_t *codes, float scale) {
 #if defined(__AVX2__) && defined(__F16C__)
-    __m256i wide = _mm256_cvtepu8_epi16((__m128i)load_bytes(codes));
+    __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(codes)));
     __m256i sign = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x80)), 8);
     __m256i rest = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)), 7);
     __m256i bits = _mm256_or_si256(sign, rest);
@@ -53,26 +63,41 @@ inline void put_fp8(float *out, const uint8_t *codes, float scale) {
 }
 
 template <int kSize, bool kHasZero>
-struct Int4 {
-    static constexpr int kStart = 4 + kHasZero, kWeights = kSize, kBytes = kStart + kSize / 2;
+struct Int4 : BlockOf<kSize, 4 + kHasZero + kSize / 2, kHasZero ? 0 : -8, kHasZero ? 15 : 7, 32, kHasZero> {
+    static constexpr int kStart = 4 + kHasZero;
     static void decode(const uint8_t *b, float *out) {
         float scale = scale_of(b);
         int8_t zero = kHasZero ? static_cast<int8_t>(b[4]) : int8_t{8};
-        for (const uint8_t *p = b + kStart; p < b + kBytes; p += 16, out += 32) {
-            Bytes both = load_bytes(p);
-            put(out, (Levels)(both & 15) - zero, scale, 0.0f);
-            put(out + 16, (Levels)(both >> 4) - zero, scale, 0.0f);
+        for (int i = 0; i < kSize; i += 32) store_weights(out + i, (Levels)nibbles(b + kStart + i / 2) - zero, scale);
+    }
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+        for (int i = 0; i < kSize; i += 32) put((Levels)nibbles(b + kStart + i / 2) + int8_t{Int4::kLowest});
+    }
+    static void factors(const uint8_t *b, float *scales, float *offsets) {
+        for (int i = 0; i < kSize / 32; i++) {
+            scales[i] = scale_of(b);
+            if (kHasZero) offsets[i] = -(scale_of(b) * b[4]);
         }
     }
 };
 template <int kSize, bool kHasZero>
-struct Int8 {
-    static constexpr int kStart = 4 + kHasZero, kWeights = kSize, kBytes = kStart + kSize;
+struct Int8 : BlockOf<kSize, 4 + kHasZero + kSize, -128, 127, 32, kHasZero> {
+    static constexpr int kStart = 4 + kHasZero;
     static void decode(const uint8_t *b, float *out) {
         float scale = scale_of(b);
         int zero = kHasZero ? b[4] : 128;
-        for (const uint8_t *p = b + kStart; p < b + kBytes; p += 16, out += 16)
-            put_unsigned(out, load_bytes(p), zero, scale);
+        for (int i = 0; i < kSize; i += 16) put_unsigned(out + i, b + kStart + i, zero, scale);
+    }
+    template <typename Put>
+    static void levels(const uint8_t *b, Put put) {
+        for (int i = 0; i < kSize; i += 32) put((Levels)(load_bytes(b + kStart + i) ^ 128));
+    }
+    static void factors(const uint8_t *b, float *scales, float *offsets) {
+        for (int i = 0; i < kSize / 32; i++) {
+            scales[i] = scale_of(b);
+            if (kHasZero) offsets[i] = -(scale_of(b) * (b[4] - 128));
+        }
     }
 };
 template <int kSize>

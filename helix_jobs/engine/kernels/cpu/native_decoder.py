@@ -12,11 +12,13 @@ from helix_jobs.engine.kernels.cpu.feed_forward import COMPILED_ACTIVATIONS, Com
 from helix_jobs.engine.kernels.cpu.int8_decoder import NativeInt8Decoder
 from helix_jobs.engine.kernels.cpu.int8_linear import CompiledInt8Linear
 from helix_jobs.engine.kernels.cpu.kernels import COMMON_HEAD_DIM, NativeKernels
+from helix_jobs.engine.kernels.cpu.packed_int8_linear import CompiledPackedInt8Linear
 from helix_jobs.engine.kernels.cpu.packed_linear import CompiledPackedLinear
 from helix_jobs.engine.kernels.cpu.rms_norm import CompiledRmsNorm
 from helix_jobs.engine.model.experts_beside import ExpertsBeside
 from helix_jobs.engine.model.norms import RmsNorm
 from helix_jobs.engine.weights.int8_linear import Int8Linear
+from helix_jobs.engine.weights.packed_int8_linear import PackedInt8Linear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
@@ -113,4 +115,6 @@ def _layer_input(native: NativeKernels, own: LayerInput | None, norm: Callable[[
 def _linear(native: NativeKernels, linear: Linear) -> Linear:
     if isinstance(linear, PackedLinear):
         return CompiledPackedLinear(linear, native)
+    if isinstance(linear, PackedInt8Linear):
+        return CompiledPackedInt8Linear(linear, native)
     return CompiledInt8Linear(linear, native) if isinstance(linear, Int8Linear) else linear

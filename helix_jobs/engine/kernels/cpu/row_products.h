@@ -164,14 +164,38 @@ inline void round_to_bf16(const float *weights, int64_t count, float *out) {
 }
 #endif
 
+// The float32 weights of a block: levels of eight bits scaled, or what the layout decodes by itself.
+template <typename Block, typename = void>
+constexpr bool has_decode = false;
+template <typename Block>
+constexpr bool has_decode<Block, std::void_t<decltype(&Block::decode)>> = true;
+template <typename Block>
+inline void decode_block(const uint8_t *block, float *out) {
+    if constexpr (has_decode<Block>) {
+        Block::decode(block, out);
+    } else {
+        constexpr int kGroups = Block::kWeights / Block::kSame;
+        float scales[kGroups], offsets[kGroups] = {};
+        Block::factors(block, scales, offsets);
+        int group = 0;
+        Block::levels(block, [&](Levels levels) {
+            int8_t bytes[32];
+            std::memcpy(bytes, &levels, sizeof bytes);
+            constexpr int kSecond = 32 / Block::kSame - 1;
+            store16(out, load16(bytes) * scales[group] + offsets[group]);
+            store16(out + 16, load16(bytes + 16) * scales[group + kSecond] + offsets[group + kSecond]);
+            out += 32, group += 1 + kSecond;
+        });
+    }
+}
 template <typename T, typename Block>
 void decode_row(const uint8_t *blocks, int64_t columns, Multiplied<T> *out) {
     for (int64_t k = 0; k < columns; k += Block::kWeights, blocks += Block::kBytes, out += Block::kWeights) {
         if constexpr (std::is_same_v<T, float>) {
-            Block::decode(blocks, out);
+            decode_block<Block>(blocks, out);
         } else {
             float weights[Block::kWeights];
-            Block::decode(blocks, weights);
+            decode_block<Block>(blocks, weights);
             round_to_bf16(weights, Block::kWeights, out);
         }
     }

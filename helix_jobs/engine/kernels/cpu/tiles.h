@@ -6,6 +6,7 @@
 #pragma once
 
 #include "pairs.h"
+#include "transpose.h"
 
 // Older clang spells the first without underscores.
 #if (defined(__AMX_BF16__) || defined(__AMXBF16__)) && HAS_BF16_DOT && defined(__linux__)
@@ -88,31 +89,6 @@ class Tiles {
     }
     TileShapes before_;
 };
-
-// Sixteen vectors of sixteen 32-bit elements become their columns.
-inline void transpose(__m512i rows[16]) {
-    __m512i a[16], b[16];
-    for (int i = 0; i < 16; i += 2) {
-        a[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-        a[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
-        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
-        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
-        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
-    }
-    // b[4 * g + c] holds, of the rows 4 * g to 4 * g + 3, the columns c, c + 4, c + 8 and c + 12.
-    for (int c = 0; c < 4; c++) {
-        __m512i even = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), odd = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xdd);
-        __m512i even_low = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88);
-        __m512i odd_low = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xdd);
-        rows[c] = _mm512_shuffle_i32x4(even, even_low, 0x88);
-        rows[8 + c] = _mm512_shuffle_i32x4(even, even_low, 0xdd);
-        rows[4 + c] = _mm512_shuffle_i32x4(odd, odd_low, 0x88);
-        rows[12 + c] = _mm512_shuffle_i32x4(odd, odd_low, 0xdd);
-    }
-}
 
 // Sixteen keys as the second operand of scores: for each 32 elements a tile [16 pairs of elements, keys].
 template <int64_t kHeadDim, typename T>
