@@ -25,8 +25,9 @@ class DraftSpec:
     def copies_blocks(self) -> bool:
         """Whether an int8 copy is made even of a target whose weights stay in blocks.
 
-        A copy of 4-bit weights takes more memory than they do. So ``lookup+int8``, the default, is ``lookup`` there.
-        Trade-off: for a single request ``int8`` may draft faster than lookup alone, and has to be asked for by itself.
+        A copy reads as many bytes a step as the target: its blocks, or without compiled kernels twice as many. So
+        ``lookup+int8``, the default, is ``lookup`` there. Trade-off: for a single request ``int8`` may draft faster
+        than lookup alone, and has to be asked for by itself.
         """
         return not self.drafters
 

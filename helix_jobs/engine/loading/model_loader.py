@@ -224,7 +224,9 @@ def load_models(
         elif draft == INT8 and not chosen.is_int8 and (has_int8_copy or not chosen.is_packed):
             loaded_draft = _int8_copy(loaded_target, report, keeps_blocks=compiles)
         elif draft == INT8 and chosen.is_packed:
-            report("lookup drafts alone: an int8 copy would take more memory than weights in blocks do (--draft int8)")
+            report(
+                "lookup drafts alone: an int8 copy of weights in blocks costs nearly as much as they do (--draft int8)"
+            )
         elif draft == INT8:
             logger.warning(
                 "an int8 draft of an int8 target is the target itself; speculation with a draft model is off"

@@ -112,8 +112,13 @@ inline Word load_word(const uint8_t *p) {
     return word;
 }
 inline void store_halves(vf v, float *first, float *second) {
+#if defined(__AVX512F__)
+    _mm256_storeu_ps(first, _mm512_castps512_ps256((__m512)v));
+    _mm256_storeu_pd(reinterpret_cast<double *>(second), _mm512_extractf64x4_pd((__m512d)v, 1));
+#else
     std::memcpy(first, &v, sizeof v / 2);
     std::memcpy(second, reinterpret_cast<const char *>(&v) + sizeof v / 2, sizeof v / 2);
+#endif
 }
 
 constexpr int8_t kNonlinear[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -50,6 +50,13 @@ inline vf load16(const int8_t *p) {
 #if defined(__AVX512F__)  // gcc converts vectors of bytes by halves
     __m512 v = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
     return reinterpret_cast<vf>(v);
+#elif defined(__AVX2__)
+    __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    __m256 halves[2] = {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all)),
+                        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(all, all)))};
+    vf v;
+    std::memcpy(&v, halves, sizeof v);
+    return v;
 #else
     typedef int8_t vb __attribute__((vector_size(16)));
     vb b;

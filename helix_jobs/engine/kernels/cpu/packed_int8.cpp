@@ -76,7 +76,7 @@ void packed_int8_linear(const uint8_t *data, const ByteLayout &layout, const T *
                     int64_t bytes = now / layout.weights * layout.bytes;
                     fetch(panel + count * row_bytes + count * done, count * bytes);
                     layout.unpack(panel + done, row_bytes, count, now, tile);
-                    transpose_levels(now, tile);
+                    if (needs_transposing(some)) transpose_levels(now, tile);
                     layout.multiply(tile, rounded.data() + chunk * some, some, now, sums);
                     done += bytes;
                 }
