@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NOT_FOUND: Final = 404
+_NOT_ALLOWED: Final = 405
+# How a path's parameter is read: the description leaves it out.
+_CONVERTER: Final = re.compile(r":\w+}")
 _DESCRIPTION: Final = (
     "OpenAI's interface to Helix: requests become jobs of the queue, and answers rows of the results table."
 )
@@ -75,9 +80,22 @@ def _malformed(request: Request, error: Exception) -> JSONResponse:
 def _unrouted(request: Request, error: Exception) -> JSONResponse:
     """No such path, or not with this method."""
     assert isinstance(error, HTTPException), "registered for it"
-    words = {404: f"there is no {request.method} {request.scope['path'][:200]}; GET /docs lists what there is"}
-    body = {"error": error_object(error.status_code, words.get(error.status_code, error.detail), None, None)}
-    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+    path = request.scope["path"][:200]
+    message, headers = error.detail, dict(error.headers or {})
+    if error.status_code == _NOT_FOUND:
+        message = f"there is no {request.method} {path}; GET /docs lists what there is"
+    elif error.status_code == _NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods_of(request))
+        message = f"{request.method[:20]} is not answered at {path}; ask with {headers['Allow']}"
+    body = {"error": error_object(error.status_code, message, None, None)}
+    return JSONResponse(body, status_code=error.status_code, headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """The methods that any route of the request's path answers; starlette names those of the first one alone."""
+    description = request.app.openapi()["paths"]
+    pattern = _route(request)
+    return sorted(method.upper() for method in description.get(_CONVERTER.sub("}", pattern), ()))
 
 
 def _route(request: Request) -> str:

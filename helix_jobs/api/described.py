@@ -39,12 +39,22 @@ _ERROR: Final = {
         }
     },
 }
+_TEXT: Final = {"type": "string", "pattern": r"\S"}
+_TOKEN_ID: Final = {"type": "integer", "minimum": 0}
+_MESSAGE: Final = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": {"type": ["string", "array", "null"]},
+    },
+}
 _SAMPLING: Final = {
     "model": {"type": "string", "description": "An adapter's name chooses the adapter; other names change nothing."},
     "max_tokens": {"type": "integer", "minimum": 0},
     "temperature": {"type": "number", "minimum": 0},
-    "top_p": {"type": "number"},
-    "n": {"type": "integer", "minimum": 1},
+    "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "n": {"type": "integer", "minimum": 1, "maximum": 128},
     "seed": {"type": "integer"},
     "stop": {"type": ["string", "array", "null"]},
 }
@@ -115,6 +125,6 @@ BATCH_BODY: Final = {
     }
 }
 GENERATION_BODIES: Final = {
-    CHAT_ENDPOINT: _body("messages", {"type": "array", "items": {"type": "object"}, "minItems": 1}),
-    COMPLETION_ENDPOINT: _body("prompt", {"type": ["string", "array"]}),
+    CHAT_ENDPOINT: _body("messages", {"type": "array", "items": _MESSAGE, "minItems": 1}),
+    COMPLETION_ENDPOINT: _body("prompt", {"anyOf": [_TEXT, {"type": "array", "minItems": 1, "items": _TOKEN_ID}]}),
 }

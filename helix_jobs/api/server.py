@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Connections that no request uses are closed after this long.
 _KEEP_ALIVE_SECONDS: Final = 30
 # After this long, what still goes on is cut when the server stops. Open requests end before; see ``Ending``.
-_GRACE_SECONDS: Final = 10
+GRACE_SECONDS: Final = 10
 _BACKLOG: Final = 2048
 
 
@@ -54,7 +54,7 @@ class Server:
             server_header=False,
             lifespan="off",
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
+            timeout_graceful_shutdown=GRACE_SECONDS,
         )
         self._server = _Uvicorn(config, self._context.ending)
 

@@ -158,3 +158,16 @@ def test_without_a_channel_no_stream_waits_for_one(box: Box) -> None:
     finally:
         feed.close()
         database.dispose()
+
+
+def test_a_method_that_a_path_does_not_answer_is_told_which_it_does(box: Box) -> None:
+    with serving(box) as address, asking(address) as http:
+        for path, allowed in (
+            ("/v1/completions", "POST"),
+            ("/v1/files", "GET, POST"),
+            ("/v1/files/file-1", "DELETE, GET"),
+            ("/v1/models/a/b", "GET"),
+        ):
+            answer = http.put(path)
+            assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+            assert allowed in answer.json()["error"]["message"]

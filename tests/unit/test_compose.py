@@ -43,6 +43,7 @@ SCHEMA: dict[str, Any] = {
                 "ports": {"type": "array", "items": {"type": "string", "pattern": "^127\\.0\\.0\\.1:[0-9]+:[0-9]+$"}},
                 "volumes": {"type": "array", "items": {"type": "string", "pattern": "^[a-z]+:/[a-z/]+$"}},
                 "restart": {"enum": ["no", "unless-stopped"]},
+                "profiles": STRINGS,
                 "stop_grace_period": DURATION,
                 "healthcheck": {
                     "type": "object",

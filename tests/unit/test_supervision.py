@@ -1,4 +1,4 @@
-"""The systemd unit in docs is one that systemd takes, and says what docs/supervision.md explains."""
+"""The systemd units in docs are such as systemd takes, and say what docs/supervision.md explains."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
+from helix_jobs.api import ending, server
 from helix_jobs.cli.group import cli
 from helix_jobs.settings import Settings
 from helix_jobs.worker import ending as worker_ending
@@ -19,34 +20,41 @@ from helix_jobs.worker.shutdown import EXIT_INTERRUPTED
 
 DOCS = Path(__file__).parents[2] / "docs"
 UNIT = DOCS / "helix-worker.service"
+SERVER = DOCS / "helix-server.service"
 TEXT = (DOCS / "supervision.md").read_text(encoding="utf-8")
+
+
+def read(path):
+    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), strict=False)
+    parser.optionxform = str
+    parser.read_string(path.read_text(encoding="utf-8"))
+    return parser
 
 
 @pytest.fixture
 def unit():
-    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), strict=False)
-    parser.optionxform = str
-    parser.read_string(UNIT.read_text(encoding="utf-8"))
-    return parser
+    return read(UNIT)
 
 
-def test_systemd_takes_the_unit(tmp_path):
+@pytest.mark.parametrize("path", [UNIT, SERVER], ids=["worker", "server"])
+def test_systemd_takes_the_unit(path, tmp_path):
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("no systemd here")
-    there = UNIT.read_text(encoding="utf-8").replace("/opt/helix/.venv/bin/helix", sys.executable)
+    there = path.read_text(encoding="utf-8").replace("/opt/helix/.venv/bin/helix", sys.executable)
     # Users and files of a machine that has Helix installed.
     there = re.sub(r"^(User|Group)=helix$", r"\1=root", there, flags=re.MULTILINE)
-    copy = tmp_path / UNIT.name
+    copy = tmp_path / path.name
     copy.write_text(there, encoding="utf-8")
     done = subprocess.run([program, "verify", "--man=no", str(copy)], capture_output=True, text=True, check=False)
-    complaints = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    complaints = [line for line in done.stderr.splitlines() if path.name in line]
     assert not complaints
     assert done.returncode == 0, done.stderr
 
 
-def test_what_it_starts_exists(unit):
-    program, name, *options = unit["Service"]["ExecStart"].split()
+@pytest.mark.parametrize("path", [UNIT, SERVER], ids=["worker", "server"])
+def test_what_it_starts_exists(path):
+    program, name, *options = read(path)["Service"]["ExecStart"].split()
     assert program.endswith("/helix")
     command = cli.get_command(click.Context(cli), name)
     known = {option for parameter in command.params for option in parameter.opts}
@@ -66,6 +74,13 @@ def test_it_waits_longer_than_stopping_takes(unit):
     longest = grace + worker_ending.HAND_BACK_SECONDS + worker_ending.HARD_EXIT_SECONDS
     assert float(unit["Service"]["TimeoutStopSec"]) > longest
     assert f"Give it {unit['Service']['TimeoutStopSec']} s" in TEXT
+
+
+def test_a_server_is_left_the_time_to_tell_its_clients():
+    service = read(SERVER)["Service"]
+    assert float(service["TimeoutStopSec"]) > server.GRACE_SECONDS > ending.PATIENCE_SECONDS
+    assert f"It gives open ones {ending.PATIENCE_SECONDS:.0f} seconds" in TEXT
+    assert (service["Restart"], service["RestartPreventExitStatus"]) == ("on-failure", "2")
 
 
 def test_every_exit_code_is_explained():
