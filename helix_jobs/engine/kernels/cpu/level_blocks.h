@@ -19,8 +19,8 @@ inline float scale_of(const uint8_t *p) {
 inline void store_weights(float *out, Levels levels, float scale) {
     int8_t bytes[32];
     std::memcpy(bytes, &levels, sizeof bytes);
-    store16(out, load16(bytes) * scale);
-    store16(out + 16, load16(bytes + 16) * scale);
+    store_weights(out, bytes, scale, 0.0f);
+    store_weights(out + 16, bytes + 16, scale, 0.0f);
 }
 
 // Sixteen unsigned bytes minus a zero point, scaled.

@@ -182,8 +182,8 @@ inline void decode_block(const uint8_t *block, float *out) {
             int8_t bytes[32];
             std::memcpy(bytes, &levels, sizeof bytes);
             constexpr int kSecond = 32 / Block::kSame - 1;
-            store16(out, load16(bytes) * scales[group] + offsets[group]);
-            store16(out + 16, load16(bytes + 16) * scales[group + kSecond] + offsets[group + kSecond]);
+            store_weights(out, bytes, scales[group], offsets[group]);
+            store_weights(out + 16, bytes + 16, scales[group + kSecond], offsets[group + kSecond]);
             out += 32, group += 1 + kSecond;
         });
     }
