@@ -14,7 +14,7 @@ from helix_jobs.engine.kernels.cpu.native_decoder import with_native
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import quantize
-from tests.unit.engine.model.family_cases import LONGROPE
+from tests.unit.engine.model.case_settings import LONGROPE
 from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import (
     CPU,

@@ -14,11 +14,10 @@ from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import quantize
+from tests.unit.engine.model.case_settings import LONGROPE, ROPES
 from tests.unit.engine.model.family_cases import (
     CASES,
-    LONGROPE,
     PLAIN_CASES,
-    ROPES,
     ROUNDED_CASES,
     Case,
     error,
