@@ -41,6 +41,12 @@ _ERROR: Final = {
 }
 _TEXT: Final = {"type": "string", "pattern": r"\S"}
 _TOKEN_ID: Final = {"type": "integer", "minimum": 0}
+_PROMPTS: Final = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": 128,
+    "items": {"anyOf": [_TEXT, {"type": "array", "minItems": 1, "items": _TOKEN_ID}]},
+}
 _MESSAGE: Final = {
     "type": "object",
     "required": ["role", "content"],
@@ -126,5 +132,7 @@ BATCH_BODY: Final = {
 }
 GENERATION_BODIES: Final = {
     CHAT_ENDPOINT: _body("messages", {"type": "array", "items": _MESSAGE, "minItems": 1}),
-    COMPLETION_ENDPOINT: _body("prompt", {"anyOf": [_TEXT, {"type": "array", "minItems": 1, "items": _TOKEN_ID}]}),
+    COMPLETION_ENDPOINT: _body(
+        "prompt", {"anyOf": [_TEXT, {"type": "array", "minItems": 1, "items": _TOKEN_ID}, _PROMPTS]}
+    ),
 }

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from helix_jobs.api.described import GENERATION_BODIES, refusals
 from helix_jobs.api.interactive import Call
 from helix_jobs.api.problems import Problem
+from helix_jobs.api.prompts import each_prompt, one_answer
 from helix_jobs.api.streaming import stream_answer
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.forms import CHAT_ENDPOINT, COMPLETION_ENDPOINT
@@ -86,20 +87,42 @@ async def _generate(request: Request, endpoint: str, idempotency_key: str | None
     if is_streamed:
         del body["stream"]
     call = Call(endpoint, body, size, request.state.owner, idempotency_key)
+    calls = each_prompt(call, is_streamed=is_streamed)
     if is_streamed:
         events = stream_answer(request, context, call, has_usage=has_usage)
         # A request that fails before its answer begins is refused with a status of its own.
         first = await anext(events, b"")
         return _EventStream(first, events)
+    if len(calls) > 1:  # all are checked before the first is stored
+        await run_in_threadpool(lambda: [context.interactive.checked(one) for one in calls])
+    answers = [asyncio.ensure_future(_answered(request, context, one)) for one in calls]
+    try:
+        bodies = await asyncio.gather(*answers)
+    finally:
+        for answer in answers:
+            answer.cancel()
+        await asyncio.gather(*answers, return_exceptions=True)
+    found = [body for body in bodies if body is not None]
+    if len(found) < len(calls):
+        return JSONResponse({}, status_code=499)  # the client has gone, and nobody reads this
+    body = one_answer(found)
+    return JSONResponse(body, headers={"X-Request-Id": f"req_{body['id'].rpartition('-')[2]}"})
+
+
+async def _answered(request: Request, context: Context, call: Call) -> dict[str, Any] | None:
+    """Have a request answered; None if its client has gone before.
+
+    Raises:
+        Problem: It fails, or the server stops.
+        HelixError: It is refused, or cannot be stored.
+    """
     with context.open_requests.one(call.owner):
         await run_in_threadpool(context.workers.require_one)
         job_id = await run_in_threadpool(context.interactive.store, call)
         await run_in_threadpool(context.interactive.publish, job_id)
-        if not await _ended(request, context, job_id, may_cancel=idempotency_key is None):
-            return JSONResponse({}, status_code=499)  # the client has gone, and nobody reads this
-        return JSONResponse(
-            await run_in_threadpool(context.interactive.answer, job_id), headers={"X-Request-Id": f"req_{job_id}"}
-        )
+        if not await _ended(request, context, job_id, may_cancel=call.idempotency_key is None):
+            return None
+        return await run_in_threadpool(context.interactive.answer, job_id)
 
 
 class _EventStream(StreamingResponse):

@@ -28,6 +28,7 @@ from helix_jobs.storage.states import JobState
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from helix_jobs.new_job import NewJob
     from helix_jobs.settings import Settings
     from helix_jobs.storage.database import Database
 
@@ -75,6 +76,15 @@ class Interactive:
         # kombu's connection serves one thread at a time.
         self._lock = threading.Lock()
 
+    def checked(self, call: Call) -> NewJob:
+        """The job that a request becomes.
+
+        Raises:
+            InvalidFieldError: The request is wrong; names the field, the reason and the remedy.
+        """
+        line = {"method": "POST", "url": call.endpoint, "body": call.body, "priority": MAX_PRIORITY}
+        return parse_job(line, self._sampling, self._limits, line=1, size=call.size)
+
     def store(self, call: Call, listener: str | None = None) -> int:
         """Check a request and store it; returns the job's id.
 
@@ -87,8 +97,7 @@ class Interactive:
             IdempotencyConflictError: The key was used with another request.
             DatabaseUnreachableError: The database does not answer; nothing is stored.
         """
-        line = {"method": "POST", "url": call.endpoint, "body": call.body, "priority": MAX_PRIORITY}
-        job = parse_job(line, self._sampling, self._limits, line=1, size=call.size)
+        job = self.checked(call)
         if listener is not None and _may_grow(job.request):
             job.request["stream"] = listener
         now = datetime.now(UTC)

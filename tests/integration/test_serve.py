@@ -206,3 +206,32 @@ def test_answered_requests_are_removed_after_their_time(served: tuple[Box, str])
         database.dispose()
     with box.read() as c:
         assert c.execute(select(batches.c.id)).scalars().all() == [bulk]
+
+
+def test_several_prompts_are_answered_in_their_order(served: tuple[Box, str]) -> None:
+    box, address = served
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client:
+        found = client.completions.create(model="demo", prompt=["a b", "c d e"], n=2, temperature=1, seed=1)
+        assert [choice.index for choice in found.choices] == [0, 1, 2, 3]
+        assert [len(choice.text.split()) for choice in found.choices] == [2, 2, 3, 3]
+        assert found.usage is not None
+        assert found.usage.prompt_tokens == 5
+        ids = client.completions.create(model="demo", prompt=[[1, 2], [3]])
+        assert [choice.text for choice in ids.choices] == ["1 2", "3"]
+        before = count(box, jobs)
+        for prompts, fields in ((["a", ""], {}), (["a"] * 129, {}), (["a", "b"], {"stream": True}), (["a", 1], {})):
+            with pytest.raises(openai.BadRequestError) as raised:
+                client.completions.create(model="demo", prompt=prompts, **fields)  # type: ignore[call-overload]  # wrong
+            assert raised.value.param == "prompt"
+        assert count(box, jobs) == before, "nothing of a refused request is stored"
+
+
+def test_several_prompts_under_one_key_are_answered_once(served: tuple[Box, str]) -> None:
+    box, address = served
+    with asking(address) as http:
+        body, headers = {"prompt": ["a", "b"], "temperature": 1}, {"Idempotency-Key": "k"}
+        first = http.post("/v1/completions", json=body, headers=headers)
+        assert first.json() == http.post("/v1/completions", json=body, headers=headers).json()
+        other = http.post("/v1/completions", json={**body, "prompt": ["a", "c"]}, headers=headers)
+        assert other.status_code == 409
+    assert count(box, jobs) == 2
