@@ -18,6 +18,7 @@ from helix_jobs.engine.kernels.cpu.attention import CompiledAttention
 from helix_jobs.engine.kernels.cpu.int8_decoder import NativeInt8Decoder
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import with_native
+from helix_jobs.engine.model.altup import AltUp, Laurel
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.decoder_layer import DecoderLayer
 from helix_jobs.engine.model.layer_inputs import LayerInput
@@ -26,6 +27,7 @@ from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.model.query_lift import QueryLift
 from helix_jobs.engine.recurrence.short_conv import ShortConv
 from helix_jobs.engine.weights.linear import DenseLinear
+from helix_jobs.engine.weights.router_linear import RouterLinear
 from tests.unit.engine.kernels.native_models import HEAD_DIM
 from tests.unit.engine.tiny_models import CPU, tiny_model
 
@@ -69,6 +71,19 @@ LAYER_FEATURES: dict[str, Any] = {
         activation=torch.relu,
     ),
     "scale": 0.5,
+    "altup": AltUp(
+        norm=RmsNorm(torch.ones(48), 1e-6),
+        router=RouterLinear(torch.ones(2, 48)),
+        prediction=RouterLinear(torch.ones(4, 2)),
+        correction=RouterLinear(torch.ones(2, 2)),
+        active=0,
+        scale=None,
+        laurel=Laurel(
+            left=DenseLinear(torch.ones(4, 48), None),
+            right=DenseLinear(torch.ones(48, 4), None),
+            norm=RmsNorm(torch.ones(48), 1e-6),
+        ),
+    ),
 }
 
 
