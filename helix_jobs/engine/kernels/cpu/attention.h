@@ -170,7 +170,7 @@ struct Scratch {
     // Room for `count` numbers from the begin of a cache line on: a vector is as long as a line, and one that lies across
     // two lines takes two accesses.
     float *lines(int64_t count) {
-        numbers.resize(count + kLanes);
+        numbers.resize(count + 64 / sizeof(float));
         uintptr_t begin = reinterpret_cast<uintptr_t>(numbers.data());
         return numbers.data() + (64 - begin % 64) % 64 / sizeof(float);
     }

@@ -1,4 +1,4 @@
-// Vectors of sixteen floats over float32 and bfloat16 storage, in the compiler's own vector types.
+// Vectors of floats over float32 and bfloat16 storage, in the compiler's own vector types.
 
 #pragma once
 
@@ -25,12 +25,20 @@ struct bf16 {
     uint16_t bits;
 };
 
-// Sixteen lanes: one AVX-512 register, two of AVX2, four of NEON. The compiler splits them.
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-typedef uint16_t vh __attribute__((vector_size(32)));
+// Sixteen lanes: one AVX-512 register, two of AVX2, four of NEON. The compiler splits them, but gcc 12 keeps vectors of
+// several registers in memory. Sources that hold many vectors at once define LANES_OF_A_REGISTER: there a vector is one
+// register, and the sixteen of a function's name stands for its lanes.
+#if !defined(LANES_OF_A_REGISTER) || defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int64_t kLanes = 8;
+#else
+constexpr int64_t kLanes = 4;
+#endif
+typedef float vf __attribute__((vector_size(4 * kLanes)));
+typedef int32_t vi __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t vu __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t vh __attribute__((vector_size(2 * kLanes)));
 
 inline vf splat(float value) { return vf{} + value; }
 inline vf load16(const float *p) {
@@ -50,6 +58,10 @@ inline vf load16(const int8_t *p) {
 #if defined(__AVX512F__)  // gcc converts vectors of bytes by halves
     __m512 v = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
     return reinterpret_cast<vf>(v);
+#elif defined(__AVX2__) && defined(LANES_OF_A_REGISTER)
+    int64_t eight;
+    std::memcpy(&eight, p, sizeof eight);
+    return reinterpret_cast<vf>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(eight))));
 #elif defined(__AVX2__)
     __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
     __m256 halves[2] = {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all)),
@@ -58,7 +70,7 @@ inline vf load16(const int8_t *p) {
     std::memcpy(&v, halves, sizeof v);
     return v;
 #else
-    typedef int8_t vb __attribute__((vector_size(16)));
+    typedef int8_t vb __attribute__((vector_size(kLanes)));
     vb b;
     std::memcpy(&b, p, sizeof b);
     return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
@@ -78,12 +90,22 @@ inline void store16(bf16 *p, vf v) {
 inline float sum16(vf v) {
     typedef float v8 __attribute__((vector_size(32)));
     typedef float v4 __attribute__((vector_size(16)));
-    v8 half[2];
-    std::memcpy(half, &v, sizeof v);
-    v8 eight = half[0] + half[1];
-    v4 quarter[2];
-    std::memcpy(quarter, &eight, sizeof eight);
-    v4 four = quarter[0] + quarter[1];
+    v8 eight = {};
+    v4 four;
+    if constexpr (kLanes == 16) {
+        v8 half[2];
+        std::memcpy(half, &v, sizeof half);
+        eight = half[0] + half[1];
+    } else if constexpr (kLanes == 8) {
+        std::memcpy(&eight, &v, sizeof eight);
+    }
+    if constexpr (kLanes >= 8) {
+        v4 quarter[2];
+        std::memcpy(quarter, &eight, sizeof eight);
+        four = quarter[0] + quarter[1];
+    } else {
+        std::memcpy(&four, &v, sizeof four);
+    }
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 inline vf max16(vf a, vf b) { return a > b ? a : b; }
@@ -92,11 +114,11 @@ inline vf max16(vf a, vf b) { return a > b ? a : b; }
 template <int kStride, size_t... l>
 inline vf interleaved_sums(vf a, vf b, std::index_sequence<l...>) {
 #if defined(__clang__)
-    vf own = __builtin_shufflevector(a, b, (l & kStride ? 16 + l : l)...);
-    vf other = __builtin_shufflevector(a, b, (l & kStride ? 16 + (l ^ kStride) : l ^ kStride)...);
+    vf own = __builtin_shufflevector(a, b, (l & kStride ? kLanes + l : l)...);
+    vf other = __builtin_shufflevector(a, b, (l & kStride ? kLanes + (l ^ kStride) : l ^ kStride)...);
 #else
-    vf own = __builtin_shuffle(a, b, vi{(l & kStride ? 16 + l : l)...});
-    vf other = __builtin_shuffle(a, b, vi{(l & kStride ? 16 + (l ^ kStride) : l ^ kStride)...});
+    vf own = __builtin_shuffle(a, b, vi{(l & kStride ? kLanes + l : l)...});
+    vf other = __builtin_shuffle(a, b, vi{(l & kStride ? kLanes + (l ^ kStride) : l ^ kStride)...});
 #endif
     return own + other;
 }

@@ -24,7 +24,7 @@ constexpr bool kHasScales = std::is_same_v<T, int8_t>;
 // Round a row to whole numbers from -127 to 127; return its scale, which is not finite where the row is not.
 template <typename T>
 inline float round_row(const T *x, int8_t *y, int64_t size) {
-    typedef int8_t vb __attribute__((vector_size(16)));
+    typedef int8_t vb __attribute__((vector_size(kLanes)));
     vf highest = {}, probe = {};
     for_lanes(size, [&](int64_t i, int64_t n) {
         vf v = load_some(x + i, n);
