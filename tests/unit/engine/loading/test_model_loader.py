@@ -276,6 +276,6 @@ def test_off_the_cpu_an_int8_draft_is_left_out_and_other_drafts_keep_their_dtype
 ) -> None:
     # The meta device stands for any that is not the CPU.
     elsewhere = replace(build_decoder(tiny_model()), device=torch.device("meta"))
-    assert model_loader._int8_copy(LoadedModel("target", elsewhere), pytest.fail) is None
+    assert model_loader._int8_copy(LoadedModel("target", elsewhere), pytest.fail, keeps_blocks=True) is None
     assert "only faster on a CPU" in caplog.text
-    assert model_loader._draft("draft", elsewhere) == LoadedModel("draft", elsewhere)
+    assert model_loader._draft("draft", elsewhere, keeps_blocks=True) == LoadedModel("draft", elsewhere)

@@ -28,7 +28,16 @@ CASES = [
     ("mistral3", "mistral", {"tie_word_embeddings": False}),
     ("mistral3", "ministral3", {}),
     ("gemma3", "gemma3_text", WINDOW),
-    ("gemma4", "gemma4_text", {"sliding_window": 7, "use_bidirectional_attention": "vision", "pad_token_id": 0}),
+    (
+        "gemma4",
+        "gemma4_text",
+        {
+            "sliding_window": 7,
+            "use_bidirectional_attention": "vision",
+            "pad_token_id": 0,
+            "initializer_range": 0.2,
+        },
+    ),
     ("qwen2_5_vl", "qwen2", {}),
     ("qwen2_5_vl", "qwen2", {**WINDOW, "use_sliding_window": True}),
     ("qwen3_vl", "qwen3", {}),
