@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.api.idempotency import stored_key
 from helix_jobs.api.problems import Problem, problem_of_job
 from helix_jobs.bounds import MAX_PRIORITY
 from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, broker_url, read_queue_names
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_MAX_KEY_CHARS: Final = 200
 # What is asked about an answer beside its text is known with the stored answer.
 _AGAIN: Final = "send it again, under another idempotency key if it had one"
 _WHOLE: Final = ("echo", "logprobs", "prompt_logprobs", "top_logprobs")
@@ -105,7 +105,7 @@ class Interactive:
             id=new_batch_id(now),
             source=call.endpoint,
             created_at=now,
-            idempotency_key=_stored_key(call),
+            idempotency_key=stored_key("http", call.owner, call.idempotency_key),
             interactive=True,
         )
         return self._database.transact(lambda c: store_request(c, batch, job))
@@ -174,22 +174,3 @@ def _may_grow(request: Mapping[str, Any]) -> bool:
     """Whether the answer can be read while it grows; others come whole at their end."""
     sampling = request["sampling"]
     return "score_choices" not in request and not any(sampling.get(name) for name in _WHOLE)
-
-
-def _stored_key(call: Call) -> str | None:
-    """The key under which the request is stored: two owners may use the same one.
-
-    Raises:
-        Problem: The key cannot be stored.
-    """
-    key = call.idempotency_key
-    if key is None:
-        return None
-    if not key or len(key) > _MAX_KEY_CHARS or not key.isascii() or not key.isprintable():
-        raise Problem(
-            400,
-            f"Idempotency-Key is not 1 to {_MAX_KEY_CHARS} printable ASCII characters; give another",
-            param="Idempotency-Key",
-            code="invalid_request",
-        )
-    return f"http:{call.owner}:{key}"
