@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import make_url
 
 from tests.acceptance.faults.oracle import Accepted, line_of
+from tests.acceptance.faults.outages import use_cluster
 from tests.acceptance.faults.plan import Plan
-from tests.acceptance.faults.scenarios.database_trouble import _use_cluster
 from tests.chaos_proxy import ChaosProxy, Fault, Weather
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Chaos:
     standstill: float = 0.0
 
     def __post_init__(self) -> None:
-        _use_cluster(self.installation)
+        use_cluster(self.installation)
         url = make_url(self.installation.settings.database_url)
         assert url.port is not None
         self.broker = ChaosProxy(self.installation.redis.port, self.config.broker, seed=1)

@@ -17,6 +17,7 @@ from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
 from tests.acceptance.faults.fork_server import LAUNCHER, PATIENCE
 from tests.acceptance.faults.oracle import Accepted, line_of
 from tests.acceptance.faults.plan import QUICK_TIME_LIMITS, Plan
+from tests.acceptance.faults.redis_server import free_port
 from tests.migrated_sqlite import lay_database
 from tests.worker_box import ROOT, Box, WorkerProcess, wait_until
 
@@ -30,6 +31,25 @@ if TYPE_CHECKING:
 
 
 @dataclass
+class ServerProcess(WorkerProcess):
+    """A real server: ``helix serve``.
+
+    Attributes:
+        port: Where it listens.
+    """
+
+    port: int = field(kw_only=True)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def is_ready(self) -> bool:
+        return "Serving at" in self.log
+
+
+@dataclass
 class Installation(Box):
     """What a scenario breaks.
 
@@ -40,6 +60,7 @@ class Installation(Box):
         without: Protections its workers lack (``plan.py``).
         patience: Seconds longer than any recovery should take.
         stack: What a scenario set up beside it, undone at the end.
+        servers: Its HTTP servers.
         find_demo_home: Says which HELIX_HOME holds the demo model, and skips the test if none does.
     """
 
@@ -48,6 +69,7 @@ class Installation(Box):
     time_limits: TimeLimits = field(kw_only=True, default=DEFAULT_TIME_LIMITS)
     without: tuple[str, ...] = field(kw_only=True, default=())
     patience: float = field(kw_only=True, default=0.0)
+    servers: list[ServerProcess] = field(kw_only=True, default_factory=list)
     stack: ExitStack = field(kw_only=True, default_factory=ExitStack)
     find_demo_home: Callable[[], Path] | None = field(kw_only=True, default=None)
 
@@ -99,6 +121,18 @@ class Installation(Box):
         variables = {f"HELIX_{name.upper()}": value for name, value in environment.items()}
         log = self.new_log()
         return self.adopt(WorkerProcess(self._spawn(plan, "submit", list(arguments), variables, log), log), ready=False)
+
+    def start_server(self, *, port: int | None = None) -> ServerProcess:
+        """Start ``helix serve`` and wait until it listens; by default on a free port."""
+        port = port or free_port()
+        log = self.temporary / f"server-{len(self.servers)}.log"
+        log.touch()
+        plan = Plan(time_limits=self.time_limits)
+        server = ServerProcess(self._spawn(plan, "serve", ["serve", "--port", str(port)], {}, log), log, port=port)
+        self.servers.append(server)
+        wait_until(lambda: server.is_ready or server.process.poll() is not None, lambda: f"not ready: {server.log}")
+        assert server.process.poll() is None, server.log
+        return server
 
     def _spawn(
         self, plan: Plan, command: str, arguments: list[str], variables: dict[str, str], log: Path
@@ -165,6 +199,9 @@ class Installation(Box):
         wait_until(lambda: self.unfinished(*batches) == 0, "jobs do not end", timeout or self.patience)
 
     def close(self) -> None:
+        for server in self.servers:
+            if server.process.poll() is None:
+                server.kill()
         super().close()
         self.redis.kill()
         self.stack.close()

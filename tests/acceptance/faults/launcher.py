@@ -72,6 +72,8 @@ def serve() -> dict[str, Any]:
         *lines, buffer = (buffer + chunk).split(b"\n")
         for line in lines:
             request: dict[str, Any] = json.loads(line)
+            if request["command"] == "serve":
+                importlib.import_module("helix_jobs.api.server")
             pid = os.fork()
             if pid == 0:
                 _become(request)

@@ -18,6 +18,7 @@ from tests.worker_box import comes_true
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from helix_jobs.storage.records import BatchStatus
     from tests.acceptance.faults.installation import Installation
 
 BROKER_SECONDS = 15.0
@@ -87,11 +88,12 @@ def judge(
     """
     broken: list[str] = []
     lost = doubled = 0
-    for batch in batches:
-        found = _Batch(installation, batch)
-        broken += found.check(steady_clock=steady_clock)
-        lost += found.lost
-        doubled += found.doubled
+    with installation.client() as client:
+        for batch in batches:
+            found = _Batch(installation, batch, client.status(batch.batch_id))
+            broken += found.check(steady_clock=steady_clock)
+            lost += found.lost
+            doubled += found.doubled
     if quiet_broker:
         broken += _broker_leftovers(installation)
     executions, twice = _executions(installation)
@@ -102,8 +104,9 @@ def judge(
 class _Batch:
     """One batch against its rows."""
 
-    def __init__(self, installation: Installation, batch: Accepted) -> None:
+    def __init__(self, installation: Installation, batch: Accepted, status: BatchStatus) -> None:
         self._batch = batch
+        self._status = status
         self._rows: list[Any] = installation.rows(batch.batch_id)
         with installation.read() as c:
             query = select(results).join(jobs, jobs.c.id == results.c.job_id).where(jobs.c.batch_id == batch.batch_id)
@@ -111,8 +114,6 @@ class _Batch:
         self._answers: dict[int, list[Any]] = {}
         for row in found:
             self._answers.setdefault(row.job_id, []).append(row)
-        with installation.client() as client:
-            self._status = client.status(batch.batch_id)
         self.doubled = self.lost = 0
 
     def check(self, *, steady_clock: bool) -> list[str]:

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from helix_jobs.broker.queue_names import QueueNames
 
 
+def free_port() -> int:
+    """A TCP port of this machine that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+    return found
+
+
 class RedisServer:
     """On a TCP port of its own, which it keeps over restarts. Without persistence unless asked for.
 
@@ -35,9 +43,7 @@ class RedisServer:
         self._directory = directory
         self._persistent = persistent
         self._process: subprocess.Popen[bytes] | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
 
     @property
     def url(self) -> str:

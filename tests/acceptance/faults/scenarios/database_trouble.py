@@ -5,26 +5,19 @@ on when it is back.
 from __future__ import annotations
 
 import dataclasses
-import sqlite3
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import psycopg
 from sqlalchemy import select
 
-from helix_jobs.storage.migration import upgrade
 from helix_jobs.storage.schema import jobs
 from tests.acceptance.faults.full_disk import SmallDisk
+from tests.acceptance.faults.outages import locked_database, use_cluster
 from tests.acceptance.faults.progress import ended, wait_ended
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
-from tests.postgres_cluster import PostgresCluster
 from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from tests.acceptance.faults.installation import Installation
     from tests.acceptance.faults.oracle import Accepted
     from tests.worker_box import WorkerProcess
@@ -54,22 +47,6 @@ def _end(installation: Installation, batch: Accepted, faults: int, recoveries: l
     return Outcome(accepted=[batch], faults=faults, recoveries=recoveries, note=note)
 
 
-@contextmanager
-def _locked(installation: Installation) -> Iterator[None]:
-    """Another process has the database to itself."""
-    if installation.settings.database_url.startswith("sqlite"):
-        connection = sqlite3.connect(installation.settings.home / "helix.db", isolation_level=None, timeout=30)
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")
-        connection.close()
-        return
-    with psycopg.connect(installation.settings.database_url.replace("+psycopg", "")) as connection:
-        connection.execute("LOCK TABLE jobs, results, runs, workers, batches, batch_counters IN ACCESS EXCLUSIVE MODE")
-        yield
-        connection.rollback()
-
-
 @scenario(
     "database locked for 30 s", quick=Size(jobs=100, faults=1), quick_on=("sqlite",), full=Size(jobs=600, faults=2)
 )
@@ -79,7 +56,7 @@ def locked(installation: Installation, size: Size) -> Outcome:
     batch, worker = _begin(installation, size)
     recoveries = []
     for _ in range(size.faults):
-        with _locked(installation):
+        with locked_database(installation):
             time.sleep(SETTLE_SECONDS)
             delivered = installation.redis.unacked_jobs()
             time.sleep(seconds - SETTLE_SECONDS)
@@ -89,18 +66,6 @@ def locked(installation: Installation, size: Size) -> Outcome:
     return _end(installation, batch, size.faults, recoveries)
 
 
-def _use_cluster(installation: Installation, parent: Path | None = None) -> PostgresCluster:
-    """Have the installation use a server of its own."""
-    cluster = PostgresCluster(parent)
-    installation.stack.callback(cluster.remove)
-    cluster.start()
-    installation.settings = dataclasses.replace(installation.settings, database_url=cluster.url)
-    database = installation.database()
-    upgrade(database)
-    database.dispose()
-    return cluster
-
-
 @scenario("disk full", full=Size(jobs=1_000, faults=2))
 def disk_full(installation: Installation, size: Size) -> Outcome:
     """The database lies on a file system of its own, which another file fills to the last byte."""
@@ -108,7 +73,7 @@ def disk_full(installation: Installation, size: Size) -> Outcome:
     disk = SmallDisk(megabytes=200 if on_postgres else 32)
     installation.stack.callback(disk.remove)
     if on_postgres:
-        _use_cluster(installation, disk.path)
+        use_cluster(installation, disk.path)
     else:
         url = f"sqlite:///{disk.path / 'helix.db'}"
         installation.settings = dataclasses.replace(installation.settings, database_url=url)
@@ -143,7 +108,7 @@ def _final(installation: Installation) -> set[int]:
 )
 def restarted(installation: Installation, size: Size) -> Outcome:
     """Crashed and shut down in turn; it stays away for a while."""
-    cluster = _use_cluster(installation)
+    cluster = use_cluster(installation)
     batch, worker = _begin(installation, size)
     recoveries = []
     for fault in range(size.faults):

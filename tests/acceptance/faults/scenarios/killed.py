@@ -7,18 +7,15 @@ none does, each worker here lives at least until what it took first has ended.
 from __future__ import annotations
 
 import random
-import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from helix_jobs.bench.percentiles import percentile
+from tests.acceptance.faults.recoveries import Recoveries
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
-from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from tests.acceptance.faults.installation import Installation
     from tests.acceptance.faults.oracle import Accepted
-    from tests.worker_box import WorkerProcess
 
 STEP_SECONDS = "0.02"
 # Until a worker of a fresh interpreter takes jobs, and the scheduler of a busy machine is kind again.
@@ -27,65 +24,6 @@ START_SECONDS = 20.0
 LONGEST_MORE = 0.05
 # What the lease's end may take on top, as promised.
 MARGIN_SECONDS = 15.0
-
-
-@dataclass
-class Recoveries:
-    """Follows when what killed workers had in hand is in hand again."""
-
-    installation: Installation
-    seconds: list[float] = field(default_factory=list)
-    _pending: list[tuple[float, dict[int, int]]] = field(default_factory=list)
-
-    def kill(self, worker: WorkerProcess) -> None:
-        worker.kill()
-        self._pending.append((time.monotonic(), self.installation.held_by(worker)))
-
-    def wait_ended(self, batch: Accepted, count: int) -> None:
-        """Wait until so many jobs have ended."""
-        deadline = time.monotonic() + self.installation.patience
-        left = len(batch.prompts)
-        while (now_left := self.installation.unfinished(batch)) > len(batch.prompts) - count:
-            if now_left < left:
-                left, deadline = now_left, time.monotonic() + self.installation.patience
-            assert time.monotonic() < deadline, "nothing goes on"
-            self.follow(0.05)
-
-    def wait_busy(self, worker: WorkerProcess) -> None:
-        """Wait until a worker has ended what it took first."""
-        first: dict[int, int] = {}
-
-        def took() -> bool:
-            self.look()
-            first.update(self.installation.held_by(worker))
-            return bool(first)
-
-        def ended() -> bool:
-            self.look()
-            return self.installation.taken_over(first)
-
-        wait_until(took, lambda: f"nothing runs: {worker.log}")
-        wait_until(ended, lambda: f"nothing ends: {worker.log}")
-
-    def look(self) -> None:
-        now = time.monotonic()
-        for killed in list(self._pending):
-            if self.installation.taken_over(killed[1]):
-                self._pending.remove(killed)
-                self.seconds.append(now - killed[0])
-
-    def follow(self, seconds: float) -> None:
-        """Look for so long."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self.look()
-            time.sleep(0.02)
-
-    def follow_all(self) -> None:
-        deadline = time.monotonic() + self.installation.patience
-        while self._pending:
-            assert time.monotonic() < deadline, f"never taken over: {self._pending}"
-            self.follow(0.1)
 
 
 def kill_one_after_another(installation: Installation, batch: Accepted, size: Size, dice: random.Random) -> list[float]:

@@ -6,9 +6,9 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING
 
+from tests.acceptance.faults.outages import use_cluster
 from tests.acceptance.faults.progress import ended, wait_ended, wait_resumed
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
-from tests.acceptance.faults.scenarios.database_trouble import _use_cluster
 from tests.pgbouncer import PgBouncer
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 )
 def pooled(installation: Installation, size: Size) -> Outcome:
     """Two workers, a client and the oracle share three sessions; pooler and worker are killed in turn."""
-    cluster = _use_cluster(installation)
+    cluster = use_cluster(installation)
     pooler = PgBouncer(cluster.port)
     installation.stack.callback(pooler.stop)
     installation.settings = dataclasses.replace(installation.settings, database_url=pooler.url("postgres"))

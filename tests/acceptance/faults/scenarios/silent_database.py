@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import make_url, text
 
+from tests.acceptance.faults.outages import use_cluster
 from tests.acceptance.faults.plan import Plan
 from tests.acceptance.faults.progress import ended, wait_ended, wait_resumed
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
-from tests.acceptance.faults.scenarios.database_trouble import _use_cluster
 from tests.tcp_proxy import TcpProxy
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ ANSWER_SECONDS = 2.0
 
 def begin(installation: Installation) -> tuple[TcpProxy, str]:
     """A server of its own behind a proxy; the URL through it."""
-    _use_cluster(installation)
+    use_cluster(installation)
     url = make_url(installation.settings.database_url)
     assert url.port is not None
     proxy = TcpProxy(url.port)
@@ -62,7 +62,7 @@ def half_open(installation: Installation, size: Size) -> Outcome:
 @scenario("Postgres' processes stopped", full=Size(jobs=2_000, faults=3), databases=("postgres",))
 def stopped(installation: Installation, size: Size) -> Outcome:
     """SIGSTOP of the processes that serve the worker, but for one in mid-transaction, whose locks nobody can take."""
-    _use_cluster(installation)
+    use_cluster(installation)
     batch = installation.accept(size.jobs)
     worker = installation.start(fake_step_seconds="0.5")
     recoveries = []
