@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from helix_jobs.cli.console import make_console, printable, show
+from helix_jobs.cli.console import make_console, show
 from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, echo_json, helix_options
+from helix_jobs.plain_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from helix_jobs.cli.console import is_interactive, printable
+from helix_jobs.cli.console import is_interactive
 from helix_jobs.cli.group import INTERRUPTED, command_line, echo_json
-from helix_jobs.cli.progress import PaceMeter, progress_line, progress_view, submitting_notice, summary_lines
+from helix_jobs.cli.progress import progress_line, progress_view, submitting_notice, summary_lines
+from helix_jobs.client.pace import PaceMeter
 from helix_jobs.errors import DatabaseUnreachableError
+from helix_jobs.plain_text import printable
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:

@@ -249,7 +249,7 @@ def fail(ctx: click.Context, error: BaseException, message: str, exit_code: int,
 
 def print_error(message: str) -> None:
     """Print one line on standard error, in the form of click's usage errors."""
-    from helix_jobs.cli.console import printable
+    from helix_jobs.plain_text import printable
 
     # click does not know https://no-color.org, which Rich obeys.
     color = False if os.environ.get("NO_COLOR") else None
@@ -265,7 +265,7 @@ def echo_json(value: object, *, one_line: bool = False) -> None:
     utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
     text = json.dumps(value, indent=indent, ensure_ascii=not utf8) if indent or not utf8 else json_line(value)
     if sys.stdout.isatty():
-        from helix_jobs.cli.console import escape_in_json
+        from helix_jobs.plain_text import escape_in_json
 
         text = escape_in_json(text)
     click.echo(text)

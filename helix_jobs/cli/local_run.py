@@ -6,11 +6,12 @@ from contextlib import ExitStack
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.cli.console import is_interactive, make_console, printable, working
+from helix_jobs.cli.console import is_interactive, make_console, working
 from helix_jobs.cli.follow import follow_for_person
 from helix_jobs.cli.group import command_line
 from helix_jobs.cli.views import print_answers
 from helix_jobs.errors import HelixError, UnreachableError
+from helix_jobs.plain_text import printable
 from helix_jobs.storage.states import JobState
 from helix_jobs.wording import counted
 

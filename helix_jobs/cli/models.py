@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from helix_jobs.cli.console import make_console, printable, show
+from helix_jobs.cli.console import make_console, show
 from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, echo_json, helix_options
 from helix_jobs.cli.setting_options import setting_options, with_options
 from helix_jobs.cli.views import facts_view
+from helix_jobs.plain_text import printable
 from helix_jobs.wording import counted, rough_size
 
 if TYPE_CHECKING:

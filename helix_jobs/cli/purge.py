@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from helix_jobs.cli.console import clock_time, printable
+from helix_jobs.cli.console import clock_time
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, helix_options, open_client
+from helix_jobs.plain_text import printable
 from helix_jobs.wording import counted, data_size
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
-from helix_jobs.cli.console import escape_in_json, make_console, paragraphs, printable
+from helix_jobs.cli.console import make_console
 from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options, open_client
 from helix_jobs.cli.views import print_answers
+from helix_jobs.plain_text import escape_in_json, paragraphs, printable
 from helix_jobs.storage.states import JobState
 from helix_jobs.wording import counted
 

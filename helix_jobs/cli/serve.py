@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from helix_jobs.cli.console import make_console, printable
+from helix_jobs.cli.console import make_console
 from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, current_time_limits, helix_options
 from helix_jobs.cli.setting_options import setting_options, with_options
 from helix_jobs.cli.streams import discard_output
 from helix_jobs.observability.logging import configure_logging
+from helix_jobs.plain_text import printable
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings

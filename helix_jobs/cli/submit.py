@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from helix_jobs.cli.acceptance_option import parse_accept
-from helix_jobs.cli.console import is_interactive, make_console, printable, show, working
+from helix_jobs.cli.console import is_interactive, make_console, show, working
 from helix_jobs.cli.follow import follow_for_person, print_summary, worker_notice
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, fail, helix_options, open_client
 from helix_jobs.cli.local_run import run_locally
@@ -18,6 +18,7 @@ from helix_jobs.cli.sampling_options import sampling_options, truncation_option
 from helix_jobs.cli.streams import standard_input
 from helix_jobs.cli.views import alike, bad_line_json, bad_lines_view, batch_json
 from helix_jobs.errors import InvalidInputError, UnreachableError
+from helix_jobs.plain_text import printable
 from helix_jobs.wording import counted, percent
 
 if TYPE_CHECKING:

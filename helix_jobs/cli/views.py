@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.cli.console import clock_time, paragraphs, printable, shorten, show, timestamp
+from helix_jobs.cli.console import clock_time, show, timestamp
+from helix_jobs.plain_text import paragraphs, printable, shorten
 from helix_jobs.storage.states import BatchState, JobState
 from helix_jobs.wording import counted, duration, percent, rate
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from helix_jobs.cli.console import make_console, printable, show
+from helix_jobs.cli.console import make_console, show
 from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, current_time_limits, helix_options
 from helix_jobs.cli.setting_options import setting_options, with_options
 from helix_jobs.cli.streams import discard_output
 from helix_jobs.cli.views import facts_view
 from helix_jobs.observability.logging import configure_logging
+from helix_jobs.plain_text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

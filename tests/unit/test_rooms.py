@@ -28,6 +28,7 @@ FOUNDATIONS = {
     "locks": {"errors", "files"},
     "new_job": set(),
     "output_file": {"errors", "files"},
+    "plain_text": set(),
     "python_child": set(),
     "redaction": set(),
     "redis_url": {"errors", "redaction"},

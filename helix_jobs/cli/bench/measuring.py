@@ -20,7 +20,8 @@ def prepare(json_file: str | None) -> Callable[[str], None]:
     Raises:
         click.BadParameter: The file's directory does not exist.
     """
-    from helix_jobs.cli.console import make_console, printable
+    from helix_jobs.cli.console import make_console
+    from helix_jobs.plain_text import printable
 
     # The error report reads ``as_json`` from here.
     click.get_current_context().params["as_json"] = json_file == STANDARD_OUTPUT

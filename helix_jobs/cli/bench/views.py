@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.cli.console import printable, show
+from helix_jobs.cli.console import show
+from helix_jobs.plain_text import printable
 from helix_jobs.wording import counted, percent, rate, rough_size
 
 if TYPE_CHECKING:

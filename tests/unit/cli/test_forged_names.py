@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from helix_jobs.cli.console import escape_in_json, paragraphs, printable, shorten
+from helix_jobs.plain_text import escape_in_json, paragraphs, printable, shorten
 from tests.worker_box import ROOT
 
 FORGED = "b-20260101-aaaaaa  done  3/3"

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from helix_jobs.cli.console import printable, shorten
-from helix_jobs.cli.progress import Pace, PaceMeter, all_succeeded, progress_line, progress_view, summary_lines
+from helix_jobs.cli.progress import all_succeeded, progress_line, progress_view, summary_lines
 from helix_jobs.cli.views import batches_view
+from helix_jobs.client.pace import Pace, PaceMeter
+from helix_jobs.plain_text import printable, shorten
 from helix_jobs.storage.records import BatchStatus
 from helix_jobs.storage.states import BatchState, JobState
 
