@@ -65,7 +65,11 @@ class Access:
         text = authorization or ""
         # The header's bytes as they came: a key that is not ASCII comes as UTF-8, like the setting.
         key = text[len(_BEARER) :].strip().encode("latin-1", "replace")
-        given = sha256(key).digest() if text.lower().startswith(_BEARER) else b""
+        return self.owner_of_key(key) if text.lower().startswith(_BEARER) else None
+
+    def owner_of_key(self, key: bytes) -> str | None:
+        """The owner's name of a key; None if it may not ask."""
+        given = sha256(key).digest()
         # Each digest is compared, so that the time does not tell which one matched.
         found = [digest for digest in self.digests if hmac.compare_digest(digest, given)]
         return found[0].hex()[:_OWNER_CHARS] if found else None

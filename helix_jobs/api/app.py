@@ -15,12 +15,17 @@ from helix_jobs._version import __version__
 from helix_jobs.api import batches, files, generation, health, models
 from helix_jobs.api.figures import Counted
 from helix_jobs.api.guards import MAX_BODY_BYTES, Guard
+from helix_jobs.api.page.headers import PageHeaders
+from helix_jobs.api.page.paths import is_page
+from helix_jobs.api.page.refusals import refusal_page
+from helix_jobs.api.page.router import add_page
 from helix_jobs.api.problems import Problem, error_object, problem_of
 from helix_jobs.api.uploads import max_upload_bytes
 from helix_jobs.errors import HelixError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.responses import Response
 
     from helix_jobs.api.context import Context
 
@@ -41,6 +46,7 @@ def create_app(context: Context) -> FastAPI:
     app.state.context = context
     for router in (generation.router, files.router, batches.router, models.router, health.router):
         app.include_router(router)
+    add_page(app)
     app.add_exception_handler(Problem, _refused)
     app.add_exception_handler(HelixError, _failed)
     app.add_exception_handler(RequestValidationError, _malformed)
@@ -50,17 +56,20 @@ def create_app(context: Context) -> FastAPI:
     def limit_of(path: str) -> int:
         return upload_bytes if path == files.FILES_PATH else MAX_BODY_BYTES
 
-    app.add_middleware(Guard, access=context.access, limit_of=limit_of)
+    app.add_middleware(Guard, access=context.access, sessions=context.sessions, limit_of=limit_of)
+    app.add_middleware(PageHeaders)
     app.add_middleware(Counted, figures=context.figures)
     return app
 
 
-def _refused(_request: Request, error: Exception) -> JSONResponse:
+def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem), "registered for it"
+    if is_page(request.scope["path"]):
+        return refusal_page(request, error)
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
 
-def _failed(request: Request, error: Exception) -> JSONResponse:
+def _failed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HelixError), "registered for it"
     problem = problem_of(error)
     server = 500  # the first of the server's own
@@ -69,7 +78,7 @@ def _failed(request: Request, error: Exception) -> JSONResponse:
     return _refused(request, problem)
 
 
-def _malformed(request: Request, error: Exception) -> JSONResponse:
+def _malformed(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError), "registered for it"
     first: dict[str, Any] = error.errors()[0]
     place = [str(part) for part in first["loc"]]
@@ -77,11 +86,13 @@ def _malformed(request: Request, error: Exception) -> JSONResponse:
     return _refused(request, problem)
 
 
-def _unrouted(request: Request, error: Exception) -> JSONResponse:
+def _unrouted(request: Request, error: Exception) -> Response:
     """No such path, or not with this method."""
     assert isinstance(error, HTTPException), "registered for it"
     path = request.scope["path"][:200]
     message, headers = error.detail, dict(error.headers or {})
+    if is_page(path):
+        return refusal_page(request, Problem(error.status_code, f"{path} is not a page; begin with the overview"))
     if error.status_code == _NOT_FOUND:
         message = f"there is no {request.method} {path}; GET /docs lists what there is"
     elif error.status_code == _NOT_ALLOWED:

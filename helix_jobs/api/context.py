@@ -13,6 +13,9 @@ from helix_jobs.api.growth_feed import GrowthFeed
 from helix_jobs.api.interactive import Interactive
 from helix_jobs.api.job_watch import JobWatch
 from helix_jobs.api.open_requests import OpenRequests
+from helix_jobs.api.page.board import Board
+from helix_jobs.api.page.events import Listeners
+from helix_jobs.api.page.sessions import Sessions
 from helix_jobs.api.retention import Retention
 from helix_jobs.api.thought import Thought
 from helix_jobs.api.workers import Workers
@@ -39,6 +42,9 @@ class Context:
     intake: BatchIntake
     thought: Thought
     ending: Ending
+    board: Board
+    listeners: Listeners
+    sessions: Sessions
 
     @classmethod
     def of(cls, settings: Settings, database: Database) -> Self:
@@ -63,6 +69,9 @@ class Context:
             intake=BatchIntake(settings, database),
             thought=Thought(database),
             ending=Ending(),
+            board=Board(database),
+            listeners=Listeners(),
+            sessions=Sessions(),
         )
 
     def close(self) -> None:

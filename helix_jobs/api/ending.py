@@ -23,6 +23,11 @@ class Ending:
         """The server stops."""
         self._due_at = min(self._due_at, time.monotonic() + PATIENCE_SECONDS)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the server stops: what can be broken off at any time, then is."""
+        return self._due_at < math.inf
+
     def check(self) -> None:
         """Go on while there is time.
 

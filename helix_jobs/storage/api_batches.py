@@ -15,7 +15,7 @@ from helix_jobs.errors import IdempotencyConflictError, NotFoundError
 from helix_jobs.storage.api_pages import read_page
 from helix_jobs.storage.api_records import ApiBatch
 from helix_jobs.storage.readable import fetch_all
-from helix_jobs.storage.schema import BATCH_IS_THERE, api_batches, batches, jobs, results
+from helix_jobs.storage.schema import BATCH_IS_THERE, api_batches, api_files, batches, jobs, results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,6 +80,20 @@ def list_api_batches(c: Connection, owner: str, page: Page) -> list[ApiBatch]:
         NotFoundError: The owner has no batch ``page.after``.
     """
     return [_batch(row) for row in read_page(c, api_batches, select(api_batches).where(_IS_THERE), owner, page)]
+
+
+def unaccepted(c: Connection, limit: int) -> list[tuple[ApiBatch, str | None]]:
+    """The newest batches of whomever whose lines are not accepted, or not yet, and the names of their files."""
+    query = select(api_batches, api_files.c.filename.label("file_name")).outerjoin_from(
+        api_batches, api_files, api_files.c.id == api_batches.c.input_file_id
+    )
+    query = query.where(api_batches.c.batch_id.is_(None)).order_by(api_batches.c.created_at.desc()).limit(limit)
+    found = []
+    for row in fetch_all(c, query):
+        values = dict(row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)
+        name = values.pop("file_name")
+        found.append((ApiBatch(**values), name))
+    return found
 
 
 def is_any_due(c: Connection, now: datetime) -> bool:

@@ -16,10 +16,13 @@ from helix_jobs.broker.publisher import EmbeddedBroker, ping
 from helix_jobs.settings import Settings
 from tests.acceptance.faults.fork_server import ForkServer
 from tests.acceptance.faults.plan import Plan
+from tests.integration.chromium import running_browser
 from tests.worker_box import Box, flush, make_box
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from playwright.sync_api import Browser
 
     from helix_jobs.storage.database import Database
     from tests.acceptance.faults.fork_server import ForkedProcess
@@ -68,6 +71,17 @@ def start_forked() -> Iterator[StartForked]:
 
     yield start
     server.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests of a file; each opens tabs of its own.
+
+    Not for the whole run: Playwright's event loop is this thread's as long as it is there, and other files' tests run
+    loops of their own.
+    """
+    with running_browser() as found:
+        yield found
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from helix_jobs.api import guards
 from helix_jobs.api.access import Access
 from helix_jobs.api.guards import Guard
+from helix_jobs.api.page.sessions import Sessions
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
@@ -55,7 +56,7 @@ def ask(
         given = {"host": "localhost:8000", **{name.replace("_", "-"): value for name, value in headers.items()}}
         raw = [(name.encode(), value.encode()) for name, value in given.items()]
         scope = {"type": "http", "path": path, "headers": raw, "method": "POST"}
-        await Guard(echo, Access.of(keys, "127.0.0.1"), lambda _path: limit)(scope, receive, send)
+        await Guard(echo, Access.of(keys, "127.0.0.1"), Sessions(), lambda _path: limit)(scope, receive, send)
         return sent[0]["status"], json.loads(sent[1]["body"])
 
     return asyncio.run(run())
