@@ -53,6 +53,7 @@ class Awq:
     name = NAME
     rounds_activations = False
     turns_transposed = False
+    stores_shapes = False
 
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
         bits = settings.get("bits", settings.get("w_bit"))

@@ -42,6 +42,7 @@ class BlockFp8:
     name = NAME
     rounds_activations = True
     turns_transposed = False
+    stores_shapes = False
     # What only serves to quantise activations.
     passed_over: tuple[str, ...] = ("activation_scale", "input_scale")
 

@@ -20,7 +20,8 @@ from helix_jobs.engine.loading.expert_tensors import is_mxfp4, with_plain_expert
 from helix_jobs.engine.loading.folder_files import PICKLES, not_a_model, safetensors_files
 from helix_jobs.engine.loading.gguf_file import GgufFile, read_gguf
 from helix_jobs.engine.loading.gguf_hub import HubFile
-from helix_jobs.engine.loading.hub import download, downloaded
+from helix_jobs.engine.loading.hub import downloaded
+from helix_jobs.engine.loading.hub_model import HubModel, find_on_hub
 from helix_jobs.engine.loading.joined_tensors import with_joined_tensors
 from helix_jobs.engine.loading.quantized_checkpoint import (
     check_not_quantized,
@@ -71,7 +72,8 @@ class Checkpoint:
         settings: The content of config.json, not interpreted by transformers; empty for a GGUF file.
         gguf: The GGUF file's header, or None.
         quantized: The format in which safetensors store quantised matrices, or None.
-        on_hub: The file on the hub of which only the header has been read; None if its files are on this machine.
+        on_hub: Where on the hub it is, if only the headers of its files have been read; None if they are on this
+            machine.
         hub_bytes: Bytes of the files there.
     """
 
@@ -83,7 +85,7 @@ class Checkpoint:
     settings: Mapping[str, Any] = field(default_factory=dict)
     gguf: GgufFile | None = None
     quantized: QuantizedFormat | None = None
-    on_hub: HubFile | None = None
+    on_hub: HubFile | HubModel | None = None
     hub_bytes: int = 0
 
     @property
@@ -199,7 +201,7 @@ def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -
 
 
 def look_up_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -> Checkpoint:
-    """Find a model as ``find_checkpoint`` does; of a ``.gguf`` file that is on the hub alone read the header there.
+    """Find a model as ``find_checkpoint`` does; of one that is on the hub alone read its files' headers there.
 
     Raises:
         ModelNotFoundError, UnsupportedArchitectureError: As in ``find_checkpoint``.
@@ -211,16 +213,29 @@ def look_up_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]
         found = _from_path(name)
         if found is not None:
             return found
-        on_hub = HubFile.parse(name)
-        if on_hub is None:
-            return _from_directory(name, download(name, on_progress))
-        cached = on_hub.downloaded()
-        if cached is not None:
-            return _from_gguf(name, cached)
-        on_progress(f"looking up {name} on the hub")
-        with on_hub.headers(name) as header:
-            found = _from_gguf(name, header)
-            return replace(found, on_hub=on_hub, hub_bytes=found.file_bytes)
+        file = HubFile.parse(name)
+        return _look_up_model(name, on_progress) if file is None else _look_up_file(name, file, on_progress)
+
+
+def _look_up_model(name: str, on_progress: Callable[[str], None]) -> Checkpoint:
+    model = find_on_hub(name, on_progress)
+    if not model.has_whole_headers:  # Trade-off: hundreds of small requests would fetch what is missing
+        model.download(name, on_progress)
+    if model.is_here:
+        return _from_directory(name, model.folder)
+    with model.headers(name) as headers:
+        found = _from_directory(name, model.folder, headers)
+        return replace(found, on_hub=model, hub_bytes=found.file_bytes)
+
+
+def _look_up_file(name: str, file: HubFile, on_progress: Callable[[str], None]) -> Checkpoint:
+    cached = file.downloaded()
+    if cached is not None:
+        return _from_gguf(name, cached)
+    on_progress(f"looking up {name} on the hub")
+    with file.headers(name) as header:
+        found = _from_gguf(name, header)
+        return replace(found, on_hub=file, hub_bytes=found.file_bytes)
 
 
 def fetched(found: Checkpoint, on_progress: Callable[[str], None]) -> Checkpoint:
@@ -233,12 +248,15 @@ def fetched(found: Checkpoint, on_progress: Callable[[str], None]) -> Checkpoint
     if found.on_hub is None:
         return found
     with _files_of(found.name):
-        made = _from_gguf(found.name, found.on_hub.download(found.name, on_progress))
-    assert made.gguf is not None, "it was made of one"
-    assert found.gguf is not None, "only such files are looked up"
-    if made.tensors != found.tensors or made.gguf.vocabulary != found.gguf.vocabulary:
+        place = found.on_hub.download(found.name, on_progress)
+        made = _from_directory(found.name, place) if place.is_dir() else _from_gguf(found.name, place)
+    if made.tensors != found.tensors or _vocabulary(made) != _vocabulary(found):
         raise ModelError(f"model {found.name} changed on the hub while it was fetched; start again")
     return made
+
+
+def _vocabulary(found: Checkpoint) -> Mapping[str, Any] | None:
+    return None if found.gguf is None else found.gguf.vocabulary
 
 
 def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
@@ -298,7 +316,8 @@ def _from_path(name: str) -> Checkpoint | None:
     return None
 
 
-def _from_directory(name: str, folder: Path) -> Checkpoint:
+def _from_directory(name: str, folder: Path, weights: Path | None = None) -> Checkpoint:
+    """The model in a directory; ``weights`` has its weight files, if they lie in another one."""
     if not (folder / "config.json").is_file():
         raise not_a_model(name, folder)
     config = check_model_type(name, folder)
@@ -309,7 +328,7 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
             "applied; merge it into them (merge_and_unload of peft), or remove it if it is merged already"
         )
     tensors: dict[str, StoredTensor] = {}
-    files = safetensors_files(name, folder)
+    files = safetensors_files(name, weights or folder)
     for file in files:
         tensors.update(read_safetensors_header(name, file))
     quantized = quantized_format(name, config)

@@ -101,6 +101,11 @@ class CompressedTensors:
         return False
 
     @property
+    def stores_shapes(self) -> bool:
+        """See ``QuantizedFormat``."""
+        return any(scheme.is_packed for scheme in self._schemes)
+
+    @property
     def rounds_activations(self) -> bool:
         """See ``QuantizedFormat``."""
         return any(scheme.rounds_activations for scheme in self._schemes)

@@ -12,6 +12,8 @@ from helix_jobs.errors import ModelNotFoundError
 if TYPE_CHECKING:
     from pathlib import Path
 
+SINGLE: Final = "model.safetensors"
+INDEX: Final = f"{SINGLE}.index.json"
 PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -41,21 +43,11 @@ def safetensors_files(name: str, folder: Path) -> list[Path]:
     Raises:
         ModelNotFoundError: There are none that may be opened, or not all of them.
     """
-    single = folder / "model.safetensors"
+    single = folder / SINGLE
     if single.is_file():  # transformers prefers it to an index, too
         return [single]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise ModelNotFoundError(f"{subject(name, index)} is damaged; fetch the model again") from error
-        # transformers joins these names to the folder and opens the files, pickles included.
-        if strange := [shard for shard in shards if not _is_shard_name(shard)]:
-            raise ModelNotFoundError(
-                f"{subject(name, index)} names {strange[0]!r:.100}, and weights are read only from .safetensors files "
-                "beside it (a pickle can run code when opened); convert the model to safetensors"
-            )
+    shards = shard_names(name, folder)
+    if shards is not None:
         files = [folder / shard for shard in shards]
         if missing := [file.name for file in files if not file.is_file()]:
             raise ModelNotFoundError(
@@ -71,6 +63,28 @@ def safetensors_files(name: str, folder: Path) -> list[Path]:
     if gguf := _gguf_files(folder):
         raise ModelNotFoundError(f"{subject(name, folder)} has no safetensors; name the GGUF file itself: {gguf[0]}")
     raise ModelNotFoundError(f"{subject(name, folder)} has no model.safetensors; give a directory with weights")
+
+
+def shard_names(name: str, folder: Path) -> list[str] | None:
+    """The files of weights that the index in a directory names, there or not; None if it has no index.
+
+    Raises:
+        ModelNotFoundError: The index is damaged, or names other files.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        return None
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ModelNotFoundError(f"{subject(name, index)} is damaged; fetch the model again") from error
+    # transformers joins these names to the folder and opens the files, pickles included.
+    if strange := [shard for shard in shards if not _is_shard_name(shard)]:
+        raise ModelNotFoundError(
+            f"{subject(name, index)} names {strange[0]!r:.100}, and weights are read only from .safetensors files "
+            "beside it (a pickle can run code when opened); convert the model to safetensors"
+        )
+    return shards
 
 
 def _is_shard_name(shard: object) -> bool:

@@ -11,12 +11,13 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.loading.gguf_config import LONG_FACTORS, ROTARY_FACTORS, SHORT_FACTORS
 from helix_jobs.engine.loading.gguf_header import HEADER_LIMIT, MAGIC, read_gguf_header
 from helix_jobs.engine.loading.gguf_parts import part_names
 from helix_jobs.engine.loading.hub import hub_errors, no_progress_bars
+from helix_jobs.engine.loading.hub_bytes import fetch_bytes, hollow_copy
 from helix_jobs.errors import ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ _NAME: Final = re.compile(
 )
 # Bytes that are asked for, one after another, until they hold the header. Most headers take 2 to 8 MB.
 _PREFIXES: Final = (1 << 20, 1 << 23, HEADER_LIMIT)
-_CHUNK: Final = 1 << 16
-_WHOLE, _PART = 200, 206
 # Tensors whose numbers belong to the configuration.
 _FACTORS: Final = (ROTARY_FACTORS, LONG_FACTORS, SHORT_FACTORS)
 
@@ -100,18 +99,10 @@ class HubFile:
 
 
 def _fetch_header(name: str, repository: str, part: str, path: Path) -> None:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    url = hf_hub_url(repository, part)
-    size = get_hf_file_metadata(url).size
-    if not size:
-        raise ModelError(f"model {name}: the hub does not tell the size of {part:.200}; download it and name the file")
-    path.touch()
-    with path.open("r+b") as file:
-        file.truncate(size)
+    url, size = hollow_copy(name, repository, part, path)
     for prefix in _PREFIXES:
         length = min(prefix, size)
-        _fetch(url, path, 0, length)
+        fetch_bytes(url, path, 0, length)
         with path.open("rb") as file:
             is_known = file.read(len(MAGIC)) == MAGIC
         try:
@@ -124,50 +115,9 @@ def _fetch_header(name: str, repository: str, part: str, path: Path) -> None:
     for tensor in _FACTORS:
         if tensor in header.tensors and (first := header.places[tensor]) + header.tensors[tensor].elements * 4 > length:
             last = min(size, first + header.tensors[tensor].elements * 4)
-            if not _fetch(url, path, first, last):
+            if not fetch_bytes(url, path, first, last):
                 raise ModelNotFoundError(
                     f"model {name}: the hub sends no parts of files, and the header of {part:.200} does not say all; "
                     "download the file and name it"
                 )
     path.chmod(0o400)
-
-
-def _fetch(url: str, path: Path, first: int, last: int) -> bool:
-    """Write the bytes of a file from ``first`` to before ``last`` in their place.
-
-    Returns:
-        Whether the bytes came. A server may send the whole file instead, of which too much would have to be read.
-    """
-    with _opened(url, first, last) as (status, chunks), path.open("r+b") as file:
-        if status not in (_WHOLE, _PART):
-            raise OSError(f"the hub answered with {status}")
-        position = 0 if status == _WHOLE else first
-        if position < first and last > HEADER_LIMIT:
-            return False
-        for chunk in chunks:
-            kept = chunk[max(0, first - position) : max(0, last - position)]
-            if kept:
-                file.seek(max(first, position))
-                file.write(kept)
-            position += len(chunk)
-            if position >= last:  # the rest is not read
-                break
-    if position < last:
-        raise OSError("the hub sent less than it said")
-    return True
-
-
-@contextlib.contextmanager
-def _opened(url: str, first: int, last: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """Ask for a part of a file: the answer's status, and its bytes as they come."""
-    from huggingface_hub import utils
-
-    library: Any = utils  # which exports these two without saying so
-    headers = {**library.build_hf_headers(), "Range": f"bytes={first}-{last - 1}", "Accept-Encoding": "identity"}
-    session = library.get_session()
-    if callable(getattr(session, "stream", None)):
-        with session.stream("GET", url, headers=headers, follow_redirects=True) as answer:
-            yield answer.status_code, answer.iter_bytes(_CHUNK)
-    else:  # before its first release the library had another HTTP client
-        with session.get(url, headers=headers, stream=True) as answer:
-            yield answer.status_code, answer.iter_content(_CHUNK)

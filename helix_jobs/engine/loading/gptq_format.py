@@ -52,6 +52,7 @@ class Gptq:
     name = NAME
     rounds_activations = False
     turns_transposed = True
+    stores_shapes = False
 
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
         version = stated(name, NAME, settings, ("checkpoint_format", "format"), _FIRST)

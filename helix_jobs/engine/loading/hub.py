@@ -1,4 +1,4 @@
-"""The model hub: its library's cache on this machine, downloads, and a model's description without its weights."""
+"""The model hub: its cache on this machine, a model's description without its weights, and errors in words."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from huggingface_hub import HfApi, ModelInfo
 
-_DESCRIPTION_FILES: Final = ["*.json", "*.jinja", "*.model", "*.txt"]
 # The files that tell whether a model is served.
 _CONFIGURATION_FILES: Final = ("config.json", *QUANTIZATION_FILES)
 _WEIGHTS: Final = "model.safetensors"
@@ -51,33 +50,7 @@ class HubDescription:
     tensors: Collection[str]
 
 
-def download(name: str, on_progress: Callable[[str], None]) -> Path:
-    """Download a model into the hub's cache, its description first, and return its folder.
-
-    Raises:
-        ModelNotFoundError: There is no such model, it cannot be fetched, or it has only ``.gguf`` files.
-        UnsupportedArchitectureError: The engine cannot serve it; checked before its weights are downloaded.
-    """
-    from huggingface_hub import HfApi, snapshot_download
-
-    def fetch(patterns: list[str]) -> Path:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
-
-    with hub_errors(name):
-        on_progress(f"looking up {name} on the hub")
-        folder = fetch(_DESCRIPTION_FILES)
-        if not (folder / "config.json").is_file():
-            _check_files(name, HfApi().model_info(name))
-        config = check_model_type(name, folder)
-        _check_announced(name, folder, config)  # as far as these files tell, before downloading gigabytes
-        on_progress(f"downloading {name} from the hub")
-        folder = fetch([*_DESCRIPTION_FILES, "*.safetensors"])
-        if not any(folder.glob("*.safetensors")):
-            _check_files(name, HfApi().model_info(name))
-        return folder
-
-
-def _check_announced(name: str, folder: Path, config: Mapping[str, Any]) -> None:
+def check_announced(name: str, folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse a quantisation that the small files announce and Helix does not read.
 
     Raises:
@@ -93,6 +66,8 @@ def _check_announced(name: str, folder: Path, config: Mapping[str, Any]) -> None
 def downloaded(name: str) -> Path | None:
     """The folder in which the hub's library keeps this model on this machine; None if it does not.
 
+    It also keeps descriptions alone, of models that were looked up and then refused; these count as not being there.
+
     Raises:
         ModelNotFoundError: The name is none that the hub has.
     """
@@ -100,11 +75,12 @@ def downloaded(name: str) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        folder = Path(snapshot_download(name, local_files_only=True))
     except HFValidationError as error:
         raise _no_name(name) from error
     except LocalEntryNotFoundError:
         return None
+    return folder if any(folder.glob("*.safetensors")) else None
 
 
 @contextlib.contextmanager
@@ -120,16 +96,16 @@ def hub_description(name: str) -> Iterator[HubDescription]:
     from huggingface_hub import HfApi
 
     hub = HfApi()
-    with tempfile.TemporaryDirectory(prefix="helix-hub-") as scratch, _without_folder(scratch):
+    with tempfile.TemporaryDirectory(prefix="helix-hub-") as scratch, without_folder(scratch):
         folder = Path(scratch)
         with hub_errors(name), no_progress_bars():
             info = hub.model_info(name, files_metadata=True)
             files = {file.rfilename: file.size or 0 for file in info.siblings or () if "/" not in file.rfilename}
-            _check_files(name, info)
+            check_files(name, info)
             for file in files.keys() & {*_CONFIGURATION_FILES}:
                 hub.hf_hub_download(name, file, revision=info.sha, local_dir=folder)
             config = check_model_type(name, folder)
-            _check_announced(name, folder, config)
+            check_announced(name, folder, config)
             kinds = {} if info.safetensors is None else dict(info.safetensors.parameters)
             tensors = (
                 _tensor_names(hub, name, str(info.sha), folder, files) if config["model_type"] in TEXT_TOWERS else ()
@@ -137,7 +113,7 @@ def hub_description(name: str) -> Iterator[HubDescription]:
         yield HubDescription(folder, config, files, kinds, tensors)
 
 
-def _check_files(name: str, info: ModelInfo) -> None:
+def check_files(name: str, info: ModelInfo) -> None:
     """Refuse a repository whose weights are in ``.gguf`` files alone: a GGUF model is one of them, not all.
 
     Raises:
@@ -166,7 +142,7 @@ def _tensor_names(hub: HfApi, name: str, revision: str, folder: Path, files: Col
 
 
 @contextlib.contextmanager
-def _without_folder(scratch: str) -> Iterator[None]:
+def without_folder(scratch: str) -> Iterator[None]:
     """Leave a directory that is gone by then out of the errors that name a file in it.
 
     Raises:

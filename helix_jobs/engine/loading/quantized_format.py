@@ -140,6 +140,11 @@ class QuantizedFormat(Protocol):
         ...
 
     @property
+    def stores_shapes(self) -> bool:
+        """Whether shapes of matrices are numbers among the weights, so that headers alone do not tell them."""
+        ...
+
+    @property
     def rounds_activations(self) -> bool:
         """Whether the format's own programs also quantise what the weights are multiplied with."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.loading.quantized_format import QuantizedMatrix
 
-_HEADER_LIMIT: Final = 100_000_000  # safetensors' own limit
+HEADER_LIMIT: Final = 100_000_000  # safetensors' own limit
 # Bytes of one element, by the names that safetensors gives its types.
 _ELEMENT_BYTES: Final = {
     "F64": 8,
@@ -123,7 +123,7 @@ def read_safetensors_header(name: str, file: Path) -> dict[str, StoredTensor]:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             # A header that claims to be longer is cut, and then is no JSON.
-            header = json.loads(stream.read(min(length, _HEADER_LIMIT)))
+            header = json.loads(stream.read(min(length, HEADER_LIMIT)))
         end, tensors = 0, {}
         for key, value in header.items():
             if key != "__metadata__":

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from helix_jobs.engine.loading import gguf_hub, model_memory
+from helix_jobs.engine.loading import gguf_hub, hub_bytes, model_memory
 from helix_jobs.engine.loading.checkpoint import fetched, find_checkpoint, find_local_checkpoint, look_up_checkpoint
 from helix_jobs.engine.loading.gguf_hub import HubFile
 from helix_jobs.engine.loading.model_outline import model_outline
@@ -91,7 +91,7 @@ def test_a_long_header_is_asked_for_piece_by_piece(
 
 def test_numbers_too_far_behind_need_ranges(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.has_ranges = False
-    monkeypatch.setattr(gguf_hub, "HEADER_LIMIT", 1 << 20)
+    monkeypatch.setattr(hub_bytes, "REACH", 1 << 20)
     path = tmp_path / FILE
     write_gguf(path, rope_scaling=LLAMA3, **WIDE)
     add(hub, path)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from helix_jobs.engine.loading.model_loader import load_models
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.text import prompt_encoder
 from helix_jobs.engine.text.prompt_encoder import PromptLimits
-from helix_jobs.errors import ModelError, UnsupportedArchitectureError
+from helix_jobs.errors import ModelError
 from tests.unit.engine.model_files import GGUF_EOS, edit_config, load, save_checkpoint, write_gguf
 from tests.unit.engine.tiny_models import (
     ARCHITECTURES,
@@ -211,57 +210,6 @@ def test_files_written_by_transformers_5_are_understood_by_either(tmp_path: Path
     positions = torch.arange(len(cos), dtype=torch.float32)
     assert torch.allclose(cos[:, 0, :4], (positions[:, None] * expected).cos(), atol=1e-4)
     assert models.tokenizer.decode(models.tokenizer("hello!")["input_ids"]) == "hello!"
-
-
-class _Hub:
-    """A hub that holds one repository in a folder, and remembers what was asked of it."""
-
-    def __init__(self, repository: Path, cache: Path) -> None:
-        self.repository, self.cache = repository, cache
-        self.downloaded: set[str] = set()
-
-    def snapshot_download(self, name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        assert name == "someone/tiny"
-        assert ignore_patterns == ["*/*"]
-        self.cache.mkdir(exist_ok=True)
-        for file in self.repository.iterdir():
-            if any(file.match(pattern) for pattern in allow_patterns):
-                shutil.copy(file, self.cache)
-                self.downloaded.add(file.name)
-        return str(self.cache)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Hub:
-    made = _Hub(save_checkpoint(tmp_path / "repository"), tmp_path / "cache")
-    (made.repository / "pytorch_model.bin").write_bytes(b"a pickle")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", made.snapshot_download)
-    return made
-
-
-def test_a_hub_id_is_downloaded_without_its_pickles(hub: _Hub) -> None:
-    models = load("someone/tiny")
-    assert close(models, tiny_model())
-    assert "model.safetensors" in hub.downloaded
-    assert "pytorch_model.bin" not in hub.downloaded
-
-
-def test_an_unsupported_hub_model_is_refused_before_its_weights_come(hub: _Hub) -> None:
-    edit_config(hub.repository, model_type="mamba")
-    with pytest.raises(UnsupportedArchitectureError, match="mamba"):
-        load("someone/tiny")
-    assert "model.safetensors" not in hub.downloaded
-
-
-@pytest.mark.parametrize("announced_by", ["config.json", "hf_quant_config.json"])
-def test_a_quantised_hub_model_is_refused_before_its_weights_come(hub: _Hub, announced_by: str) -> None:
-    if announced_by == "config.json":
-        edit_config(hub.repository, quantization={"bits": 4})
-    else:
-        (hub.repository / announced_by).write_text("{}")
-    with pytest.raises(UnsupportedArchitectureError, match=f"is quantised with .*{announced_by}"):
-        load("someone/tiny")
-    assert "model.safetensors" not in hub.downloaded
 
 
 def test_progress_is_told_in_order(tmp_path: Path) -> None:
