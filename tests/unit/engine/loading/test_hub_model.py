@@ -16,6 +16,7 @@ from helix_jobs.engine.loading.model_outline import model_outline
 from helix_jobs.errors import InsufficientMemoryError, ModelError, ModelNotFoundError, UnsupportedArchitectureError
 from tests.unit.engine.loading.local_hub import LocalHub, library_hub
 from tests.unit.engine.model_files import edit_config, load, save_checkpoint
+from tests.unit.engine.quantized_files import compressed_tensors_config, pack_quantized, quantized, write_quantized
 from tests.unit.engine.tiny_models import decoder_logits, reference_logits, tiny_model
 
 if TYPE_CHECKING:
@@ -176,3 +177,28 @@ def test_a_quantisation_that_is_not_read_is_not_downloaded(hub: LocalHub, folder
     with pytest.raises(UnsupportedArchitectureError, match=f"is quantised with .*{announced_by}"):
         load(NAME)
     assert weights_fetched(hub) == []
+
+
+@pytest.mark.parametrize("form", ["in words of 4 bits", "in bytes"])
+def test_a_format_whose_headers_do_not_tell_shapes_is_downloaded_first(
+    hub: LocalHub, tmp_path: Path, form: str
+) -> None:
+    def store(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        if form == "in bytes":
+            one = quantized(weight, 8)
+            return {"weight": (one.codes - 128).to(torch.int8), "weight_scale": one.scale}, one.dense
+        return pack_quantized(quantized(weight, 4, 32))
+
+    config = (
+        compressed_tensors_config("int-quantized", 8)
+        if form == "in bytes"
+        else compressed_tensors_config("pack-quantized", 4, strategy="group", group_size=32)
+    )
+    folder = tmp_path / "quantised"
+    write_quantized(folder, tiny_model(hidden_size=64, intermediate_size=96, head_dim=16), store, config)
+    add(hub, folder)
+    found, here = look_up_checkpoint(NAME, tmp_path, print), find_checkpoint(str(folder), tmp_path, print)
+    assert (found.on_hub is None) == (form == "in words of 4 bits")
+    assert found.tensors == here.tensors
+    assert found.blocks == here.blocks
+    assert fetched(found, print).tensors == here.tensors
