@@ -195,7 +195,9 @@ def test_a_format_whose_headers_do_not_tell_shapes_is_downloaded_first(
         else compressed_tensors_config("pack-quantized", 4, strategy="group", group_size=32)
     )
     folder = tmp_path / "quantised"
-    write_quantized(folder, tiny_model(hidden_size=64, intermediate_size=96, head_dim=16), store, config)
+    write_quantized(
+        folder, tiny_model(hidden_size=64, intermediate_size=96, head_dim=16, num_attention_heads=4), store, config
+    )
     add(hub, folder)
     found, here = look_up_checkpoint(NAME, tmp_path, print), find_checkpoint(str(folder), tmp_path, print)
     assert (found.on_hub is None) == (form == "in words of 4 bits")
