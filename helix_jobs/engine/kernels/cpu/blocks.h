@@ -137,6 +137,11 @@ inline void store_halves(vf v, float *first, float *second) {
 #endif
 }
 
+// What four bits stand for. Layouts of four bits name their table, and where their first levels lie: as kNibbles where a
+// line of 32 weights is sixteen bytes, lower halves first, and as kPairs where 32 bytes are a line in the lower halves and
+// the next line in the upper ones.
+constexpr int8_t kFromZero[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+constexpr int8_t kFromMinusEight[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
 constexpr int8_t kNonlinear[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 constexpr int8_t kMxfp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
@@ -148,6 +153,8 @@ struct BlockOf {
 };
 
 struct Q4_0 : BlockOf<32, 18, -8, 7> {
+    static constexpr int kNibbles = 2;
+    static constexpr const int8_t *kTable = kFromMinusEight;
     template <typename Put>
     static void levels(const uint8_t *b, Put put) {
         put((Levels)nibbles(b + 2) - 8);
@@ -155,6 +162,8 @@ struct Q4_0 : BlockOf<32, 18, -8, 7> {
     static void factors(const uint8_t *b, float *scales, float *) { *scales = half(b); }
 };
 struct Q4_1 : BlockOf<32, 20, 0, 15, 32, true> {
+    static constexpr int kNibbles = 4;
+    static constexpr const int8_t *kTable = kFromZero;
     template <typename Put>
     static void levels(const uint8_t *b, Put put) {
         put((Levels)nibbles(b + 4));
@@ -187,6 +196,8 @@ struct Q8_0 : BlockOf<32, 34, -128, 127> {
     static void factors(const uint8_t *b, float *scales, float *) { *scales = half(b); }
 };
 struct Iq4Nl : BlockOf<32, 18, -128, 127> {
+    static constexpr int kNibbles = 2;
+    static constexpr const int8_t *kTable = kNonlinear;
     template <typename Put>
     static void levels(const uint8_t *b, Put put) {
         put(choose(kNonlinear, nibbles(b + 2)));
@@ -194,6 +205,8 @@ struct Iq4Nl : BlockOf<32, 18, -128, 127> {
     static void factors(const uint8_t *b, float *scales, float *) { *scales = half(b); }
 };
 struct Mxfp4 : BlockOf<32, 17, -12, 12> {
+    static constexpr int kNibbles = 1;
+    static constexpr const int8_t *kTable = kMxfp4;
     template <typename Put>
     static void levels(const uint8_t *b, Put put) {
         put(choose(kMxfp4, nibbles(b + 1)));
@@ -248,10 +261,21 @@ inline void six_bits(const uint8_t *b, float *scales, float *offsets) {
     uint32_t first = load_word<uint32_t>(b + 4), second = load_word<uint32_t>(b + 8);
     uint32_t rest = load_word<uint32_t>(b + 12);
     uint64_t scale = (rest & kFour) | (first >> 2 & kUpper), offset = (rest >> 4 & kFour) | (second >> 2 & kUpper);
-    vf numbers = as_floats(scale << 32 | (first & kSix), offset << 32 | (second & kSix));
-    store_halves(numbers * two_halves(half(b), -half(b + 2)), scales, offsets);
+    scale = scale << 32 | (first & kSix), offset = offset << 32 | (second & kSix);
+#if defined(__AVX2__) && defined(__F16C__)
+    __m128 factors = _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(b)));
+    __m256 own = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(scale))));
+    __m256 other = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(offset))));
+    _mm256_storeu_ps(scales, _mm256_mul_ps(own, _mm256_broadcastss_ps(factors)));
+    __m256 taken = _mm256_mul_ps(other, _mm256_broadcastss_ps(_mm_movehdup_ps(factors)));
+    _mm256_storeu_ps(offsets, _mm256_xor_ps(taken, _mm256_set1_ps(-0.0f)));
+#else
+    store_halves(as_floats(scale, offset) * two_halves(half(b), -half(b + 2)), scales, offsets);
+#endif
 }
 struct Q4K : BlockOf<256, 144, 0, 15, 32, true> {
+    static constexpr int kPairs = 16;
+    static constexpr const int8_t *kTable = kFromZero;
     template <typename Put>
     static void levels(const uint8_t *b, Put put) {
 #pragma GCC unroll 4
@@ -279,6 +303,26 @@ struct Q5K : BlockOf<256, 176, 0, 31, 32, true> {
 struct Q6K : BlockOf<256, 210, -32, 31, 16> {
     template <typename Put>
     static void levels(const uint8_t *b, Put put) {
+#if defined(__AVX512BW__)
+        // Two lines at a time: their upper bits lie in the same bytes.
+        const __m512i more = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_set1_epi16(2), 1);
+        const __m512i less = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(2), 1);
+        const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(48), middle = _mm512_set1_epi8(32);
+#pragma GCC unroll 2
+        for (int run = 0; run < 2; run++) {
+            __m512i four = _mm512_loadu_si512(b + 64 * run);
+            __m512i two = _mm512_broadcast_i64x4((__m256i)load_bytes(b + 128 + 32 * run));
+            auto put_two = [&](__m512i lower, __m512i upper) {
+                // lower & 15 | upper & 48
+                __m512i codes = _mm512_or_si512(_mm512_and_si512(lower, low), _mm512_and_si512(upper, high));
+                codes = _mm512_sub_epi8(codes, middle);
+                put((Levels)_mm512_castsi512_si256(codes));
+                put((Levels)_mm512_extracti64x4_epi64(codes, 1));
+            };
+            put_two(four, _mm512_sllv_epi16(two, more));
+            put_two(_mm512_srli_epi16(four, 4), _mm512_srlv_epi16(two, less));
+        }
+#else
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
             int run = i / 4, part = i % 4;
@@ -286,12 +330,15 @@ struct Q6K : BlockOf<256, 210, -32, 31, 16> {
             Bytes two = load_bytes(b + 128 + 32 * run) >> (2 * part) & 3;
             put((Levels)((part < 2 ? both & 15 : both >> 4) | two << 4) - 32);
         }
+#endif
     }
     static void factors(const uint8_t *b, float *scales, float *) {
         store16(scales, load16(reinterpret_cast<const int8_t *>(b + 192)) * half(b + 208));
     }
 };
 struct Iq4Xs : BlockOf<256, 136, -128, 127> {
+    static constexpr int kNibbles = 8;
+    static constexpr const int8_t *kTable = kNonlinear;
     template <typename Put>
     static void levels(const uint8_t *b, Put put) {
 #pragma GCC unroll 8

@@ -40,7 +40,7 @@ _HEAD_SIGNATURES: Final = {
 }
 
 
-# The place of each layout in ``kLayouts`` of ``row_products.h``, which has the same order.
+# The place of each layout in ``kLayouts`` of ``decoded_rows.h``, which has the same order.
 LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate((*BLOCK_LAYOUTS, *LEVEL_LAYOUTS, *FLOAT_LAYOUTS))}
 # The same for ``kByteLayouts`` of ``packed_int8.cpp``.
 BYTE_LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate(BYTE_LAYOUTS)}

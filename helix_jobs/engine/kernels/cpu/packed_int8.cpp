@@ -1,6 +1,7 @@
 // A layer over any number of tokens whose weights stay in the blocks of their file; activations are rounded to bytes.
 
 #include "byte_products.h"
+#include "layer_outputs.h"
 #include "shortage.h"
 
 namespace {
@@ -27,20 +28,6 @@ const ByteLayout kByteLayouts[] = {
     byte_layout<Int4<128, true>>(),  byte_layout<Int4<64, true>>(),  byte_layout<Int4<32, true>>(),
     byte_layout<Int8<128, false>>(), byte_layout<Int8<64, false>>(), byte_layout<Int8<32, false>>(),
     byte_layout<Int8<128, true>>(),  byte_layout<Int8<64, true>>(),  byte_layout<Int8<32, true>>(),
-};
-
-template <typename T>
-struct Outputs {
-    const T *bias, *residual;  // null, or as in `packed_int8_linear`
-    T *y;
-    int64_t pitch;
-
-    void put(int64_t token, int64_t row, int64_t count, const float *sums) const {
-        vf v = load_some(sums, count);
-        if (bias != nullptr) v += load_some(bias + row, count);
-        if (residual != nullptr) v += load_some(residual + token * pitch + row, count);
-        store_some(y + token * pitch + row, v, count);
-    }
 };
 
 // The rows behind these are next, as a rule; a few columns of many rows are in an order that no processor foresees.

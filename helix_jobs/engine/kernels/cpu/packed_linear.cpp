@@ -1,5 +1,6 @@
 // A layer over any number of tokens whose weights stay in the blocks of their file, or lie row by row.
 
+#include "block_tiles.h"
 #include "row_products.h"
 #include "shortage.h"
 
@@ -39,6 +40,11 @@ EXPORT int32_t packed_linear_float32(const uint8_t *data, int32_t layout, const 
 EXPORT int32_t packed_linear_bfloat16(const uint8_t *data, int32_t layout, const bf16 *x, const bf16 *bias,
                                       const bf16 *residual, bf16 *y, int64_t tokens, int64_t columns, int64_t rows,
                                       int64_t pitch) {
+#if HAS_TILES
+    if (Tiles::is_allowed())
+        return multiply_in_tiles(data, kLayouts<bf16>[layout], x, Outputs<bf16>{bias, residual, y, pitch}, tokens,
+                                 columns, rows);
+#endif
     return status_of(
         [&] { packed_linear(data, kLayouts<bf16>[layout], x, bias, residual, y, tokens, columns, rows, pitch); });
 }

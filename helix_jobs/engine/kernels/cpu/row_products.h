@@ -5,10 +5,7 @@
 
 #pragma once
 
-#include <type_traits>
-
-#include "level_blocks.h"
-#include "pairs.h"
+#include "decoded_rows.h"
 
 namespace {
 
@@ -32,7 +29,6 @@ inline vr load(const float *p) {
 constexpr int kTokens = 6;       // that are multiplied at once
 constexpr int kGroup = 8;        // rows that are decoded at once
 constexpr int kBatch = 32;       // tokens whose sums stay in the nearest cache beside decoded rows
-constexpr int64_t kChunk = 256;  // columns that are decoded at once: whole blocks of every layout
 // So many rows at once: the fewer tokens there are, the more rows, for as many sums run side by side.
 constexpr int rows_beside(int tokens) {
     int rows = kGroup;
@@ -136,107 +132,6 @@ inline void add_some(int64_t tokens, const Number *x, int64_t x_pitch, const Num
     }
 }
 
-// What decoded weights are multiplied as. They are rounded to the dtype of the activations, T, as a dense layer's are.
-#if HAS_BF16_DOT
-template <typename T>
-using Multiplied = T;
-#else
-template <typename T>
-using Multiplied = float;
-#endif
-
-#if HAS_BF16_DOT
-// Subnormal numbers become zero, as they do in the product.
-inline void round_to_bf16(const float *weights, int64_t count, bf16 *out) {
-    for (int64_t i = 0; i < count; i += kLanes) {
-        __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(weights + i));
-        std::memcpy(out + i, &rounded, sizeof rounded);
-    }
-}
-#else
-inline void round_to_bf16(const float *weights, int64_t count, float *out) {
-    for (int64_t i = 0; i < count; i++) {
-        uint32_t bits;
-        std::memcpy(&bits, weights + i, sizeof bits);
-        bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;  // to the nearest, or the even of two
-        std::memcpy(out + i, &bits, sizeof bits);
-    }
-}
-#endif
-
-// The float32 weights of a block: levels of eight bits scaled, or what the layout decodes by itself.
-template <typename Block, typename = void>
-constexpr bool has_decode = false;
-template <typename Block>
-constexpr bool has_decode<Block, std::void_t<decltype(&Block::decode)>> = true;
-template <typename Block>
-inline void decode_block(const uint8_t *block, float *out) {
-    if constexpr (has_decode<Block>) {
-        Block::decode(block, out);
-    } else {
-        constexpr int kGroups = Block::kWeights / Block::kSame;
-        float scales[kGroups], offsets[kGroups] = {};
-        Block::factors(block, scales, offsets);
-        int group = 0;
-        Block::levels(block, [&](Levels levels) {
-            int8_t bytes[32];
-            std::memcpy(bytes, &levels, sizeof bytes);
-            constexpr int kSecond = 32 / Block::kSame - 1;
-            store_weights(out, bytes, scales[group], offsets[group]);
-            store_weights(out + 16, bytes + 16, scales[group + kSecond], offsets[group + kSecond]);
-            out += 32, group += 1 + kSecond;
-        });
-    }
-}
-template <typename T, typename Block>
-void decode_row(const uint8_t *blocks, int64_t columns, Multiplied<T> *out) {
-    for (int64_t k = 0; k < columns; k += Block::kWeights, blocks += Block::kBytes, out += Block::kWeights) {
-        if constexpr (std::is_same_v<T, float>) {
-            decode_block<Block>(blocks, out);
-        } else {
-            float weights[Block::kWeights];
-            decode_block<Block>(blocks, weights);
-            round_to_bf16(weights, Block::kWeights, out);
-        }
-    }
-}
-// Dense weights, widened where the processor multiplies floats only.
-template <typename T>
-void copy_row(const uint8_t *weights, int64_t columns, Multiplied<T> *out) {
-    const T *in = reinterpret_cast<const T *>(weights);
-    if constexpr (std::is_same_v<T, Multiplied<T>>)
-        std::memcpy(out, in, columns * sizeof(T));
-    else
-        for_lanes(columns, [&](int64_t i, int64_t n) { store_some(out + i, load_some(in + i, n), n); });
-}
-// A layout: how a row is decoded, the bytes that `weights` weights take, and whether they are multiplied as they lie.
-template <typename T>
-struct Layout {
-    void (*decode)(const uint8_t *, int64_t, Multiplied<T> *);
-    int64_t weights, bytes;
-    bool is_plain;
-};
-template <typename T, typename Block>
-constexpr Layout<T> layout_of() {
-    static_assert(kChunk % Block::kWeights == 0, "a chunk is made of whole blocks");
-    return {decode_row<T, Block>, Block::kWeights, Block::kBytes, false};
-}
-// In the order of `BLOCK_LAYOUTS`, `LEVEL_LAYOUTS` and `FLOAT_LAYOUTS` (`engine/weights`), dense weights of type T last;
-// `kernels.py` hands over a place in it.
-template <typename T>
-const Layout<T> kLayouts[] = {
-    layout_of<T, Q4_0>(),  layout_of<T, Q4_1>(),  layout_of<T, Q5_0>(), layout_of<T, Q5_1>(), layout_of<T, Q8_0>(),
-    layout_of<T, Iq4Nl>(), layout_of<T, Mxfp4>(), layout_of<T, Q2K>(),  layout_of<T, Q3K>(),  layout_of<T, Q4K>(),
-    layout_of<T, Q5K>(),   layout_of<T, Q6K>(),   layout_of<T, Iq4Xs>(),
-    layout_of<T, Int4<128, false>>(), layout_of<T, Int4<64, false>>(), layout_of<T, Int4<32, false>>(),
-    layout_of<T, Int4<128, true>>(),  layout_of<T, Int4<64, true>>(),  layout_of<T, Int4<32, true>>(),
-    layout_of<T, Int8<128, false>>(), layout_of<T, Int8<64, false>>(), layout_of<T, Int8<32, false>>(),
-    layout_of<T, Int8<128, true>>(),  layout_of<T, Int8<64, true>>(),  layout_of<T, Int8<32, true>>(),
-    layout_of<T, Fp8<128>>(),         layout_of<T, Fp8<64>>(),         layout_of<T, Fp8<32>>(),
-    layout_of<T, BFloat16>(),         layout_of<T, Float16>(),
-    {copy_row<T>, 1, sizeof(T), std::is_same_v<T, Multiplied<T>>},
-};
-
 // The activations as they are multiplied: as they are, or widened once.
 template <typename T, typename Number>
 inline const Number *as_numbers(const T *x, int64_t count, std::vector<Number> &room) {
@@ -294,7 +189,7 @@ class RowProducts {
                 weights = reinterpret_cast<const Number *>(from);
             else
                 for (int64_t row = 0; row < count; row++)
-                    layout.decode(from + row * row_bytes, some, decoded_ + row * kChunk);
+                    layout.decode(from + row * row_bytes, some, decoded_ + row * kChunk, kLine);
             for (int64_t t = 0; t < tokens; t += kTokens) {
                 int64_t now = std::min<int64_t>(kTokens, tokens - t), beside = rows_beside(static_cast<int>(now));
                 for (int64_t row = 0; row < count; row += beside)
@@ -302,12 +197,6 @@ class RowProducts {
                              sums_ + t * kGroup + row);
             }
         }
-    }
-
-    // The rows behind these are next, as a rule. They are read a few columns of each at a time, in an order that no
-    // processor foresees.
-    static void fetch(const uint8_t *from, int64_t nbytes) {
-        for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(from + i);
     }
 
     alignas(64) Number decoded_[kGroup * kChunk] = {};  // rows behind the last are multiplied, too, for nothing

@@ -68,6 +68,19 @@ class Tiles {
         load(shapes);
     }
 
+    // Weights in blocks: 0 and 1 are [16 outputs, tokens], 2 and 3 [16 outputs, more tokens], 4 and 5 [16 outputs, 32
+    // inputs], 6 [16 pairs of inputs, tokens], 7 [16 pairs of inputs, more tokens].
+    void for_panel(int64_t tokens, int64_t more) {
+        TileShapes shapes;
+        for (int i = 0; i < 8; i++) {
+            bool is_weights = i == 4 || i == 5, is_more = i == 2 || i == 3 || i == 7;
+            int64_t width = is_weights ? kTile : is_more ? std::max<int64_t>(1, more) : tokens;
+            shapes.rows[i] = static_cast<uint8_t>(kTile);
+            shapes.row_bytes[i] = static_cast<uint16_t>(width * 4);
+        }
+        load(shapes);
+    }
+
     // Scores: 0 to 3 are [queries, keys], 4 is [queries, 32 elements], 5 is [16 pairs of elements, keys].
     void for_scores(int64_t queries) { configure(queries, kTile * 4, kTile); }
 

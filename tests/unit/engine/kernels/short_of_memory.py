@@ -93,7 +93,7 @@ def tiled_linear(_: NativeKernels) -> Callable[[], object]:
 
 
 def packed_linear(_: NativeKernels) -> Callable[[], object]:
-    """Activations that are widened once for all rows."""
+    """Activations that are widened, or laid out for matrix tiles, once for all rows."""
     native = load_kernels(Path(sys.argv[1]), torch.bfloat16, torch.device("cpu"), HEAD_DIM)
     hidden, weight = (torch.ones(rows, 1 << 12, dtype=torch.bfloat16) for rows in (256, 8))
     return lambda: native.plain_linear(hidden, weight, None, None)
