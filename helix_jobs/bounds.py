@@ -6,6 +6,8 @@ from typing import Final
 
 # A job's highest priority; higher runs first.
 MAX_PRIORITY: Final = 9
+# The engine's priority of a request that a person waits for: above that of any bulk job.
+INTERACTIVE_PRIORITY: Final = MAX_PRIORITY + 1
 # The most new tokens a request may ask for.
 MAX_NEW_TOKENS: Final = 131_072
 MAX_SPECULATION_DEPTH: Final = 16

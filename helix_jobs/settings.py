@@ -145,6 +145,14 @@ class Settings:
             "--max-batch-size",
         ),
     )
+    interactive_slots: int | None = field(
+        default=None,
+        metadata=declared(
+            WholeNumber(1, MAX_BATCH_SIZE),
+            "Sequences of interactive requests at once while there is bulk work; default: half of the batch.",
+            "--interactive-slots",
+        ),
+    )
     token_budget: int | None = field(
         default=None,
         metadata=declared(

@@ -45,6 +45,7 @@ class _WorkerCommand(HelixCommand):
     "compile",
     "reproducible",
     "max_batch_size",
+    "interactive_slots",
     "token_budget",
     "speculation_depth",
     "kv_cache_mb",

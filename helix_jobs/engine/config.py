@@ -155,6 +155,7 @@ class EngineConfig:
     Attributes:
         max_batch_size: Sequences that run at once (batch slots).
         token_budget: Most prompt tokens that a step computes beside its decodes.
+        urgent_slots: Slots that urgent requests hold at most while there is bulk work; None takes half of them.
         max_model_len: Most prompt plus output tokens of one request; None takes the model's own context length.
 
     Trade-off: a larger token budget fills the matrix products better but makes the decoding sequences of the same step
@@ -164,6 +165,7 @@ class EngineConfig:
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
     token_budget: int = DEFAULT_TOKEN_BUDGET
     max_model_len: int | None = None
+    urgent_slots: int | None = None
     speculation: SpeculationConfig = field(default_factory=SpeculationConfig)
 
     def __post_init__(self) -> None:
@@ -171,6 +173,11 @@ class EngineConfig:
             raise ConfigurationError(f"max batch size {self.max_batch_size} is out of range; give 1 or more")
         if self.token_budget < 1:
             raise ConfigurationError(f"token budget {self.token_budget} is out of range; give 1 or more")
+
+    @property
+    def slots_for_urgent(self) -> int:
+        """Slots that urgent requests hold at most while there is bulk work."""
+        return min(self.max_batch_size, self.urgent_slots or max(1, self.max_batch_size // 2))
 
     @property
     def step_tokens(self) -> int:

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from helix_jobs.engine.config import CacheConfig, EngineConfig
     from helix_jobs.engine.loaded_models import LoadedModels
     from helix_jobs.engine.protocol import EngineCounters, EngineInfo
-    from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.schedule.sequence import Sequence
+    from helix_jobs.engine.schedule.step_plan import Schedule
     from helix_jobs.engine.speculation.depth.costs import CostProfile
     from helix_jobs.engine.speculation.speculative import Emission, StepOutcome
     from helix_jobs.engine.text.stop_strings import StopStringWatch

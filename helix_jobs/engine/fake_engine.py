@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from bisect import insort_right
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -85,9 +86,10 @@ class FakeEngine:
     """Satisfies ``EngineProtocol`` without a model: a token is a word, the output echoes the prompt.
 
     Each step takes ``step_seconds`` and emits up to ``depth + 1`` tokens for each of at most ``max_batch_size``
-    choices of requests, oldest first, so batching, waiting and speculation figures behave like the real engine's. A
-    prompt that begins like the one admitted before it shares that beginning, in whole blocks. Constraints are not kept,
-    and results say so. Log probabilities and the scores of options are made up from the words alone.
+    choices of requests, highest priority first, then oldest first, so batching, waiting and speculation figures behave
+    like the real engine's. A prompt that begins like the one admitted before it shares that beginning, in whole blocks.
+    Constraints are not kept, and results say so. Log probabilities and the scores of options are made up from the words
+    alone.
 
     Args:
         max_batch_size: Choices that run at once.
@@ -198,6 +200,7 @@ class FakeEngine:
             has_constraint=request.constraint is not None,
             adapter=adapter,
             stream=request.stream,
+            priority=request.priority,
         )
 
     def add_request(self, request: EncodedRequest) -> None:
@@ -211,9 +214,8 @@ class FakeEngine:
             )
             if request.score_choices is not None:
                 output, reason = "", FinishReason.STOP
-            self._sequences.append(
-                _Sequence(replace(request, choice=choice), prompt, tuple(output.split()), reason, time.monotonic())
-            )
+            made = _Sequence(replace(request, choice=choice), prompt, tuple(output.split()), reason, time.monotonic())
+            insort_right(self._sequences, made, key=lambda one: -one.request.priority)
 
     def abort(self, request_id: str) -> None:
         """End all choices of a request; the next step returns its result."""
@@ -225,7 +227,7 @@ class FakeEngine:
         return bool(self._sequences or self._ended)
 
     def step(self) -> list[GenerationResult]:
-        """Emit tokens for the oldest requests.
+        """Emit tokens for the requests of the highest priority, and of these for the oldest.
 
         Raises:
             RuntimeError: A prompt in the batch holds the ``crash`` text.

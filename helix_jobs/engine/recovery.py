@@ -13,8 +13,9 @@ from helix_jobs.exhaustion import is_exhaustion
 if TYPE_CHECKING:
     import torch
 
-    from helix_jobs.engine.schedule.scheduler import Schedule, Scheduler
+    from helix_jobs.engine.schedule.scheduler import Scheduler
     from helix_jobs.engine.schedule.sequence import Sequence
+    from helix_jobs.engine.schedule.step_plan import Schedule
 
 logger = logging.getLogger(__name__)
 

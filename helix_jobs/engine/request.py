@@ -64,6 +64,7 @@ class Request:
         adapter: The adapter that answers; None for none, unless ``model`` names one.
         model: The model that the line names. Only the name of an adapter has a meaning.
         stream: Where the growing answer is read; None for nowhere. The engine only hands it on.
+        priority: Higher goes first. Above ``MAX_PRIORITY`` it is urgent, see ``engine/schedule/precedence.py``.
     """
 
     request_id: str
@@ -82,6 +83,7 @@ class Request:
     adapter: str | None = None
     model: str | None = None
     stream: str | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,7 @@ class EncodedRequest:
         tools: The functions that the answer may call.
         adapter: The name of the adapter that answers; None for the model itself.
         stream: The request's own.
+        priority: The request's own.
     """
 
     request_id: str
@@ -133,6 +136,7 @@ class EncodedRequest:
     tools: ToolUse | None = None
     adapter: str | None = None
     stream: str | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,6 +97,7 @@ class RequestEncoding:
             tools=request.tools,
             adapter=adapter,
             stream=request.stream,
+            priority=request.priority,
         )
 
     def _forced_call(self, request: Request, thinking: Thinking) -> Constraint | None:

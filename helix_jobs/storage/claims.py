@@ -47,6 +47,9 @@ _CLAIMED: Final = (
     jobs.c.queued_at,
     jobs.c.claimed_at,
     jobs.c.tries,
+    jobs.c.priority,
+    # One request of a person who waits.
+    select(batches.c.interactive).where(batches.c.id == jobs.c.batch_id).scalar_subquery().label("interactive"),
 )
 _CLAIM: Final = (
     update(jobs)

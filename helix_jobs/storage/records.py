@@ -59,6 +59,8 @@ class ClaimedJob:
             declared lost that comes back cannot overwrite its successor's result.
         attempts: Claims of this try so far, this one included, without those that were handed back.
         tries: Answers of this job that were refused so far.
+        priority: 0 to 9, higher runs first.
+        interactive: A person waits for its answer.
     """
 
     id: int
@@ -70,6 +72,8 @@ class ClaimedJob:
     queued_at: datetime
     claimed_at: datetime
     tries: int = 0
+    priority: int = 0
+    interactive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.acceptance.stored import stored_rule
+from helix_jobs.bounds import INTERACTIVE_PRIORITY, MAX_PRIORITY
 from helix_jobs.errors import (
     EngineBrokenError,
     EngineError,
@@ -131,7 +132,12 @@ class RequestEncoder:
         try:
             stored_rule(claim.request)  # a malformed rule fails the job here, not after it has been answered
             request = request_of_try(to_engine_request(claim.id, claim.request), claim.tries)
-            return self._engine.encode(replace(request, request_id=engine_request_id(claim.id, claim.lease)))
+            request = replace(
+                request,
+                request_id=engine_request_id(claim.id, claim.lease),
+                priority=INTERACTIVE_PRIORITY if claim.interactive else min(claim.priority, MAX_PRIORITY),
+            )
+            return self._engine.encode(request)
         except RequestError:
             raise
         except Exception as error:

@@ -90,6 +90,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     config = EngineConfig(
         max_batch_size=limits.max_batch_size,
         token_budget=limits.token_budget,
+        urgent_slots=settings.interactive_slots,
         speculation=speculation_config(settings.speculation_depth, draft),
     )
     cache = cache_config(models, config, settings.kv_cache_mb, settings.kv_cache_dtype)

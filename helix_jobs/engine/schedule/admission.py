@@ -1,8 +1,8 @@
 """Admission: which of the waiting sequences starts next. Pure functions; no torch.
 
-First come, first served is the base order. Within the look-ahead a request may *overtake* earlier ones, to run while
-the blocks it shares are cached or beside prompts of similar length. A request is *deferred* while a running sequence
-computes blocks that it could share a step later.
+A higher priority goes first. Among equals, first come, first served is the base order. Within the look-ahead a request
+may *overtake* earlier ones, to run while the blocks it shares are cached or beside prompts of similar length. A request
+is *deferred* while a running sequence computes blocks that it could share a step later.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def choose(
     """The candidate to start next, or None when all should wait a step.
 
     Args:
-        candidates: In the order of the queue.
+        candidates: In the order of the queue. Those of another priority than the first wait for the next step.
         computing: Prefixes that running sequences are computing.
         num_prefill_tokens: Tokens that the first prefilling sequence of the step has to compute; None without one.
     """
@@ -80,7 +80,8 @@ def choose(
     ready = [
         candidate
         for candidate in candidates
-        if candidate.next_prefix not in computing or candidate.sequence.num_deferred >= MAX_DEFERRED
+        if candidate.sequence.priority == candidates[0].sequence.priority
+        and (candidate.next_prefix not in computing or candidate.sequence.num_deferred >= MAX_DEFERRED)
     ]
     alike = None if num_prefill_tokens is None else size_class(num_prefill_tokens)
     # Of equals, min takes the first.

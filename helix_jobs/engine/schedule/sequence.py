@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from helix_jobs.bounds import MAX_PRIORITY
 from helix_jobs.engine.request import FinishReason, GenerationResult, RequestState
 from helix_jobs.engine.schedule.logprob_record import LogprobRecord
 
@@ -64,6 +65,9 @@ class Sequence:
         self.params = request.sampling_params
         self.request_id = request.request_id
         self.choice = request.choice
+        self.priority = request.priority
+        # Whether a person waits for its answer.
+        self.is_urgent = request.priority > MAX_PRIORITY
         self.stop_token_ids = stop_token_ids
         # Those that stay in the output, at its end.
         self.kept_stop_ids = frozenset(self.params.stop_token_ids if self.params.include_stop_str_in_output else ())
@@ -114,9 +118,8 @@ class Sequence:
         self.lone_failures = 0
         self.failed_alone_at: int | None = None
 
-        # How often it was passed over while it waited, see ``admission``.
-        self.num_overtaken = 0
-        self.num_deferred = 0
+        # How often it was passed over while it waited, see ``admission``, and displaced, see ``precedence``.
+        self.num_overtaken = self.num_deferred = self.num_displaced = 0
 
         self.cached_prompt_tokens = 0
         self.draft_tokens = 0

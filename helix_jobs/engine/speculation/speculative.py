@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.runner import ModelRunner
     from helix_jobs.engine.sampling.mask_worker import MaskWorker
     from helix_jobs.engine.sampling.output_grammar import OutputGrammar, PositionMasks
-    from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.schedule.sequence import Sequence
+    from helix_jobs.engine.schedule.step_plan import Schedule
     from helix_jobs.engine.speculation.drafters.protocol import Proposal
     from helix_jobs.engine.speculation.speculator import Speculator
     from helix_jobs.engine.speculation.target_pass import Download

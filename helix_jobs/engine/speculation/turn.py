@@ -10,8 +10,8 @@ from helix_jobs.engine.speculation.drafters.protocol import NO_DRAFT_TOKENS
 if TYPE_CHECKING:
     from helix_jobs.engine.sampling.logprobs import LogprobRows
     from helix_jobs.engine.sampling.verification import Verdict
-    from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.schedule.sequence import Sequence
+    from helix_jobs.engine.schedule.step_plan import Schedule
     from helix_jobs.engine.speculation.drafters.protocol import Draft, Drafter
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.schedule.block_pool import BlockPool
-    from helix_jobs.engine.schedule.scheduler import Decode, Prefill, Schedule, Scheduler
+    from helix_jobs.engine.schedule.scheduler import Scheduler
     from helix_jobs.engine.schedule.sequence import Sequence
+    from helix_jobs.engine.schedule.step_plan import Decode, Prefill, Schedule
 
 VOCAB_SIZE = 40
 STOP = 0

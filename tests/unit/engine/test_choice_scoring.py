@@ -20,7 +20,7 @@ from tests.unit.engine.tiny_models import ALPHABET, reference_logits, request, r
 if TYPE_CHECKING:
     from helix_jobs.engine.engine import Engine
     from helix_jobs.engine.request import GenerationResult
-    from helix_jobs.engine.schedule.scheduler import Schedule
+    from helix_jobs.engine.schedule.step_plan import Schedule
 
 MODEL = tiny_model(seed=3)
 # Its layers carry states, which a sequence can begin with where one was kept.

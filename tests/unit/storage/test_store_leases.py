@@ -7,9 +7,11 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
+from helix_jobs.new_job import NewJob
 from helix_jobs.storage import claims, publishing, results, retries, workers
-from helix_jobs.storage.records import Reclaimed, RunTotals
+from helix_jobs.storage.records import NewBatch, Reclaimed, RunTotals
 from helix_jobs.storage.schema import runs
+from helix_jobs.storage.single_request import store_request
 from tests.store_helpers import (
     counts,
     ended,
@@ -48,6 +50,16 @@ def test_a_job_is_claimed_once(database):
     with database.read() as c:
         assert claims.held_leases(c, "w1") == {ids[0]: 1}
         assert claims.held_leases(c, "w2") == {}
+
+
+def test_a_claim_tells_whether_a_person_waits_for_the_answer(database):
+    _, (bulk,) = stored_batch(database, 1)
+    assert not must_take(database, bulk).interactive
+    job = NewJob(line=1, custom_id=None, request={"prompt": "a", "sampling": {}}, priority=9, size=1)
+    batch = NewBatch(id="asked", created_at=now(), interactive=True)
+    asked = database.transact(lambda c: store_request(c, batch, job))
+    claimed = must_take(database, asked)
+    assert (claimed.interactive, claimed.priority) == (True, 9)
 
 
 def test_a_claim_repeated_after_an_uncertain_commit_is_the_same_claim(database):

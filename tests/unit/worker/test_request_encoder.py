@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from helix_jobs.bounds import INTERACTIVE_PRIORITY
 from helix_jobs.errors import EngineBrokenError, EngineError, ExhaustedError, InvalidRequestError, OutOfMemoryError
 from helix_jobs.storage.records import ClaimedJob
 from helix_jobs.worker.request_encoder import RequestEncoder
@@ -45,12 +46,27 @@ class Machine:
         return RequestEncoder(engine, patience=5.0, pause=0.0, clock=lambda: self.now)
 
 
-def claim(job_id: int) -> ClaimedJob:
+def claim(job_id: int, **details: Any) -> ClaimedJob:
     now = datetime.now(UTC)
     request = {"prompt": "a", "sampling": {}, "seed": 1, "metadata": {}}
     return ClaimedJob(
-        id=job_id, batch_id="b", line=1, lease=1, attempts=1, request=request, queued_at=now, claimed_at=now
+        id=job_id, batch_id="b", line=1, lease=1, attempts=1, request=request, queued_at=now, claimed_at=now, **details
     )
+
+
+@pytest.mark.parametrize(
+    ("details", "priority"),
+    [
+        ({"priority": 4}, 4),
+        ({"priority": 9}, 9),
+        ({"priority": 9, "interactive": True}, INTERACTIVE_PRIORITY),
+        ({"priority": 10_000}, 9),  # a row that was changed by hand makes no job urgent
+    ],
+)
+def test_only_what_a_person_waits_for_is_urgent(details: dict[str, Any], priority: int) -> None:
+    request = Machine({}).encoder().encode(claim(1, **details), Future())
+    assert request is not None
+    assert request.priority == priority
 
 
 @pytest.mark.parametrize("shortage", SHORTAGES, ids=repr)

@@ -16,7 +16,7 @@ from helix_jobs.engine.schedule.sequence import Sequence
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from helix_jobs.engine.schedule.scheduler import Schedule
+    from helix_jobs.engine.schedule.step_plan import Schedule
 
 
 def make(num_blocks=100, block_size=4, depth=2, windows=(None,), *, has_draft=True, **config):
@@ -29,17 +29,21 @@ def make(num_blocks=100, block_size=4, depth=2, windows=(None,), *, has_draft=Tr
     return Scheduler(engine_config, pool), pool
 
 
-def sequence_of(pool: BlockPool, name: str, prompt: Iterable[int], max_tokens: int = 8) -> Sequence:
+def sequence_of(
+    pool: BlockPool, name: str, prompt: Iterable[int], max_tokens: int = 8, *, priority: int = 0
+) -> Sequence:
     params = SamplingParams(max_tokens=max_tokens)
-    made = EncodedRequest(request_id=name, prompt_token_ids=tuple(prompt), seed=0, sampling_params=params)
+    made = EncodedRequest(
+        request_id=name, prompt_token_ids=tuple(prompt), seed=0, sampling_params=params, priority=priority
+    )
     return Sequence(made, BlockTable(pool), frozenset(), 10_000)
 
 
-def add(scheduler, pool, name, num_prompt, *, max_tokens=8, shared=0):
+def add(scheduler, pool, name, num_prompt, *, max_tokens=8, shared=0, priority=0):
     """Queue a prompt of its own but for the first ``shared`` tokens, which all have in common."""
     own = sum(map(ord, name)) * 1000
     prompt = [*range(1, shared + 1), *range(own, own + num_prompt - shared)]
-    sequence = sequence_of(pool, name, prompt, max_tokens)
+    sequence = sequence_of(pool, name, prompt, max_tokens, priority=priority)
     scheduler.add(sequence)
     return sequence
 

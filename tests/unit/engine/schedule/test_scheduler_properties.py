@@ -9,8 +9,9 @@ from unittest import mock
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from helix_jobs.bounds import INTERACTIVE_PRIORITY
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.engine.schedule import admission
+from helix_jobs.engine.schedule import admission, precedence
 from helix_jobs.errors import EngineError, OutOfMemoryError
 from tests.unit.engine.schedule.scheduling import make, sequence_of
 from tests.unit.engine.scripted_target import STOP, VOCAB_SIZE, ScriptedTarget, sequential
@@ -28,6 +29,7 @@ class Arrival:
     num_shared: int
     num_own: int
     max_tokens: int
+    priority: int = 0
 
     def prompt(self, number: int) -> list[int]:
         own = random.Random(100 + number)
@@ -41,6 +43,7 @@ arrivals = st.builds(
     num_shared=st.integers(0, 30),
     num_own=st.integers(1, 20),
     max_tokens=st.integers(1, 30),
+    priority=st.sampled_from([0, 0, 0, 3, INTERACTIVE_PRIORITY]),
 )
 events = st.tuples(
     st.sampled_from(["pass", "pass", "pass", "pass", "abort", "spoil", "fail", "preempt"]), st.integers(0)
@@ -78,7 +81,9 @@ class Scenario:
         while self.planned and self.planned[0].step <= step:
             arrival = self.planned.pop(0)
             number = len(self.sequences)
-            sequence = sequence_of(self.pool, str(number), arrival.prompt(number), arrival.max_tokens)
+            sequence = sequence_of(
+                self.pool, str(number), arrival.prompt(number), arrival.max_tokens, priority=arrival.priority
+            )
             sequence.stop_token_ids = frozenset({STOP})
             if len(sequence) >= sequence.table.pool_capacity:  # as Engine.add_request does
                 sequence.fail(OutOfMemoryError("too long"))
@@ -116,6 +121,9 @@ class Scenario:
         assert all(s.num_overtaken <= admission.MAX_OVERTAKEN for s in self.sequences)
         assert all(s.num_deferred <= admission.MAX_DEFERRED for s in self.sequences)
         assert all(not s.table.blocks for s in self.scheduler.waiting)
+        assert all(s.num_displaced <= precedence.MAX_DISPLACED for s in self.sequences)
+        for line in (self.scheduler.running, self.scheduler.waiting):
+            assert [s.priority for s in line] == sorted((s.priority for s in line), reverse=True)
 
     def check_end(self):
         assert sorted(self.ended, key=id) == sorted(self.sequences, key=id), "every request ended once"
@@ -138,10 +146,10 @@ class Scenario:
             assert sequence.request_id in self.target.spoilt
 
     def check_order(self):
-        """Counted from outside: who was first admitted before whom, although it came later."""
+        """Counted from outside: who was first admitted before whom of its priority, although it came later."""
         arrived = {id(sequence): number for number, sequence in enumerate(self.sequences)}
         for place, sequence in enumerate(self.first_admissions):
-            earlier = self.first_admissions[:place]
+            earlier = [one for one in self.first_admissions[:place] if one.priority == sequence.priority]
             assert sum(arrived[id(other)] > arrived[id(sequence)] for other in earlier) <= admission.MAX_OVERTAKEN
 
 
@@ -159,7 +167,7 @@ class Scenario:
     history=st.lists(events, max_size=60),
 )
 def test_any_history_gives_the_sequential_outputs_and_loses_no_block(*, planned, seed, history, **config):
-    with mock.patch.object(admission, "MAX_OVERTAKEN", 3):
+    with mock.patch.object(admission, "MAX_OVERTAKEN", 3), mock.patch.object(precedence, "MAX_OVERTAKEN", 3):
         scenario = Scenario(planned, seed, **config)
         scenario.run(history)
         scenario.check_order()
@@ -167,6 +175,7 @@ def test_any_history_gives_the_sequential_outputs_and_loses_no_block(*, planned,
     event(f"shared: {scenario.scheduler.cached_prompt_tokens > 0}")
     event(f"preempted: {scenario.scheduler.preemptions > 0}")
     event(f"overtaken: {any(s.num_overtaken for s in scenario.sequences)}")
+    event(f"displaced: {any(s.num_displaced for s in scenario.sequences)}")
     event(f"windows: {config['windows']}")
     event(f"spoilt: {bool(scenario.target.spoilt)}")
 
