@@ -143,11 +143,16 @@ def limit_answers(connection: Any, seconds: float | None) -> None:  # noqa: ANN4
 
 
 def transaction_settings(statement_seconds: float | None, idle_seconds: float) -> str:
-    """SQL that sets time limits for its own transaction only. 0 is no limit."""
+    """SQL that sets time limits for its own transaction only. 0 is no limit.
+
+    It also switches off that queries are compiled (Postgres' JIT). Statements here read some rows by an index. While a
+    new batch's tables have no statistics yet, the planner expects thousands for each, and compiling for them takes a
+    thousand times as long as reading.
+    """
     statement, idle = (round(1000 * (seconds or 0.0)) for seconds in (statement_seconds, idle_seconds))
     return (
         f"SELECT set_config('statement_timeout', '{statement}', true), "
-        f"set_config('idle_in_transaction_session_timeout', '{idle}', true)"
+        f"set_config('idle_in_transaction_session_timeout', '{idle}', true), set_config('jit', 'off', true)"
     )
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0009"
+SCHEMA_REVISION: Final = "0010"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -148,7 +148,7 @@ jobs = Table(
     ),
     _partial_index("ix_jobs_published", "published_at", where="state = 'queued' AND published_at IS NOT NULL"),
     _partial_index("ix_jobs_running", "worker_id", "batch_id", where="state = 'running'"),
-    _partial_index("ix_jobs_unsuccessful", "batch_id", "state", where="state IN ('failed', 'cancelled')"),
+    _partial_index("ix_jobs_unsuccessful", "batch_id", "state", "line", where="state IN ('failed', 'cancelled')"),
     _partial_index("ix_jobs_completion", "batch_id", "finished_at", "id", where="finished_at IS NOT NULL"),
 )
 

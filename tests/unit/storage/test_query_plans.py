@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import event, text
 
 from helix_jobs.storage import (
+    answer_list,
     batch_changes,
     claims,
     publishing,
@@ -18,6 +19,7 @@ from helix_jobs.storage import (
     status,
     workers,
 )
+from helix_jobs.storage.answer_records import AnswerFilter, AnswerMark, AnswerOrder, AnswerQuery
 from helix_jobs.storage.purging import EndedBatch
 from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.states import JobState
@@ -49,10 +51,10 @@ POLLED = {
     "held_leases": (lambda c, _: claims.held_leases(c, "w1"), {"ix_jobs_running"}),
     "worker_heartbeats": (lambda c, _: workers.worker_heartbeats(c), {"ix_jobs_running"}),
     "reclaim": (lambda c, _: retries.reclaim(c, "w1", now()), {"ix_jobs_running"}),
-    # By lines, some thousand at a time: the unique index over batch and line.
+    # By lines, some thousand at a time: the index over the lines of a state, or the unique one over batch and line.
     "retry_lines": (
         lambda c, batch_id: batch_changes.retry_lines(c, batch_changes.begin_retry(c, batch_id), 0, 2, now=now()),
-        {"sqlite_autoindex_jobs_2"},
+        {"ix_jobs_unsuccessful", "sqlite_autoindex_jobs_2"},
     ),
     "next_lines": (
         lambda c, batch_id: batch_changes.next_lines(c, batch_id, {JobState.FAILED}, 0, 2),
@@ -78,6 +80,28 @@ POLLED = {
         lambda c, batch_id: list(results.iter_results(c, batch_id, order="completion")),
         {"ix_jobs_completion"},
     ),
+    # A page of a list finds its rows, and then reads these alone by their keys.
+    **{
+        f"a list of {name}": (
+            lambda c, batch_id, query=query: answer_list.list_answers(c, batch_id, query),
+            {index, "PRIMARY KEY"},
+        )
+        for name, query, index in (
+            ("all", AnswerQuery(after="1"), "sqlite_autoindex_jobs_2"),
+            ("the end", AnswerQuery(before="9"), "sqlite_autoindex_jobs_2"),
+            ("what was cut off", AnswerQuery(which=AnswerFilter(finish_reason="length")), "sqlite_autoindex_jobs_2"),
+            ("what has a text", AnswerQuery(which=AnswerFilter(text="late")), "sqlite_autoindex_jobs_2"),
+            ("the newest", AnswerQuery(order=AnswerOrder.NEWEST, after="9000000000000000-1"), "ix_jobs_completion"),
+            (
+                "the newest that thought",
+                AnswerQuery(which=AnswerFilter(mark=AnswerMark.THOUGHT), order=AnswerOrder.NEWEST),
+                "ix_jobs_completion",
+            ),
+            ("failures", AnswerQuery(which=AnswerFilter(state=JobState.FAILED), after="0"), "ix_jobs_unsuccessful"),
+            ("a code", AnswerQuery(which=AnswerFilter(error_code="deadline")), "ix_jobs_unsuccessful"),
+            ("what runs", AnswerQuery(which=AnswerFilter(state=JobState.RUNNING)), "ix_jobs_running"),
+        )
+    },
 }
 
 
