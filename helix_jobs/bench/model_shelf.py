@@ -10,11 +10,11 @@ from helix_jobs.bounds import MAX_SPECULATION_DEPTH
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, NO_DRAFT, EngineConfig, defaults_for
 from helix_jobs.engine.devices.devices import free_memory, total_memory
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.loading.attention_trial import with_faster_attention
 from helix_jobs.engine.loading.cache_format import block_bytes
 from helix_jobs.engine.loading.cache_size import choose_cache
-from helix_jobs.engine.loading.load_engine import with_compiled_kernels, without_slow_int8
-from helix_jobs.engine.loading.model_loader import describe_device, get_device, load_models
+from helix_jobs.engine.loading.draft_spec import DraftSpec
+from helix_jobs.engine.loading.load_engine import open_models
+from helix_jobs.engine.loading.model_loader import describe_device, get_device
 from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.request import EncodedRequest
 from helix_jobs.engine.text.codec import TextCodec
@@ -44,22 +44,23 @@ class ModelShelf:
         self._plan = plan
         device = get_device(plan.device)
         self._models: dict[str, LoadedModels] = {}  # by the draft model's name
-        for draft in dict.fromkeys(mode.draft_spec.model for mode in plan.modes if not mode.is_off) or (NO_DRAFT,):
+        # Modes that differ in drafters alone share a draft model, made as the first of them has it made.
+        specs = {mode.draft_spec.model: mode.draft_spec for mode in reversed(plan.modes) if not mode.is_off}
+        drafts = dict.fromkeys(mode.draft_spec.model for mode in plan.modes if not mode.is_off)
+        for draft in drafts or (NO_DRAFT,):
             if draft == NO_DRAFT and self._models:
                 self._models[draft] = replace(self.models, draft=None)
                 continue
-            loaded = load_models(
+            loaded = open_models(
                 plan.target,
-                draft,
+                specs.get(draft, DraftSpec(NO_DRAFT)),
                 device=device,
                 dtype=plan.dtype,
+                compile_when=plan.compile,
                 home=plan.home,
-                on_progress=on_progress,
                 kv_cache_dtype=plan.kv_cache_dtype,
+                on_progress=on_progress,
             )
-            loaded = with_compiled_kernels(loaded, plan.compile, plan.home / "native", on_progress)
-            loaded = without_slow_int8(loaded, on_progress)
-            loaded = with_faster_attention(loaded, plan.home / "profiles", on_progress, plan.kv_cache_dtype)
             # All modes share the first target, so that they differ only in the draft.
             self._models[draft] = (
                 replace(loaded, target=self.models.target)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
+    from helix_jobs.engine.loading.peft_adapter import PeftAdapter
     from helix_jobs.engine.weights.adapter import Adapter
     from helix_jobs.settings import Settings
 
@@ -52,34 +53,27 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     """
     device = get_device(settings.device)
     check_cache_device(settings.kv_cache_dtype, device)
-    draft = DraftSpec.parse(settings.draft_model)
+    named = DraftSpec.parse(settings.draft_model)
     profiles = settings.home / "profiles"
     check_device(device, format_of(settings.dtype, device, None).dtype, profiles, on_progress)
-    is_off = settings.speculation_depth == 0
+    draft = DraftSpec(NO_DRAFT) if settings.speculation_depth == 0 else named
     adapters = [read_adapter(name, folder) for name, folder in settings.adapters]
     if adapters and settings.reproducible == "on":
         raise ConfigurationError(
             "--reproducible cannot be had beside adapters, whose products may round by what is computed beside them; "
             "go on without one of the two"
         )
-    models = load_models(
+    models = open_models(
         settings.target_model,
-        NO_DRAFT if is_off else draft.model,
+        draft,
         device=device,
         dtype=settings.dtype,
+        compile_when=settings.compile,
         home=settings.home,
-        on_progress=on_progress,
-        compiles=compiles_kernels(device, settings.compile),
-        copies_blocks=draft.copies_blocks,
         adapters=adapters,
         kv_cache_dtype=settings.kv_cache_dtype,
+        on_progress=on_progress,
     )
-    models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
-    models = without_uncompiled_blocks(models, on_progress)
-    if settings.dtype != PACKED:
-        models = without_slow_blocks(models, on_progress)
-    models = without_slow_int8(models, on_progress)
-    models = with_faster_attention(models, profiles, on_progress, settings.kv_cache_dtype)
     if adapters:
         models = add_adapters(models, [one.adapter for one in adapters], on_progress)
     else:
@@ -105,6 +99,56 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     if kept is None and measured is not None:
         file.write(measured)
     return engine
+
+
+def open_models(
+    target: str,
+    draft: DraftSpec,
+    *,
+    device: torch.device,
+    dtype: str,
+    compile_when: str,
+    home: Path,
+    adapters: Sequence[PeftAdapter] = (),
+    kv_cache_dtype: str = "auto",
+    on_progress: Callable[[str], None] | None = None,
+) -> LoadedModels:
+    """Load models, in the forms in which this machine multiplies their weights fast.
+
+    The worker and the benches both open their models here, so that a bench measures what a worker computes.
+
+    Args:
+        target: As all that is not named here, see ``load_models``.
+        draft: The drafters and the draft model.
+        device: From ``get_device``.
+        dtype: As HELIX_DTYPE.
+        compile_when: As HELIX_COMPILE, see ``with_compiled_kernels``.
+        home: HELIX_HOME; kernels and trials are kept under it.
+        adapters: Are added later, see ``add_adapters``.
+        kv_cache_dtype: HELIX_KV_CACHE_DTYPE.
+        on_progress: Receives one line for each thing that is done.
+
+    Raises:
+        ConfigurationError, ModelError: See ``load_models`` and ``with_compiled_kernels``.
+    """
+    models = load_models(
+        target,
+        draft.model,
+        device=device,
+        dtype=dtype,
+        home=home,
+        on_progress=on_progress,
+        compiles=compiles_kernels(device, compile_when),
+        copies_blocks=draft.copies_blocks,
+        adapters=adapters,
+        kv_cache_dtype=kv_cache_dtype,
+    )
+    models = with_compiled_kernels(models, compile_when, home / "native", on_progress)
+    models = without_uncompiled_blocks(models, on_progress)
+    if dtype != PACKED:
+        models = without_slow_blocks(models, on_progress)
+    models = without_slow_int8(models, on_progress)
+    return with_faster_attention(models, home / "profiles", on_progress, kv_cache_dtype)
 
 
 def add_adapters(

@@ -228,7 +228,7 @@ const Layout<T> kLayouts[] = {
 
 // Rows that are next, as a rule. They are read a few columns of each at a time, in an order that no processor foresees.
 inline void fetch(const uint8_t *from, int64_t nbytes) {
-    for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(from + i);
+    for (int64_t i = 0; i < nbytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 }  // namespace
