@@ -15,6 +15,7 @@
     ├── UnfinishedSubmissionError   not all of the batch's lines are stored, and no command continues
     ├── UnreachableError            a service does not answer
     │   ├── BrokerUnreachableError
+    │   ├── EndpointUnreachableError  the user's server, with HELIX_ENGINE=endpoint
     │   └── DatabaseUnreachableError
     │       └── DatabaseRefusedError  it answers, but lacks something that waiting does not bring
     │       └── UncertainSubmissionError  it went silent over a submission's last step
@@ -144,6 +145,10 @@ class UnreachableError(HelixError):
 
 class BrokerUnreachableError(UnreachableError):
     """The Redis-compatible broker does not answer."""
+
+
+class EndpointUnreachableError(UnreachableError):
+    """The server that HELIX_ENDPOINT_URL names does not answer."""
 
 
 class DatabaseUnreachableError(UnreachableError):

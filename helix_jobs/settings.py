@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from helix_jobs.bounds import MAX_BATCH_SIZE, MAX_NEW_TOKENS, MAX_SPECULATION_DEPTH
+from helix_jobs.endpoint_url import checked_endpoint_key, checked_endpoint_url
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.files import PRIVATE_DIRECTORY, is_open_to_others, require_own_directory
 from helix_jobs.redis_url import checked_redis_url
@@ -272,8 +273,21 @@ class Settings:
     engine: str = field(
         default="helix",
         metadata=declared(
-            Choice(("helix", "fake")), "fake is a deterministic stand-in without models, for trying the queue."
+            Choice(("helix", "endpoint", "fake")),
+            "What computes: Helix, a server of yours (endpoint), or a stand-in without models to try the queue (fake).",
         ),
+    )
+    endpoint_url: str | None = field(
+        default=None,
+        metadata=declared(
+            Text(checked_endpoint_url), "With HELIX_ENGINE=endpoint: the address of your OpenAI-compatible server."
+        ),
+    )
+    endpoint_key: str | None = field(
+        default=None, metadata=declared(Text(checked_endpoint_key), "The key that this server asks for; default: none.")
+    )
+    endpoint_model: str | None = field(
+        default=None, metadata=declared(Text(), "The model's name on this server; default: the only one there.")
     )
 
     @classmethod

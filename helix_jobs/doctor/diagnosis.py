@@ -51,14 +51,21 @@ def diagnose(settings: Settings) -> Diagnosis:
     if all(verdict.level is not Level.FAILED for verdict in software):
         # These modules import torch, which is known to work only now.
         from helix_jobs.doctor.devices import check_devices, check_kernels
+        from helix_jobs.doctor.endpoint import check_endpoint
         from helix_jobs.doctor.models import check_models
         from helix_jobs.doctor.operators import judge_operators, try_operators
 
         # Add a check here; what it returns is shown as it is.
-        checks = {"devices": check_devices, "compiled kernels": check_kernels, "models": check_models}
+        checks: dict[str, _Check] = {"models": check_models}
+        is_own = settings.engine != "endpoint"  # otherwise nothing is computed here
+        if is_own:
+            checks = {"devices": check_devices, "compiled kernels": check_kernels, **checks}
+        else:
+            checks = {"endpoint": check_endpoint, **checks}
         engine = _run(checks, settings)
-        operators = try_operators(settings)
-        engine += judge_operators(operators)
+        if is_own:
+            operators = try_operators(settings)
+            engine += judge_operators(operators)
     return Diagnosis(tuple(_redacted(verdict) for verdict in (*software, *engine, *around)), operators)
 
 

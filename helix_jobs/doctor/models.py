@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helix_jobs.doctor.model_report import examine, report_models
@@ -26,6 +27,8 @@ def check_models(settings: Settings) -> list[Verdict]:
     """
     if settings.engine == "fake":
         return [Verdict("models", Level.OK, "none: HELIX_ENGINE is fake")]
+    if settings.engine == "endpoint":
+        return [_check_tokenizer(settings)]
     verdicts = [_check("target model", settings.target_model, settings)]
     try:
         draft = DraftSpec.parse(settings.draft_model).model
@@ -38,6 +41,19 @@ def check_models(settings: Settings) -> list[Verdict]:
     if all(verdict.level is Level.OK for verdict in verdicts):
         verdicts += _check_memory(settings)
     return verdicts
+
+
+def _check_tokenizer(settings: Settings) -> Verdict:
+    """Whether the files are here that the server's model needs here: its tokenizer's."""
+    name = settings.target_model
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return Verdict("tokenizer", Level.OK, f"of {name}: read when the worker starts, without weights")
+    missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
+    if not missing:
+        return Verdict("tokenizer", Level.OK, f"of {name}, without weights")
+    remedy = "fetch the tokenizer's files of the model that the server serves"
+    return Verdict("tokenizer", Level.FAILED, f"{name} has no {' and no '.join(missing)}", remedy)
 
 
 def _check_memory(settings: Settings) -> list[Verdict]:

@@ -101,6 +101,9 @@ class FakeEngine:
             test write to one file, which thus shows how often a job was executed.
         sleep: How a step passes its time; tests replace it.
         adapters: Names that requests may choose; each answers like the engine without it, and is named in results.
+
+    Attributes:
+        outage: See ``EngineInfo``; set from outside.
     """
 
     def __init__(
@@ -131,6 +134,7 @@ class FakeEngine:
         self._last_prompt: list[str] = []
         self._counters = EngineCounters()
         self._closed = threading.Event()
+        self.outage: str | None = None
         self._info = EngineInfo(
             target_model="fake-target",
             draft_model="fake-draft" if depth else None,
@@ -169,7 +173,7 @@ class FakeEngine:
     @property
     def info(self) -> EngineInfo:
         """A made-up device named ``fake``."""
-        return self._info
+        return replace(self._info, outage=self.outage)
 
     def encode(self, request: Request) -> EncodedRequest:
         """Give every word a token id. Thread-safe, as it changes no state.

@@ -36,6 +36,8 @@ class EngineInfo:
         chat: What a request may ask of a chat with the target, in words.
         adapters: Names of the adapters that requests may choose.
         kv_cache_dtype: ``int8`` for keys and values of 8 bits; ``auto`` for the target's own dtype.
+        is_remote: A server of the user's computes; ``device`` names it. Blocks and cache are then its own affair.
+        outage: Why the engine takes no requests at present; None while it does. All others then end as aborted.
     """
 
     target_model: str
@@ -54,6 +56,8 @@ class EngineInfo:
     is_reproducible: bool = False
     adapters: tuple[str, ...] = ()
     kv_cache_dtype: str = "auto"
+    is_remote: bool = False
+    outage: str | None = None
 
     @property
     def dtypes(self) -> str:

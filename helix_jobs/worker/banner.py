@@ -24,6 +24,21 @@ class WorkerBanner:
     def lines(self) -> tuple[tuple[str, str], ...]:
         """Label and value, one pair a line."""
         info = self.engine
+        services = (
+            ("broker", self.broker),
+            ("database", self.database),
+            *([("metrics", self.metrics)] if self.metrics is not None else []),
+        )
+        if info.is_remote:
+            return (
+                ("worker", self.worker_id),
+                ("server", info.device),
+                ("target", info.target_model),
+                ("answers", "as the server makes them; whether they repeat is its affair"),
+                ("chat", info.chat),
+                ("slots", f"{info.max_batch_size} requests at once, up to {info.max_model_len} tokens each"),
+                *services,
+            )
         cache = f"{rough_size(info.kv_cache_bytes)} ({info.num_blocks} blocks of {info.block_size} tokens)"
         return (
             ("worker", self.worker_id),
@@ -38,9 +53,7 @@ class WorkerBanner:
             ("chat", info.chat),
             ("slots", f"{info.max_batch_size}, up to {info.max_model_len} tokens each"),
             ("KV cache", cache if info.kv_cache_dtype == "auto" else f"{cache}; {_quantised_cache(info)}"),
-            ("broker", self.broker),
-            ("database", self.database),
-            *([("metrics", self.metrics)] if self.metrics is not None else []),
+            *services,
         )
 
 

@@ -19,6 +19,7 @@ from helix_jobs.worker.acceptance import judged
 from helix_jobs.worker.active_jobs import ActiveJob, ActiveJobs, NotTaken
 from helix_jobs.worker.answer_judge import AnswerJudge
 from helix_jobs.worker.counters import Counting
+from helix_jobs.worker.engine_outage import EngineOutage, Wait
 from helix_jobs.worker.engine_thread import EngineThread, RequestFailed
 from helix_jobs.worker.gate import Entry, JobGate
 from helix_jobs.worker.job_claims import JobClaims, Refusal
@@ -93,6 +94,7 @@ class WorkerService:
         )
         self._jobs = ActiveJobs()
         self._gate = gate or JobGate()
+        self._outage = EngineOutage(lambda: engine.info.outage)
         self._postponed = PostponedJobs()
         self._counting = Counting()
         self._judge = AnswerJudge()
@@ -108,13 +110,16 @@ class WorkerService:
 
     @property
     def idle_slots(self) -> int:
-        """Batch slots without a job; 0 while no more are taken."""
-        return 0 if self._jobs.is_closed else max(0, self._engine.info.max_batch_size - len(self._jobs))
+        """Batch slots without a job; 0 while no more are taken, and while the engine's server is lost."""
+        if self._jobs.is_closed or self._outage.lasts:
+            return 0
+        return max(0, self._engine.info.max_batch_size - len(self._jobs))
 
     @property
     def stuck(self) -> int:
         """Jobs being worked on while the engine holds none of them; 0 if it holds one, or no more are taken."""
-        return 0 if self._jobs.is_closed or self._engine_thread.request_count else len(self._jobs)
+        idles = self._jobs.is_closed or self._outage.lasts or self._engine_thread.request_count
+        return 0 if idles else len(self._jobs)
 
     @property
     def kept_waiting(self) -> int:
@@ -246,12 +251,22 @@ class WorkerService:
 
     def _run(self, active: ActiveJob) -> bool:
         """Claim, generate, finish: beside other jobs, or alone if it must. False: the job was not touched."""
+        waited = self._outage.wait(lambda: self._jobs.is_closed)
+        if waited is Wait.STOPPED:
+            return False
+        if waited is Wait.IN_VAIN:
+            self._put_off(active.job_id, self._outage.patience, "the engine's server is lost")
+            return True
         for alone in (False, True):
             entry = self._gate.enter(alone=alone)
             if entry is Entry.CLOSED:
                 return False
             if entry is Entry.TRY_LATER:
-                self._postpone(active.job_id)
+                self._put_off(
+                    active.job_id,
+                    self._gate.seconds_for_others,
+                    "a job at its last attempt cannot run alone, because others do not end",
+                )
                 return True
             try:
                 claim = self._claims.claim(active.job_id, alone=alone)
@@ -270,17 +285,12 @@ class WorkerService:
                 self._gate.leave()
         return True
 
-    def _postpone(self, job_id: int) -> None:
-        """Leave a job in the queue while the gate admits others; afterwards its message is sent again."""
-        seconds = self._gate.seconds_for_others
+    def _put_off(self, job_id: int, seconds: float, why: str) -> None:
+        """Leave a job in the queue for a while; afterwards its message is sent again."""
         if not self._postponed.put_off(job_id, seconds):
             return  # the reconciler has sent its message meanwhile, as another worker may have room for it
         self._counting.add(postponed=1)
-        logger.warning(
-            "a job at its last attempt cannot run alone, because others do not end; it is tried again in %.0f s",
-            seconds,
-            extra={"job_id": job_id},
-        )
+        logger.warning("%s; the job is tried again in %.0f s", why, seconds, extra={"job_id": job_id})
 
     def _serve(self, active: ActiveJob, claim: ClaimedJob) -> None:
         given_up = self._jobs.note_claim(active, claim)

@@ -17,6 +17,7 @@ PACKAGE = Path(helix_jobs.__file__).parent
 # Modules at the root, which every room may import, and what they may import of each other.
 FOUNDATIONS = {
     "child_process": set(),
+    "endpoint_url": {"errors"},
     "_version": set(),
     "bounds": set(),
     "errors": set(),
@@ -35,7 +36,7 @@ FOUNDATIONS = {
     "setting": {"errors"},
     "token_counts": set(),
     "token_logprobs": set(),
-    "settings": {"bounds", "errors", "files", "redis_url", "setting"},
+    "settings": {"bounds", "endpoint_url", "errors", "files", "redis_url", "setting"},
     "time_limits": {"errors"},
     "wording": set(),
     "helix_jobs": {"_version", "client", "values"},  # the public names, imported when they are first used
@@ -79,9 +80,10 @@ ARROWS |= {
     "engine.speculation": {
         *("engine.attention", "engine.devices", "engine.model", "engine.sampling", "engine.schedule", "values"),
     },
+    "engine.endpoint": {"engine", "engine.grammar", "engine.sampling", "engine.schedule", "engine.text", "values"},
     "engine.loading": {
         *("engine.attention", "engine.devices", "engine.kernels", "engine.model", "engine.speculation", "engine.text"),
-        *("engine.recurrence", "engine.weights", "engine", "values"),
+        *("engine.endpoint", "engine.grammar", "engine.recurrence", "engine.weights", "engine", "values"),
     },
     "engine": {
         *("engine.devices", "engine.grammar", "engine.model", "engine.sampling", "engine.schedule"),
@@ -98,6 +100,7 @@ LIBRARIES = {
     "transformers": {"bench", "engine"},
     "safetensors": {"engine"},
     "gguf": {"engine"},
+    "httpx2": {"engine"},
     "llguidance": {"bench", "engine", "intake", "values"},
     "numpy": {"bench", "engine", "values"},
     "sqlalchemy": {"api", "bench", "client", "doctor", "storage", "worker"},

@@ -105,6 +105,19 @@ class HubModel:
         return self.folder.name
 
 
+def download_description(name: str, on_progress: Callable[[str], None]) -> Path:
+    """Download a model's small files into the hub's cache, and return their folder.
+
+    Raises:
+        ModelNotFoundError: There is no such model, or it cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(name):
+        on_progress(f"looking up {name} on the hub")
+        return Path(snapshot_download(name, allow_patterns=_DESCRIPTION_FILES, ignore_patterns=["*/*"]))
+
+
 def find_on_hub(name: str, on_progress: Callable[[str], None]) -> HubModel:
     """Download a model's description into the hub's cache, and find out which files hold its weights.
 
@@ -112,11 +125,10 @@ def find_on_hub(name: str, on_progress: Callable[[str], None]) -> HubModel:
         ModelNotFoundError: There is no such model, it cannot be fetched, or it has only ``.gguf`` files.
         UnsupportedArchitectureError: The engine does not serve it, as far as the description tells.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
+    folder = download_description(name, on_progress)
     with hub_errors(name):
-        on_progress(f"looking up {name} on the hub")
-        folder = Path(snapshot_download(name, allow_patterns=_DESCRIPTION_FILES, ignore_patterns=["*/*"]))
         if not (folder / "config.json").is_file():
             check_files(name, HfApi().model_info(name))
         config = check_model_type(name, folder)

@@ -1,4 +1,4 @@
-"""Which engine a worker runs: the real one, or the fake one of ``testing.py`` where the settings ask for it.
+"""Which engine a worker runs: Helix's own, a server of the user's, or the fake one, as the settings ask.
 
 Each is imported only when it is chosen: torch takes seconds.
 """
@@ -21,6 +21,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
 
     Raises:
         ConfigurationError: The device or the dtype is not available.
+        EndpointUnreachableError: The user's server does not answer.
         ModelError: The models cannot be served here; the subclasses say why.
     """
     if settings.engine == "fake":
@@ -30,6 +31,10 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
             max_batch_size=settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE,
             adapters=tuple(name for name, _ in settings.adapters),
         )
+    if settings.engine == "endpoint":
+        from helix_jobs.engine.loading.load_endpoint import load_endpoint
+
+        return load_endpoint(settings, on_progress)
     from helix_jobs.engine.loading.load_engine import load_engine as load
 
     return load(settings, on_progress)
@@ -43,6 +48,9 @@ def device_name(settings: Settings) -> str:
     """
     if settings.engine == "fake":
         return "fake"
+    if settings.engine == "endpoint":
+        # No device of this machine: the lock keeps a second worker off the same server, unless it is wanted.
+        return str(settings.endpoint_url)
     from helix_jobs.engine.loading.model_loader import get_device
 
     return str(get_device(settings.device))

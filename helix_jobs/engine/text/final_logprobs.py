@@ -14,11 +14,11 @@ from helix_jobs.token_logprobs import NO_TOKEN, TokenLogprobs
 if TYPE_CHECKING:
     from helix_jobs.engine.request import GenerationResult
     from helix_jobs.engine.schedule.logprob_record import LogprobRecord
-    from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.text.codec import TextCodec
+    from helix_jobs.engine.text.final_text import EndedOutput
 
 
-def with_logprobs(result: GenerationResult, sequence: Sequence, codec: TextCodec) -> GenerationResult:
+def with_logprobs(result: GenerationResult, sequence: EndedOutput, codec: TextCodec) -> GenerationResult:
     """The result with the log probabilities that its request asks for; an error's result as it is."""
     if result.error is not None:
         return result
@@ -33,7 +33,7 @@ def with_logprobs(result: GenerationResult, sequence: Sequence, codec: TextCodec
     return result
 
 
-def _num_shown(sequence: Sequence, shown: str, codec: TextCodec) -> int:
+def _num_shown(sequence: EndedOutput, shown: str, codec: TextCodec) -> int:
     """How many output tokens have a part in the text before a stop string."""
     answer, context = answer_ids(sequence), context_of(sequence.request, codec)
     return (
@@ -45,10 +45,10 @@ def _num_shown(sequence: Sequence, shown: str, codec: TextCodec) -> int:
     )
 
 
-def _of_prompt(sequence: Sequence, record: LogprobRecord, codec: TextCodec) -> TokenLogprobs:
+def _of_prompt(sequence: EndedOutput, record: LogprobRecord, codec: TextCodec) -> TokenLogprobs:
     """The record behind a row for the prompt's first token, which has no log probability."""
     missing = record.num_alternatives
-    token_ids = array("i", [sequence.token_ids[0], *[NO_TOKEN] * missing])
+    token_ids = array("i", [sequence.request.prompt_token_ids[0], *[NO_TOKEN] * missing])
     logprobs = array("f", [math.nan] * (1 + missing))
     return _with_texts(missing, token_ids + record.token_ids, logprobs + record.logprobs, codec)
 

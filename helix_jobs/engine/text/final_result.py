@@ -11,12 +11,12 @@ from helix_jobs.exhaustion import is_shortage
 
 if TYPE_CHECKING:
     from helix_jobs.engine.request import GenerationResult
-    from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.text.chat_forms import ChatForms
     from helix_jobs.engine.text.codec import TextCodec
+    from helix_jobs.engine.text.final_text import EndedOutput
 
 
-def final_result(sequence: Sequence, codec: TextCodec, forms: ChatForms) -> GenerationResult:
+def final_result(sequence: EndedOutput, codec: TextCodec, forms: ChatForms) -> GenerationResult:
     """The result of one choice; a request whose output cannot be read fails alone.
 
     Args:

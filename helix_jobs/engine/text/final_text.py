@@ -17,19 +17,22 @@ from helix_jobs.exhaustion import is_shortage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from collections.abc import Sequence as SequenceOf
 
+    from helix_jobs.engine.matcher import Grammar
     from helix_jobs.engine.reasoning import Place
     from helix_jobs.engine.request import EncodedRequest, GenerationResult
-    from helix_jobs.engine.schedule.sequence import Sequence
+    from helix_jobs.engine.schedule.logprob_record import LogprobRecord
     from helix_jobs.engine.text.calls import Call
     from helix_jobs.engine.text.chat_forms import ChatForms
     from helix_jobs.engine.text.codec import Context, TextCodec
     from helix_jobs.engine.text.stop_strings import StopStringWatch
+    from helix_jobs.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
 
-def apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int) -> int:
+def apply_stop_strings(sequence: EndedOutput, watch: StopStringWatch, num_new: int) -> int:
     """End the sequence at a stop string, if there is one; return the number of new tokens dropped.
 
     Stop strings count in the answer only, not in the thinking before it.
@@ -70,6 +73,63 @@ class Output(Protocol):
         """The answer before a stop string; None without one."""
 
 
+class Form(Protocol):
+    """The form that an output must have, as it judges one: an ``OutputGrammar``."""
+
+    @property
+    def grammar(self) -> Grammar:
+        """The compiled constraint."""
+
+    def is_accepting(self, output_ids: SequenceOf[int], /) -> bool:
+        """Whether the output has the form."""
+
+
+class EndedOutput(Output, Protocol):
+    """An output that may end here: a ``Sequence`` of Helix's own engine, or a server's answer."""
+
+    stopped_text: str | None
+
+    @property
+    def request_id(self) -> str:
+        """The choice's own id."""
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Length of the output."""
+
+    @property
+    def grammar(self) -> Form | None:
+        """The form that it must have."""
+
+    @property
+    def error(self) -> RequestError | None:
+        """Why it has failed."""
+
+    @property
+    def kept_stop_ids(self) -> frozenset[int]:
+        """Tokens that end an output and stay at its end."""
+
+    @property
+    def logprobs(self) -> LogprobRecord | None:
+        """The log probabilities of its tokens."""
+
+    @property
+    def prompt_logprobs(self) -> LogprobRecord | None:
+        """The log probabilities of its prompt's tokens."""
+
+    def truncate_output(self, num_output_tokens: int, /) -> None:
+        """Forget output tokens past so many."""
+
+    def finish(self, reason: FinishReason, /) -> None:
+        """End with a reason."""
+
+    def fail(self, error: RequestError, /) -> None:
+        """End with an error."""
+
+    def result(self, output_text: str, /) -> GenerationResult:
+        """The result."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The parts of an output; see ``GenerationResult``."""
@@ -79,7 +139,7 @@ class Answer:
     reasoning_tokens: int | None = None
 
 
-def result_of(sequence: Sequence, codec: TextCodec, forms: ChatForms | None = None) -> GenerationResult:
+def result_of(sequence: EndedOutput, codec: TextCodec, forms: ChatForms | None = None) -> GenerationResult:
     """The result of an output that has ended: its answer, its thinking and its calls. See ``final_result``.
 
     Args:
@@ -195,7 +255,7 @@ def answer_ids(sequence: Output) -> list[int]:
     return [] if start is None else output_ids[start:]
 
 
-def _named(sequence: Sequence, calls: list[Call]) -> tuple[Mapping[str, Any], ...]:
+def _named(sequence: EndedOutput, calls: list[Call]) -> tuple[Mapping[str, Any], ...]:
     """The calls in OpenAI's form. An id is a function of prompt and output, so that a retried job has the same."""
     request = sequence.request
     root = repr((request.seed, request.prompt_token_ids, sequence.output_token_ids))
@@ -209,7 +269,7 @@ def _named(sequence: Sequence, calls: list[Call]) -> tuple[Mapping[str, Any], ..
     )
 
 
-def is_valid(sequence: Sequence) -> bool | None:
+def is_valid(sequence: EndedOutput) -> bool | None:
     """Whether an output that has ended has the form it was asked for; None if it was asked for none."""
     grammar = sequence.grammar
     if grammar is None:
@@ -226,7 +286,7 @@ def is_valid(sequence: Sequence) -> bool | None:
         return False
 
 
-def fail(sequence: Sequence, error: Exception) -> None:
+def fail(sequence: EndedOutput, error: Exception) -> None:
     """End a request with an error, as its output cannot be read."""
     kind = type(error).__name__
     # Log only the error's type and traceback, as a library's message may quote the answer. A panic's own output on
