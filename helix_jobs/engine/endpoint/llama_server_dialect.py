@@ -58,7 +58,8 @@ class LlamaServerDialect:
             "presence_penalty": params.presence_penalty,
             "frequency_penalty": params.frequency_penalty,
             "repeat_penalty": params.repetition_penalty,
-            "repeat_last_n": -1,
+            # All tokens: newer releases refuse -1, which used to mean that.
+            "repeat_last_n": len(request.prompt_token_ids) + asked.max_tokens,
             "samplers": list(_SAMPLERS),
             "cache_prompt": True,
             "return_tokens": True,
