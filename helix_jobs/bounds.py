@@ -15,3 +15,8 @@ MAX_SPECULATION_DEPTH: Final = 16
 MAX_BATCH_SIZE: Final = 4096
 # The batch size if neither a setting nor the device gives another.
 DEFAULT_MAX_BATCH_SIZE: Final = 32
+
+
+def interactive_slots(asked: int | None, max_batch_size: int) -> int:
+    """Slots that interactive requests hold at most while there is bulk work: as asked, or half of the batch."""
+    return min(max_batch_size, asked or max(1, max_batch_size // 2))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # number.
 PRIORITIES: Final = tuple(range(10))
 PRIORITY_MARK: Final = "\x06\x16"
+_URGENT_MARK: Final = ".urgent"
 _QUEUE: Final = re.compile(r"helix\.[0-9a-z]{1,32}")
 
 
@@ -46,6 +47,11 @@ class QueueNames:
         return tuple(f"{self.queue}{PRIORITY_MARK}{step}" if step else self.queue for step in PRIORITIES)
 
     @property
+    def urgent(self) -> str:
+        """The name under which a worker takes messages from the first of ``lists`` alone; no key has this name."""
+        return f"{self.queue}{_URGENT_MARK}"
+
+    @property
     def unacked(self) -> str:
         """The hash of unacknowledged messages."""
         return f"{self.queue}.unacked"
@@ -64,6 +70,12 @@ class QueueNames:
     def events(self) -> str:
         """The exchange of Celery's events, which Flower listens to."""
         return f"{self.queue}.events"
+
+
+def without_urgent_mark(name: str) -> str:
+    """The queue itself, if this name is the ``urgent`` one of a queue; other names stay as they are."""
+    queue = name.removesuffix(_URGENT_MARK)
+    return queue if is_job_queue(queue) else name
 
 
 def is_job_queue(name: str) -> bool:

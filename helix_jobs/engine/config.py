@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE, MAX_SPECULATION_DEPTH
+from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE, MAX_SPECULATION_DEPTH, interactive_slots
 from helix_jobs.errors import ConfigurationError
 
 # Trade-off: higher K means more speed-up potential but more wasted compute on a mismatch.
@@ -177,7 +177,7 @@ class EngineConfig:
     @property
     def slots_for_urgent(self) -> int:
         """Slots that urgent requests hold at most while there is bulk work."""
-        return min(self.max_batch_size, self.urgent_slots or max(1, self.max_batch_size // 2))
+        return interactive_slots(self.urgent_slots, self.max_batch_size)
 
     @property
     def step_tokens(self) -> int:

@@ -17,6 +17,7 @@ from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.bounds import interactive_slots
 from helix_jobs.broker.publisher import (
     CeleryPublisher,
     EmbeddedBroker,
@@ -193,7 +194,8 @@ class _Worker:
         self._engine = load_engine(self._settings, on_progress)
         # As many threads as the batch has slots, even if the device chose the number of slots.
         self._settings = replace(self._settings, max_batch_size=self._engine.info.max_batch_size)
-        check_threads(self._engine.info.max_batch_size)
+        slots = self._engine.info.max_batch_size
+        check_threads(slots, interactive_slots(self._settings.interactive_slots, slots))
         self._consuming = ConsumerLoop(self._settings, self._names, self._hostname, self.ending)
 
     def start(self) -> WorkerBanner:

@@ -15,13 +15,17 @@ THREADS_PER_SLOT: Final = 2
 MOST_TRIED: Final = 128
 
 
-def check_threads(slots: int) -> None:
+def check_threads(slots: int, spare: int = 0) -> None:
     """Start the threads that a worker with so many slots needs, and let them end again.
+
+    Args:
+        slots: Batch slots.
+        spare: Jobs beside those of the slots that it may have in hand.
 
     Raises:
         ConfigurationError: The system does not allow so many threads, or has no memory for their stacks.
     """
-    wanted = OWN_THREADS + THREADS_PER_SLOT * min(slots, MOST_TRIED)
+    wanted = OWN_THREADS + THREADS_PER_SLOT * min(slots + spare, MOST_TRIED)
     release = threading.Event()
     threads = []
     try:

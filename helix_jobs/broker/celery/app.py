@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import Celery
 from celery.signals import worker_init
 
-from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE
+from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE, interactive_slots
 from helix_jobs.broker.celery.service import bound_service
+from helix_jobs.broker.celery.urgent_tasks import UrgentTasks
 from helix_jobs.broker.publisher import broker_url, read_queue_names, transport_options
 from helix_jobs.errors import HelixError
 from helix_jobs.settings import Settings
@@ -65,6 +66,10 @@ def celery_settings(settings: Settings, names: QueueNames) -> Mapping[str, Any]:
         # Without a setting, the worker puts in the size that its engine has chosen for the device.
         "worker_concurrency": concurrency(settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE),
         "worker_prefetch_multiplier": 2,
+        # Messages of the highest priority that a worker takes beyond those: see ``UrgentTasks`` and ``TaskPool``.
+        "helix_urgent_messages": interactive_slots(
+            settings.interactive_slots, settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE
+        ),
         "worker_enable_prefetch_count_reduction": False,
         "broker_connection_retry": True,
         "broker_connection_retry_on_startup": True,
@@ -134,5 +139,6 @@ def _refuse_bare_worker(**_: object) -> None:
 
 
 app = Celery("helix", amqp="helix_jobs.broker.celery.transport:AMQP")
+app.steps["consumer"].add(UrgentTasks)
 # Read when the first command needs it, so that importing this module reads no environment.
 app.add_defaults(_defaults)

@@ -1,14 +1,17 @@
-"""TaskPool: Celery's thread pool, which can also stop a running job."""
+"""TaskPool: Celery's thread pool, which runs urgent jobs first and can also stop a running job."""
 
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any, Final
 
 from celery.concurrency.base import apply_target
 from celery.concurrency.thread import ApplyResult as ThreadResult
 from celery.concurrency.thread import TaskPool as ThreadPool
 
+from helix_jobs.bounds import MAX_PRIORITY
+from helix_jobs.broker.celery.priority_threads import PriorityThreads
 from helix_jobs.broker.celery.service import bound_service
 from helix_jobs.broker.messages import job_id_of
 from helix_jobs.errors import ConfigurationError
@@ -24,7 +27,7 @@ class ApplyResult(ThreadResult):  # type: ignore[misc]  # celery has no types
 
 
 class TaskPool(ThreadPool):  # type: ignore[misc]
-    """One thread for each batch slot, each waiting for the engine.
+    """One thread for each batch slot, each waiting for the engine, and spare threads for urgent jobs.
 
     Celery terminates a task by the process id it was accepted with. All threads share a process, so each call gets a
     number of its own instead, by which ``terminate_job`` finds the job.
@@ -32,6 +35,7 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (Celery's signature)
         super().__init__(*args, **kwargs)
+        self.executor = PriorityThreads(self.limit, self.app.conf.helix_urgent_messages)
         self._numbers = itertools.count(1)
         self._jobs: dict[int, int] = {}
 
@@ -49,7 +53,8 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
         job_id = job_id_of(request.get("args")) if isinstance(request, dict) else None
         if job_id is not None:
             self._jobs[number] = job_id
-        future = self.executor.submit(apply_target, target, args, kwargs, callback, accept_callback, pid=number)
+        call = partial(apply_target, target, args, kwargs, callback, accept_callback, pid=number)
+        future = self.executor.submit(_priority(request), call)
         future.add_done_callback(lambda _: self._jobs.pop(number, None))
         return ApplyResult(future)
 
@@ -86,6 +91,16 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
             service.begin_drain()
         super().on_stop()
 
+    def _get_info(self) -> dict[str, Any]:
+        return {"max-concurrency": self.limit, "threads": self.executor.thread_count}
+
     def on_terminate(self) -> None:
         """Wait as ``on_stop`` does, also at a cold shutdown: the threads end once their jobs are handed back."""
         self.on_stop()
+
+
+def _priority(request: Any) -> int:  # noqa: ANN401  (Celery's, made from a message)
+    """The message's priority, 0 first; a message that says nothing readable about it goes last."""
+    delivery = request.get("delivery_info") if isinstance(request, dict) else None
+    priority = delivery.get("priority") if isinstance(delivery, dict) else None
+    return priority if isinstance(priority, int) and 0 <= priority <= MAX_PRIORITY else MAX_PRIORITY

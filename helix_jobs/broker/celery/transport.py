@@ -10,6 +10,7 @@ any thread may use it.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +27,7 @@ from helix_jobs.broker.celery.remote_control import is_command
 from helix_jobs.broker.celery.service import bound_service
 from helix_jobs.broker.junk_sweep import sweep
 from helix_jobs.broker.messages import is_envelope, job_id_of_message
-from helix_jobs.broker.queue_names import QueueNames, is_job_queue
+from helix_jobs.broker.queue_names import PRIORITIES, QueueNames, is_job_queue, without_urgent_mark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,12 +47,14 @@ rejections: Final = Rejections(_count)
 class Channel(redis.Channel):
     """Drops undecodable messages and the junk behind them; notes messages that it cannot give back.
 
-    It keeps its client as long as its pool stays the same.
+    It keeps its client as long as its pool stays the same. A channel that consumes the ``urgent`` name of a queue takes
+    messages from the queue's first list.
     """
 
     QoS = Deliveries
     may_sweep = True
     _kept: Any = None
+    _takes_urgent = False
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002  (kombu's signature)
         """The kept client; a new one for the event loop, which needs a connection of its own."""
@@ -70,9 +73,31 @@ class Channel(redis.Channel):
             if self._qos is not None:
                 self._qos.note_held()
 
+    def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  (kombu's signature)
+        """Begin to take messages of a queue, or only its most urgent ones."""
+        self._takes_urgent = without_urgent_mark(queue) != queue
+        if self._takes_urgent:
+            self.priority_steps = [PRIORITIES[0]]
+        return super().basic_consume(queue, *args, **kwargs)  # type: ignore[no-untyped-call]  # kombu's
+
+    def finish_reading(self) -> None:
+        """Read what the broker is about to hand over, at most for the second in which it answers."""
+        if self._in_poll:
+            with suppress(Empty):
+                self._brpop_read()
+
+    def named(self, queue: str) -> str:
+        """The name under which this channel consumes the queue."""
+        return QueueNames.of_queue(queue).urgent if self._takes_urgent and is_job_queue(queue) else queue
+
+    def _q_for_pri(self, queue: str, pri: int) -> str:
+        key: str = super()._q_for_pri(without_urgent_mark(queue), pri)  # type: ignore[no-untyped-call]  # kombu's
+        return key
+
     def _brpop_read(self, **options: Any) -> Any:  # noqa: ANN401  (kombu's signature)
         transport = self.connection
         transport.decoded = transport.dropped = False
+        transport.reader = self
         try:
             read = super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # kombu has few types
         except (Empty, *transport.connection_errors, *transport.channel_errors):
@@ -91,7 +116,7 @@ class Channel(redis.Channel):
         """Drop the junk that may follow a junk message."""
         if not self.may_sweep:
             return
-        queues = [queue for queue in self.active_queues if is_job_queue(queue)]
+        queues = [queue for queue in map(without_urgent_mark, self.active_queues) if is_job_queue(queue)]
         try:
             with self.conn_or_acquire() as client:
                 for queue in queues:
@@ -119,11 +144,13 @@ class Transport(redis.Transport):
     """Drops foreign messages before kombu records them as unacknowledged.
 
     Attributes:
+        reader: The channel that read last.
         decoded: The message being read has been decoded; later errors are not due to it.
         dropped: The message was a foreign one.
     """
 
     Channel = Channel
+    reader: Any = None
     decoded = False
     dropped = False
 
@@ -135,7 +162,8 @@ class Transport(redis.Transport):
         elif not is_envelope(message):
             rejections.note("no message")
         else:
-            super()._deliver(message, queue)  # type: ignore[no-untyped-call]
+            name = queue if self.reader is None else self.reader.named(queue)
+            super()._deliver(message, name)  # type: ignore[no-untyped-call]
 
 
 class Connection(KombuConnection):
