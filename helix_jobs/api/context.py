@@ -13,6 +13,7 @@ from helix_jobs.api.growth_feed import GrowthFeed
 from helix_jobs.api.interactive import Interactive
 from helix_jobs.api.job_watch import JobWatch
 from helix_jobs.api.open_requests import OpenRequests
+from helix_jobs.api.outbox import Outbox
 from helix_jobs.api.page.board import Board
 from helix_jobs.api.page.events import Listeners
 from helix_jobs.api.page.sessions import Sessions
@@ -33,6 +34,7 @@ class Context:
     database: Database
     access: Access
     interactive: Interactive
+    outbox: Outbox
     watch: JobWatch
     feed: GrowthFeed
     open_requests: OpenRequests
@@ -60,6 +62,7 @@ class Context:
             database=database,
             access=access,
             interactive=Interactive(settings, database),
+            outbox=Outbox(settings, database),
             watch=JobWatch(database),
             feed=GrowthFeed(settings, database),
             open_requests=open_requests,
@@ -80,4 +83,4 @@ class Context:
         self.watch.close()
         self.feed.close()
         self.retention.close()
-        self.interactive.close()
+        self.outbox.close()

@@ -14,6 +14,7 @@ from helix_jobs.api.described import GENERATION_BODIES, refusals
 from helix_jobs.api.interactive import Call
 from helix_jobs.api.problems import Problem
 from helix_jobs.api.prompts import each_prompt, one_answer
+from helix_jobs.api.storing import stored
 from helix_jobs.api.streaming import stream_answer
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.forms import CHAT_ENDPOINT, COMPLETION_ENDPOINT
@@ -95,6 +96,8 @@ async def _generate(request: Request, endpoint: str, idempotency_key: str | None
         return _EventStream(first, events)
     if len(calls) > 1:  # all are checked before the first is stored
         await run_in_threadpool(lambda: [context.interactive.checked(one) for one in calls])
+        if idempotency_key is not None:  # where the key names another request, none of the others is stored
+            await run_in_threadpool(context.interactive.store, calls[0])
     answers = [asyncio.ensure_future(_answered(request, context, one)) for one in calls]
     try:
         bodies = await asyncio.gather(*answers)
@@ -118,8 +121,7 @@ async def _answered(request: Request, context: Context, call: Call) -> dict[str,
     """
     with context.open_requests.one(call.owner):
         await run_in_threadpool(context.workers.require_one)
-        job_id = await run_in_threadpool(context.interactive.store, call)
-        await run_in_threadpool(context.interactive.publish, job_id)
+        job_id = await stored(context, call)
         if not await _ended(request, context, job_id, may_cancel=call.idempotency_key is None):
             return None
         return await run_in_threadpool(context.interactive.answer, job_id)

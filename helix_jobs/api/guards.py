@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES: Final = 5 * 1024 * 1024
 # How long a client may let its body wait. A client that sends nothing so long has gone, or means harm.
 BODY_SECONDS: Final = 30.0
+# After this head start a body must have come at this pace in the mean, in bytes a second. Trade-off: a client behind a
+# slower line is refused; without a bound one that sends a byte now and then would keep its place for ever.
+BODY_PACE: Final = 8192
+HEAD_START_SECONDS: Final = 30.0
 # Whatever has no key: it tells nothing about anybody's work.
 _PUBLIC: Final = frozenset({"/health", "/ready"})
 # What changes nothing, and so may be asked by a link on whatever page.
@@ -124,12 +129,13 @@ class _Body:
         self._limit = limit
         self._bytes = 0
         self._ended = False
+        self._began = time.monotonic()
 
     async def receive(self) -> Message:
         """The next part.
 
         Raises:
-            Problem: The body is too large, or the client stopped in the middle of it.
+            Problem: The body is too large or too slow, or the client stopped in the middle of it.
         """
         if self._ended:  # what comes now is the client's leaving, which may come late
             return await self._receive()
@@ -142,6 +148,10 @@ class _Body:
             self._ended = not message.get("more_body", False)
             if self._bytes > self._limit:
                 raise _too_large(self._limit)
+            if not self._ended and time.monotonic() - self._began > HEAD_START_SECONDS + self._bytes / BODY_PACE:
+                raise Problem(
+                    408, f"the body comes at less than {BODY_PACE:,} bytes a second; send it whole", code="timeout"
+                )
         return message
 
 

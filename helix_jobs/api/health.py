@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 router = APIRouter(tags=["health"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", summary="Whether the server runs")
 async def health() -> dict[str, str]:
     """Answers as long as the server runs; asks nobody else."""
     return {"status": "ok"}
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", summary="Whether requests would be answered", responses={503: {"description": "They would not."}})
 def ready(request: Request) -> JSONResponse:
     """Whether the database answers, and a worker runs."""

@@ -1,9 +1,8 @@
-"""Interactive: one request of a client, stored as a job, published at once, and waited for."""
+"""Interactive: one request of a client, stored as a job, and read back."""
 
 from __future__ import annotations
 
 import logging
-import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -11,17 +10,15 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.api.idempotency import stored_key
 from helix_jobs.api.problems import Problem, problem_of_job
 from helix_jobs.bounds import MAX_PRIORITY
-from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, broker_url, read_queue_names
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import HelixError, NotFoundError
 from helix_jobs.intake.forms import parse_job
 from helix_jobs.intake.limits import Limits
 from helix_jobs.intake.sampling_fields import SamplingReader
-from helix_jobs.redis_url import MEMORY_URL
 from helix_jobs.results.openai import openai_line
-from helix_jobs.storage import batch_changes, publishing
+from helix_jobs.storage import batch_changes
 from helix_jobs.storage.batches import new_batch_id
-from helix_jobs.storage.records import NewBatch, PublishableJob
+from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.results import answers_of
 from helix_jobs.storage.single_request import store_request
 from helix_jobs.storage.states import JobState
@@ -50,6 +47,8 @@ class Call:
         size: Bytes of the JSON.
         owner: Whose it is.
         idempotency_key: The client's name for it: the same request under the same key is answered once.
+        number: Which of the client's prompts it asks about, from 0 on.
+        count: How many prompts the client has sent.
     """
 
     endpoint: str
@@ -57,24 +56,22 @@ class Call:
     size: int
     owner: str
     idempotency_key: str | None = None
+    number: int = 0
+    count: int = 1
 
 
 class Interactive:
-    """Stores, publishes, reads and cancels single requests. Every method blocks, and may be called by any thread.
+    """Stores, reads and cancels single requests. Every method blocks, and may be called by any thread.
 
     Args:
-        settings: The limits, and where the broker is.
+        settings: The limits.
         database: The database.
     """
 
     def __init__(self, settings: Settings, database: Database) -> None:
-        self._settings = settings
         self._database = database
         self._sampling = SamplingReader(SamplingParams())
         self._limits = Limits.of(settings)
-        self._publisher: CeleryPublisher | None = None
-        # kombu's connection serves one thread at a time.
-        self._lock = threading.Lock()
 
     def checked(self, call: Call) -> NewJob:
         """The job that a request becomes.
@@ -105,10 +102,10 @@ class Interactive:
             id=new_batch_id(now),
             source=call.endpoint,
             created_at=now,
-            idempotency_key=stored_key("http", call.owner, call.idempotency_key),
+            idempotency_key=stored_key("http", call.owner, call.idempotency_key, number=call.number),
             interactive=True,
         )
-        return self._database.transact(lambda c: store_request(c, batch, job))
+        return self._database.transact(lambda c: store_request(c, batch, job, place=(call.number, call.count)))
 
     def answer(self, job_id: int) -> dict[str, Any]:
         """The answer of an ended job, as OpenAI's body.
@@ -139,35 +136,6 @@ class Interactive:
             return
         except HelixError as error:
             logger.warning("job %d, whose client has gone, is not cancelled: %s", job_id, error)
-
-    def close(self) -> None:
-        """Close the connection to the broker."""
-        with self._lock:
-            if self._publisher is not None:
-                self._publisher.close()
-                self._publisher = None
-
-    def publish(self, job_id: int) -> None:
-        """Send the job's message. Where that fails, a worker sends it some seconds later. Raises no HelixError."""
-        try:
-            with self._lock:
-                if self._publisher is None:
-                    self._publisher = self._connected()
-                if self._publisher is None:
-                    return
-                # Not through the window of waiting jobs, which bulk work may fill.
-                self._publisher.publish([PublishableJob(job_id, MAX_PRIORITY)])
-            self._database.transact(lambda c: publishing.mark_published(c, [job_id], datetime.now(UTC)))
-        except HelixError as error:
-            logger.warning("job %d is stored, and a worker will publish it: %s", job_id, error)
-
-    def _connected(self) -> CeleryPublisher | None:
-        """None while only a worker has a broker."""
-        if self._settings.redis_url == MEMORY_URL:
-            return None
-        if self._settings.redis_url is None and not EmbeddedBroker(self._settings.home).is_running():
-            return None
-        return CeleryPublisher(broker_url(self._settings), read_queue_names(self._database))
 
 
 def _may_grow(request: Mapping[str, Any]) -> bool:

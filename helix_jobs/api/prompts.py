@@ -36,13 +36,13 @@ def each_prompt(call: Call, *, is_streamed: bool) -> list[Call]:
         raise _refused("the answers of several prompts are not streamed; send one prompt, or leave stream out")
     if len(prompts) > MAX_PROMPTS:
         raise _refused(f"there are {len(prompts)} prompts; send at most {MAX_PROMPTS}, or a batch")
-    key = call.idempotency_key
     return [
         replace(
             call,
             body={**call.body, "prompt": prompt},
             size=call.size // len(prompts),
-            idempotency_key=None if key is None else f"{key}[{number}]",
+            number=number,
+            count=len(prompts),
         )
         for number, prompt in enumerate(prompts)
     ]

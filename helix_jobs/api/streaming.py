@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from helix_jobs.api.chunks import DONE, WAITING, Chunks, event
 from helix_jobs.api.growing_answer import ChangedAnswerError, GrowingAnswer
 from helix_jobs.api.problems import Problem, problem_of
+from helix_jobs.api.storing import stored
 from helix_jobs.errors import HelixError
 from helix_jobs.intake.forms import CHAT_ENDPOINT
 
@@ -51,12 +52,11 @@ async def stream_answer(request: Request, context: Context, call: Call, *, has_u
     with context.open_requests.one(call.owner):
         model = (await run_in_threadpool(context.workers.require_one)).target_model
         await run_in_threadpool(context.feed.start)
-        job_id = await run_in_threadpool(context.interactive.store, call, context.feed.listener)
+        job_id = await stored(context, call, context.feed.listener)
         chunks = Chunks(job_id, model, int(time.time()), is_chat=call.endpoint == CHAT_ENDPOINT, has_usage=has_usage)
         waiting = _Waiting(context, job_id)
         begun = False
         try:
-            await run_in_threadpool(context.interactive.publish, job_id)
             async for piece in _events(context, waiting, chunks):
                 if piece is not None:
                     begun = True

@@ -25,10 +25,16 @@ _IDS: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
 _ENDED: Final = select(jobs.c.id).where(text("jobs.finished_at IS NOT NULL"), jobs.c.id.in_(_IDS))
 
 
-def store_request(c: Connection, batch: NewBatch, job: NewJob) -> int:
+def store_request(c: Connection, batch: NewBatch, job: NewJob, *, place: tuple[int, int] = (0, 1)) -> int:
     """Store a sealed batch of this one job, and return the job's id.
 
     The batch's idempotency key may name an earlier one: then nothing is stored, and the earlier job's id is returned.
+
+    Args:
+        c: A write transaction.
+        batch: The batch.
+        job: Its job.
+        place: Which part of a client's request it is, and of how many.
 
     Raises:
         IdempotencyConflictError: The key names a batch with another content.
@@ -36,7 +42,8 @@ def store_request(c: Connection, batch: NewBatch, job: NewJob) -> int:
     found = stored.create_batch(c, batch)
     # Who reads the answer while it grows is no part of what is asked.
     asked = {name: value for name, value in job.request.items() if name != "stream"}
-    digest = sha256(compact_json([job.priority, asked]).encode()).hexdigest()
+    content = [job.priority, asked] if place == (0, 1) else [job.priority, asked, *place]
+    digest = sha256(compact_json(content).encode()).hexdigest()
     if found.total is None:
         job.seed_from(found.id)
         stored.insert_jobs(c, found.id, [job], datetime.now(UTC))

@@ -79,6 +79,8 @@ def test_refusals_name_the_field_and_store_nothing(served: tuple[Box, str]) -> N
         assert http.get("/v1/completions").status_code == 405
         assert http.get("/v1/nothing").json()["error"]["message"].startswith("there is no GET /v1/nothing")
         assert http.get("/docs").status_code == 200
+        for path in ("/health", "/ready"):
+            assert (http.head(path).status_code, http.head(path).content) == (200, b"")
     assert count(box, jobs) == 0
 
 
@@ -234,4 +236,10 @@ def test_several_prompts_under_one_key_are_answered_once(served: tuple[Box, str]
         assert first.json() == http.post("/v1/completions", json=body, headers=headers).json()
         other = http.post("/v1/completions", json={**body, "prompt": ["a", "c"]}, headers=headers)
         assert other.status_code == 409
-    assert count(box, jobs) == 2
+        for prompt in (["a", "b", "c"], ["a"], "a"):
+            other = http.post("/v1/completions", json={**body, "prompt": prompt}, headers=headers)
+            assert other.status_code == 409, f"another number of prompts is another request: {prompt}"
+        assert count(box, jobs) == 2
+        alone = {"Idempotency-Key": "long_" * 40}
+        assert http.post("/v1/completions", json=body, headers=alone).status_code == 200
+    assert count(box, jobs) == 4

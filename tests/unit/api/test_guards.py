@@ -101,6 +101,15 @@ def test_a_body_that_stops_in_the_middle_ends(monkeypatch: pytest.MonkeyPatch) -
     assert (status, body["error"]["code"]) == (408, "timeout")
 
 
+def test_a_body_that_drips_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "HEAD_START_SECONDS", 0.0)
+    assert ask([b"h", b"a", b"lf"])[0] == 200, "a quick one passes"
+    monkeypatch.setattr(guards, "BODY_PACE", 1e12)
+    status, body = ask([b"h", b"a", b"lf"])
+    assert (status, body["error"]["code"]) == (408, "timeout")
+    assert "bytes a second" in body["error"]["message"]
+
+
 @pytest.mark.parametrize("text", ["[", "[::1", "]", "[x]:8000", "localhost:port"])
 def test_a_malformed_host_or_origin_is_refused(text: str) -> None:
     assert ask(host=text)[0] in {200, 403}
