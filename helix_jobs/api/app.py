@@ -16,7 +16,7 @@ from helix_jobs.api import batches, files, generation, health, models
 from helix_jobs.api.figures import Counted
 from helix_jobs.api.guards import MAX_BODY_BYTES, Guard
 from helix_jobs.api.page.headers import PageHeaders
-from helix_jobs.api.page.paths import is_page
+from helix_jobs.api.page.paths import SUBMIT, is_page
 from helix_jobs.api.page.refusals import refusal_page
 from helix_jobs.api.page.router import add_page
 from helix_jobs.api.problems import Problem, error_object, problem_of
@@ -54,7 +54,7 @@ def create_app(context: Context) -> FastAPI:
     upload_bytes = max_upload_bytes(context.settings.max_upload_mb)
 
     def limit_of(path: str) -> int:
-        return upload_bytes if path == files.FILES_PATH else MAX_BODY_BYTES
+        return upload_bytes if path in (files.FILES_PATH, SUBMIT) else MAX_BODY_BYTES
 
     app.add_middleware(Guard, access=context.access, sessions=context.sessions, limit_of=limit_of)
     app.add_middleware(PageHeaders)

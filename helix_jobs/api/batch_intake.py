@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 from helix_jobs.api.batch_claim import BatchClaim, BatchInterrupted
 from helix_jobs.api.batch_duty import Duty, duty_of
+from helix_jobs.api.batch_request import ANY_ENDPOINT
 from helix_jobs.client.purge import plan_purge, purge
 from helix_jobs.client.submit_source import LineDefaults, submit_source
 from helix_jobs.engine.sampling_params import SamplingParams
@@ -193,7 +194,7 @@ class BatchIntake:
                 lambda: self._database,
                 cast("BinaryIO", stream),
                 LineDefaults(SamplingParams()),
-                name=batch.id,
+                name=_name(batch),
                 idempotency_key=_key(batch),
                 metadata={**batch.metadata, "helix_http_batch": batch.id, "helix_http_file": file.id},
                 skip_invalid=False,
@@ -201,7 +202,7 @@ class BatchIntake:
                 on_invalid=None,
                 on_progress=lambda _: claim.check(),
                 on_stage=lambda _stage, _batch_id: None,
-                endpoint=batch.endpoint,
+                endpoint=None if batch.endpoint == ANY_ENDPOINT else batch.endpoint,
             )
         return submission.batch_id
 
@@ -243,8 +244,17 @@ def _key(batch: ApiBatch) -> str:
     return f"api:{batch.id}"
 
 
+def _name(batch: ApiBatch) -> str:
+    """The name of the batch of its jobs: its file's where a person submitted it on the page, else its id."""
+    name = batch.metadata.get("name") if batch.endpoint == ANY_ENDPOINT else None
+    return name if isinstance(name, str) else batch.id
+
+
 def _errors_of(error: HelixError) -> Sequence[dict[str, Any]]:
-    """The members of OpenAI's ``errors.data``: one a bad line's fault, or one for the file as a whole."""
+    """The members of OpenAI's ``errors.data``: one a bad line's fault, or one for the file as a whole.
+
+    Reason and remedy stand apart as well: the page shows them in columns, as the command does.
+    """
     if isinstance(error, InvalidInputError):
         return [
             {
@@ -252,6 +262,8 @@ def _errors_of(error: HelixError) -> Sequence[dict[str, Any]]:
                 "message": f"{fault.reason}; {fault.remedy}",
                 "param": fault.field,
                 "line": fault.line,
+                "reason": fault.reason,
+                "remedy": fault.remedy,
             }
             for bad in error.bad_lines[:MAX_ERRORS]
             for fault in bad.faults

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _FIELDS: Final = frozenset({"input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after"})
 _WINDOW: Final = re.compile(r"([1-9][0-9]{0,3})([hd])", re.ASCII)
+# Of a batch that was submitted on the page: its lines may be of every form, and each for its own endpoint.
+ANY_ENDPOINT: Final = "any"
 _UNITS: Final = {"h": "hours", "d": "days"}
 _MAX_PAIRS: Final = 16
 _MAX_KEY_CHARS: Final = 64

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
+from helix_jobs.api.batch_cancel import begin_api_cancel
 from helix_jobs.api.batch_object import batch_object
 from helix_jobs.api.batch_request import read_batch_request
 from helix_jobs.api.described import BATCH_BODY, refusals
@@ -17,7 +18,7 @@ from helix_jobs.api.ids import known_id
 from helix_jobs.api.listing import MAX_BATCHES, list_object
 from helix_jobs.api.problems import Problem
 from helix_jobs.errors import NotFoundError
-from helix_jobs.storage import api_batches, api_files, batch_changes
+from helix_jobs.storage import api_batches, api_files
 from helix_jobs.storage.api_records import Page
 from helix_jobs.storage.status import batch_statuses
 
@@ -85,7 +86,7 @@ def cancel_batch(request: Request, batch_id: str) -> dict[str, Any]:
     if state in ("failed", "completed", "expired", "finalizing"):
         raise Problem(409, f"the batch is {state}, and cannot be cancelled any more", code="conflict")
     if state in ("validating", "in_progress"):
-        context.database.transact(lambda c: _cancel(c, batch.id, now))
+        context.database.transact(lambda c: begin_api_cancel(c, batch.id, now))
         context.intake.wake()
     with context.database.read() as c:
         batch = api_batches.get_api_batch(c, request.state.owner, known_id(batch_id))
@@ -102,13 +103,6 @@ def _create(c: Connection, new: NewApiBatch) -> ApiBatch:
                 404, "input_file_id: there is no such file; upload it first", param="input_file_id", code="not_found"
             ) from None
     return batch
-
-
-def _cancel(c: Connection, api_id: str, now: datetime) -> None:
-    accepted = api_batches.ask_cancel(c, api_id, now)
-    if accepted is not None:
-        # From this commit on none of its jobs begins. The intake cancels their rows, which may be a million.
-        batch_changes.begin_cancel(c, accepted, now=now)
 
 
 def _shown(context: Context, batch: ApiBatch) -> dict[str, Any]:

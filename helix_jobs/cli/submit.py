@@ -16,7 +16,8 @@ from helix_jobs.cli.local_run import run_locally
 from helix_jobs.cli.progress import all_succeeded
 from helix_jobs.cli.sampling_options import sampling_options, truncation_option
 from helix_jobs.cli.streams import standard_input
-from helix_jobs.cli.views import alike, bad_line_json, bad_lines_view, batch_json
+from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json
+from helix_jobs.client.alike import alike
 from helix_jobs.errors import InvalidInputError, UnreachableError
 from helix_jobs.plain_text import printable
 from helix_jobs.wording import counted, percent

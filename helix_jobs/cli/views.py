@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,9 +31,6 @@ _SHOWN_PROMPT: Final = 100
 _SHOWN_ANSWER: Final = 280
 _SHOWN_LINES: Final = 5
 _WIDE: Final = 76
-# Up to this many lines, faults of one kind are shown line by line.
-_MAX_ALIKE: Final = 20
-_NUMBERS: Final = re.compile(r"\d+")
 
 
 def batch_json(status: BatchStatus) -> dict[str, Any]:
@@ -223,21 +219,6 @@ def facts_view(facts: Iterable[tuple[str, str]]) -> Table:
     for label, value in facts:
         table.add_row(Text(label), Text(printable(value)))
     return table
-
-
-def alike(bad_lines: Sequence[BadLine]) -> list[tuple[BadLine, int]]:
-    """Each fault with the number of lines it represents: one, or all lines of its kind where these are too many."""
-    kinds: dict[tuple[str, str, str], list[BadLine]] = {}
-    for bad in bad_lines:
-        for fault in bad.faults:
-            kind = (_NUMBERS.sub("#", fault.field), _NUMBERS.sub("#", fault.reason), fault.remedy)
-            kinds.setdefault(kind, []).append(fault)
-    found = [
-        (fault, 1 if len(faults) <= _MAX_ALIKE else len(faults))
-        for faults in kinds.values()
-        for fault in (faults if len(faults) <= _MAX_ALIKE else faults[:1])
-    ]
-    return sorted(found, key=lambda item: item[0].line)
 
 
 def bad_lines_view(faults: Sequence[tuple[BadLine, int]]) -> Table:

@@ -6,12 +6,13 @@ A batch has an owner where it was asked for over HTTP (``api_batches``). What th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import and_, func, not_, or_, select, text, tuple_
 
 from helix_jobs.errors import NotFoundError
 from helix_jobs.storage import status_counters as counters
+from helix_jobs.storage.readable import fetch_all
 from helix_jobs.storage.schema import BATCH_IS_THERE, api_batches, api_files, batch_counters, batches, jobs
 
 if TYPE_CHECKING:
@@ -54,6 +55,21 @@ class Place:
 
     created_at: datetime
     batch_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """What a batch was submitted with.
+
+    Attributes:
+        source: The name of its file.
+        defaults: Sampling fields of lines that do not give them.
+        metadata: What its submitter noted.
+    """
+
+    source: str | None
+    defaults: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +129,20 @@ def labels(c: Connection, ids: Sequence[str]) -> Mapping[str, Label]:
     )
     found = {row.batch_id: Label(row.owner, row.id, row.filename) for row in c.execute(query)}
     return {batch_id: found.get(batch_id, Label()) for batch_id in ids}
+
+
+def batch_settings(c: Connection, batch_id: str) -> BatchSettings:
+    """What a batch was submitted with.
+
+    Raises:
+        NotFoundError: No such batch.
+        UnreadableRowError: A value of the batch cannot be read.
+    """
+    query = select(batches.c.source, batches.c.defaults, batches.c.metadata).where(batches.c.id == batch_id)
+    rows = fetch_all(c, query)
+    if not rows:
+        raise NotFoundError("there is no such batch; the list of batches shows those that there are")
+    return BatchSettings(rows[0].source, rows[0].defaults, rows[0].metadata)
 
 
 def current_ids(c: Connection, limit: int) -> Sequence[str]:

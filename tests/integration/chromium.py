@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _AXE = Path(__file__).parents[1] / "data" / "axe" / "axe.min.js"
-_PATIENCE_MS = 20_000
+_PATIENCE_MS = 45_000
 
 
 @contextmanager
 def running_browser() -> Iterator[Browser]:
     """Chromium without a window."""
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import expect, sync_playwright
     except ImportError:
         missing_service("playwright is not installed")
     found = next((path for name in _NAMES if (path := shutil.which(name))), None)
     if found is None:
         missing_service("no Chromium")
+    expect.set_options(timeout=_PATIENCE_MS)  # the usual five seconds are few on a busy machine
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found)
         yield browser

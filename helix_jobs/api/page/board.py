@@ -44,12 +44,17 @@ class WorkerNow:
     Attributes:
         worker: Its row.
         is_alive: Whether it seems alive.
-        running: Jobs that it runs.
+        claimed: Jobs that it holds: those in its slots, and a few ahead.
     """
 
     worker: Worker
     is_alive: bool
-    running: int
+    claimed: int
+
+    @property
+    def running(self) -> int:
+        """Jobs in its slots."""
+        return min(self.claimed, self.worker.slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,6 @@ class Snapshot:
 
     Attributes:
         workers: The workers, oldest first.
-        running: Jobs under a lease.
         totals: Sums over all batches.
         pace: Of all batches together.
         batches: Id -> batch, newest first: the newest, those that run, and those that somebody looks at.
@@ -82,7 +86,6 @@ class Snapshot:
     """
 
     workers: Sequence[WorkerNow]
-    running: int
     totals: QueueTotals
     pace: Pace
     batches: Mapping[str, BatchNow]
@@ -90,8 +93,13 @@ class Snapshot:
     asked: frozenset[str]
 
     @property
+    def running(self) -> int:
+        """Jobs in slots."""
+        return sum(one.running for one in self.workers)
+
+    @property
     def queued(self) -> int:
-        """Jobs that wait."""
+        """Jobs that wait for a slot."""
         return max(0, self.totals.total - self.totals.finished - self.running)
 
 
@@ -167,7 +175,6 @@ class Board:
         lease = self._database.time_limits.lease
         return Snapshot(
             workers=[WorkerNow(one, seems_alive(one, lease), holders.get(one.id, 0)) for one in live_workers(c)],
-            running=sum(holders.values()),
             totals=totals,
             pace=self._meter.update(now, totals),
             batches={

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from helix_jobs.api.ids import known_id
+from helix_jobs.api.page.batch import batch_view
 from helix_jobs.api.page.batch_list import LISTED, rows_of
 from helix_jobs.api.page.overview import overview_of
 from helix_jobs.api.page.templates import render
@@ -21,17 +22,18 @@ from helix_jobs.errors import HelixError
 from helix_jobs.storage.seen_batches import require_seen
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from helix_jobs.api.context import Context
     from helix_jobs.api.page.board import Snapshot
 
-_MOST_STREAMS: Final = 64
+MOST_STREAMS: Final = 64
 _PERIOD_SECONDS: Final = 1.0
 # A comment, so that no proxy takes the connection for dead.
 _SILENCE_SECONDS: Final = 15.0
 _COMMENT: Final = b": here\n\n"
 _RETRY_SECONDS: Final = 5
+_GONE: Final = '<p class="notice wait">The batch was removed.</p>'
 
 router = APIRouter(include_in_schema=False)
 
@@ -49,10 +51,10 @@ class Listeners:
         Raises:
             Problem: Too many are open.
         """
-        if self._open >= _MOST_STREAMS:
+        if self._open >= MOST_STREAMS:
             raise Problem(
                 503,
-                f"{_MOST_STREAMS} pages are kept up to date already; reload this one to see what has changed",
+                f"{MOST_STREAMS} pages are kept up to date already; reload this one to see what has changed",
                 code="too_many_streams",
                 retry_after=_RETRY_SECONDS,
             )
@@ -65,25 +67,30 @@ class Listeners:
 
 @router.get("/events")
 async def show_events(request: Request, view: str = "overview", ids: str = "") -> StreamingResponse:
-    """The markup of a view, whenever it has changed: ``overview``, or ``batches`` with the ids of their rows."""
+    """The markup of a view, whenever it has changed.
+
+    Views are ``overview``, ``batches`` with the ids of their rows, and ``batch`` with one id.
+    """
     context: Context = request.app.state.context
     viewer = viewer_of(request)
     wanted = [known_id(one) for one in ids.split(",")[:LISTED] if one]
-    if view not in ("overview", "batches"):
+    if view not in ("overview", "batches", "batch") or (view == "batch" and len(wanted) != 1):
         raise Problem(404, "there is no such view", code="not_found")
     await run_in_threadpool(_require_seen, context, viewer, wanted)
-    stream = _stream(request, context, viewer, wanted)
+    stream = _stream(request, context, lambda snapshot: _markup(view, snapshot, viewer, wanted), wanted)
     await anext(stream)  # a stream too many is refused before it begins
     return StreamingResponse(stream, media_type="text/event-stream")
 
 
-async def _stream(request: Request, context: Context, viewer: Viewer, ids: Sequence[str]) -> AsyncIterator[bytes]:
+async def _stream(
+    request: Request, context: Context, markup_of: Callable[[Snapshot], str], ids: Sequence[str]
+) -> AsyncIterator[bytes]:
     with context.listeners.one(), context.board.watching(*ids):
         yield b""
         sent, sent_at = "", time.monotonic()
         while not context.ending.has_begun and not await request.is_disconnected():
             try:
-                markup = _markup(await context.board.latest(*ids), viewer, ids, request)
+                markup = markup_of(await context.board.latest(*ids))
             except HelixError:
                 markup = sent  # the database will come back, and the page is as it was
             if markup != sent:
@@ -95,9 +102,12 @@ async def _stream(request: Request, context: Context, viewer: Viewer, ids: Seque
             await asyncio.sleep(_PERIOD_SECONDS)
 
 
-def _markup(snapshot: Snapshot, viewer: Viewer, ids: Sequence[str], request: Request) -> str:
-    if request.query_params.get("view") == "batches":
+def _markup(view: str, snapshot: Snapshot, viewer: Viewer, ids: Sequence[str]) -> str:
+    if view == "batches":
         return render("_batch_table.html", batches=rows_of(snapshot, ids))
+    if view == "batch":
+        found = snapshot.batches.get(ids[0])
+        return _GONE if found is None else render("_batch.html", batch=batch_view(found))
     return render("_overview.html", overview=overview_of(snapshot, viewer))
 
 

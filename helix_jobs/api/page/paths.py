@@ -9,6 +9,7 @@ _FOLDERS: Final = frozenset({"batches", "events", "sign-in", "sign-out", "static
 # Whatever needs no session: it tells nothing about anybody's work.
 _OPEN_FOLDERS: Final = frozenset({"sign-in", "static"})
 SIGN_IN: Final = "/sign-in"
+SUBMIT: Final = "/submit"
 # What moves comes from here, as server-sent events.
 EVENTS: Final = "/events"
 _MAX_NEXT_CHARS: Final = 2000

@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.staticfiles import StaticFiles
 
-from helix_jobs.api.page import batch_list, events, overview, signing_in
+from helix_jobs.api.page import actions, batch, batch_list, downloads, events, overview, signing_in, submit
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _STATIC: Final = Path(__file__).parent / "static"
-_ROUTERS: Final = (overview.router, batch_list.router, events.router, signing_in.router)
+_ROUTERS: Final = (
+    overview.router,
+    batch_list.router,
+    batch.router,
+    actions.router,
+    downloads.router,
+    events.router,
+    submit.router,
+    signing_in.router,
+)
 
 
 def add_page(app: FastAPI) -> None:

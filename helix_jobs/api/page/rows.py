@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.storage.states import BatchState, JobState
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from helix_jobs.storage.seen_batches import Label
 
 _BAR_WIDTH: Final = 1000
+_LEAST_WIDTH: Final = 4
 # In the order of the bar.
 _PARTS: Final = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.RUNNING)
 
@@ -134,17 +136,20 @@ def title_of(status: BatchStatus, label: Label) -> str:
 
 def progress_parts(status: BatchStatus) -> tuple[Part, ...]:
     """The parts of a batch's progress bar. What there is a little of is still seen."""
-    whole = max(1, status.total or status.stored)
-    parts: list[Part] = []
-    start = 0
-    for state in _PARTS:
-        count = status.counts[state]
-        if not count:
-            continue
-        width = min(max(4, round(_BAR_WIDTH * count / whole)), _BAR_WIDTH - start)
-        parts.append(Part(str(state), count, start, width))
-        start += width
-    return tuple(parts)
+    counts = {state: status.counts[state] for state in _PARTS if status.counts[state]}
+    if not counts:
+        return ()
+    whole = max(status.total or 0, status.stored)
+    widths = {state: max(_LEAST_WIDTH, round(_BAR_WIDTH * count / whole)) for state, count in counts.items()}
+    # What the small ones have too much, and what rounding has left, is the largest one's.
+    over = sum(widths.values()) - _BAR_WIDTH
+    if over > 0 or sum(counts.values()) == whole:
+        widths[max(widths, key=lambda state: widths[state])] -= over
+    starts = accumulate(widths.values(), initial=0)
+    return tuple(
+        Part(str(state), count, start, widths[state])
+        for (state, count), start in zip(counts.items(), starts, strict=False)
+    )
 
 
 def seconds_left(status: BatchStatus, pace: Pace) -> float | None:
