@@ -255,6 +255,12 @@ class Settings:
         default=1000,
         metadata=declared(WholeNumber(1, 100_000), "Requests that may wait for answers of serve at once."),
     )
+    requests_per_minute: int | None = field(
+        default=None,
+        metadata=declared(
+            WholeNumber(1, 1_000_000), "Requests that a key may send to serve in a minute; default: as many as come."
+        ),
+    )
     max_upload_mb: int = field(
         default=512,
         metadata=declared(WholeNumber(1, 100_000), "Megabytes of a file that serve takes; a larger one is refused."),

@@ -20,6 +20,7 @@ from helix_jobs.api.page.paths import SUBMIT, is_page
 from helix_jobs.api.page.refusals import refusal_page
 from helix_jobs.api.page.router import add_page
 from helix_jobs.api.problems import Problem, error_object, problem_of
+from helix_jobs.api.request_rate import Paced, RequestRate
 from helix_jobs.api.uploads import max_upload_bytes
 from helix_jobs.errors import HelixError
 
@@ -56,6 +57,8 @@ def create_app(context: Context) -> FastAPI:
     def limit_of(path: str) -> int:
         return upload_bytes if path in (files.FILES_PATH, SUBMIT) else MAX_BODY_BYTES
 
+    if context.settings.requests_per_minute is not None:
+        app.add_middleware(Paced, rate=RequestRate(context.settings.requests_per_minute))
     app.add_middleware(Guard, access=context.access, sessions=context.sessions, limit_of=limit_of)
     app.add_middleware(PageHeaders)
     app.add_middleware(Counted, figures=context.figures)

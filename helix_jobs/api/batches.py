@@ -40,7 +40,7 @@ router = APIRouter(tags=["batches"])
 @router.post(
     _PATH,
     summary="Create a batch",
-    responses=refusals(400, 401, 404, 408, 409, 413, 415, 503),
+    responses=refusals(400, 401, 404, 408, 409, 413, 415, 429, 503),
     openapi_extra=BATCH_BODY,
 )
 async def create_batch(request: Request, idempotency_key: Annotated[str | None, Header()] = None) -> JSONResponse:
@@ -75,7 +75,7 @@ def get_batch(request: Request, batch_id: str) -> dict[str, Any]:
     return _shown(context, batch)
 
 
-@router.post(_PATH + "/{batch_id}/cancel", summary="Cancel a batch", responses=refusals(401, 404, 409, 503))
+@router.post(_PATH + "/{batch_id}/cancel", summary="Cancel a batch", responses=refusals(401, 404, 409, 429, 503))
 def cancel_batch(request: Request, batch_id: str) -> dict[str, Any]:
     """Cancel what is not answered yet. No further request of the batch begins; answers that there are stay."""
     context: Context = request.app.state.context

@@ -17,7 +17,7 @@ _WORDS: Final = {
     413: "The request is too large.",
     415: "The body is not of the right type.",
     422: "No answer was accepted.",
-    429: "Too many requests are open.",
+    429: "Too many requests are open, or came within a minute.",
     500: "The server or the engine failed.",
     503: "No worker runs, the database does not answer, or the server stops.",
     504: "The job took too long.",

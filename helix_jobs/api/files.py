@@ -39,7 +39,7 @@ router = APIRouter(tags=["files"])
 @router.post(
     FILES_PATH,
     summary="Upload a file",
-    responses=refusals(400, 401, 408, 413, 415, 503),
+    responses=refusals(400, 401, 408, 413, 415, 429, 503),
     openapi_extra=UPLOAD_BODY,
 )
 async def upload_file(request: Request) -> JSONResponse:
@@ -107,7 +107,7 @@ async def file_content(request: Request, file_id: str) -> StreamingResponse:
     return _stream(pieces, _output_name(file_id), {})
 
 
-@router.delete(FILES_PATH + "/{file_id}", summary="Remove a file", responses=refusals(401, 404, 409, 503))
+@router.delete(FILES_PATH + "/{file_id}", summary="Remove a file", responses=refusals(401, 404, 409, 429, 503))
 def delete_file(request: Request, file_id: str) -> dict[str, Any]:
     """Remove an uploaded file. Batches whose lines were accepted do not need theirs any more."""
     context: Context = request.app.state.context

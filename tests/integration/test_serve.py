@@ -184,6 +184,22 @@ def test_keys_are_asked_for_and_requests_counted(box: Box) -> None:
             assert 'route="/v1/completions",status="401"} 1.0' in text or 'route="unknown",status="401"' in text
 
 
+def test_a_key_may_send_so_many_requests_in_a_minute(box: Box) -> None:
+    box.start_worker()
+    with (
+        serving(box, api_keys=f"{KEY},{OTHER}", requests_per_minute=2) as address,
+        asking(address, KEY) as http,
+        asking(address, OTHER) as other,
+    ):
+        answers = [http.post("/v1/completions", json={"prompt": "p"}) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert answers[0].headers["x-ratelimit-remaining-requests"] == "1"
+        assert answers[2].json()["error"]["code"] == "rate_limit_exceeded"
+        assert 1 <= int(answers[2].headers["retry-after"]) <= 30
+        assert http.get("/v1/models").status_code == 200
+        assert other.post("/v1/completions", json={"prompt": "p"}).status_code == 200
+
+
 def test_a_body_beyond_the_limit_is_refused(served: tuple[Box, str]) -> None:
     box, address = served
     with asking(address) as http:
