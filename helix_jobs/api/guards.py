@@ -129,7 +129,8 @@ class _Body:
         self._limit = limit
         self._bytes = 0
         self._ended = False
-        self._began = time.monotonic()
+        # Seconds in which the server waited for the client. A database that is slow to store an upload is not its fault.
+        self._waited = 0.0
 
     async def receive(self) -> Message:
         """The next part.
@@ -139,16 +140,18 @@ class _Body:
         """
         if self._ended:  # what comes now is the client's leaving, which may come late
             return await self._receive()
+        asked = time.monotonic()
         try:
             message = await asyncio.wait_for(self._receive(), BODY_SECONDS)
         except TimeoutError as error:
             raise Problem(408, f"the body stopped for {BODY_SECONDS:g} s; send it whole", code="timeout") from error
+        self._waited += time.monotonic() - asked
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
             self._ended = not message.get("more_body", False)
             if self._bytes > self._limit:
                 raise _too_large(self._limit)
-            if not self._ended and time.monotonic() - self._began > HEAD_START_SECONDS + self._bytes / BODY_PACE:
+            if not self._ended and self._waited > HEAD_START_SECONDS + self._bytes / BODY_PACE:
                 raise Problem(
                     408, f"the body comes at less than {BODY_PACE:,} bytes a second; send it whole", code="timeout"
                 )
