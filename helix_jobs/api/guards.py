@@ -129,7 +129,7 @@ class _Body:
         self._limit = limit
         self._bytes = 0
         self._ended = False
-        # Seconds in which the server waited for the client. A database that is slow to store an upload is not its fault.
+        # Seconds of waiting for the client. A database that is slow to store an upload is not its fault.
         self._waited = 0.0
 
     async def receive(self) -> Message:
