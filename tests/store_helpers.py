@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import case, func, select, text
 
-from helix_jobs.errors import NotFoundError
 from helix_jobs.new_job import NewJob
 from helix_jobs.storage import batches, claims, workers
-from helix_jobs.storage.readable import fetch_all
 from helix_jobs.storage.records import BatchStatus, ClaimedJob, FinishedJob, JobResult, NewBatch, NewWorker, ResultRow
-from helix_jobs.storage.results import _QUERY, _job_result
+from helix_jobs.storage.results import read_job
 from helix_jobs.storage.schema import jobs, results
 from helix_jobs.storage.states import JobState
 from helix_jobs.storage.status import batch_status
@@ -135,15 +133,8 @@ def fail(database: Database, claimed: ClaimedJob, worker_id: str = "w1", code: s
 
 
 def get_job(c: Connection, job_id: int) -> JobResult:
-    """One job in any state, with its result if there is one.
-
-    Raises:
-        NotFoundError: No such job.
-    """
-    rows = fetch_all(c, _QUERY.where(jobs.c.id == job_id))
-    if not rows:
-        raise NotFoundError(f"there is no job {job_id}")
-    return _job_result(rows[0])
+    """One job in any state, with its first answer if there is one."""
+    return read_job(c, job_id)
 
 
 def status(database: Database, batch_id: str) -> BatchStatus:

@@ -107,6 +107,19 @@ def answers_of(c: Connection, job_id: int) -> list[JobResult]:
     return [_job_result(row) for row in rows]
 
 
+def read_job(c: Connection, job_id: int, choice: int = 0) -> JobResult:
+    """One job in any state, with one of its answers if there is one.
+
+    Raises:
+        NotFoundError: No such job, or it has no such answer.
+        UnreadableRowError: A value of the row cannot be read as its column's type.
+    """
+    rows = fetch_all(c, _QUERY.where(jobs.c.id == job_id, _CHOICE.in_((choice,))))
+    if not rows:
+        raise NotFoundError(f"there is no job {job_id} with an answer {choice}")
+    return _job_result(rows[0])
+
+
 def iter_jobs(c: Connection | OpenRead, batch_id: str, state: JobState, *, chunk: int = 1000) -> Iterator[JobSummary]:
     """Stream the batch's jobs in ``state`` in the order of the input, without their requests and answers.
 

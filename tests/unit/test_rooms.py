@@ -113,6 +113,7 @@ LIBRARIES = {
     "fastapi": {"api"},
     "starlette": {"api"},
     "python_multipart": {"api"},
+    "regex": {"api"},
     "uvicorn": {"api"},
     "jsonschema_rs": {"acceptance"},
     "rich": {"cli"},

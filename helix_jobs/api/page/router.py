@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.staticfiles import StaticFiles
 
-from helix_jobs.api.page import actions, batch, batch_list, downloads, events, overview, signing_in, submit
+from helix_jobs.api.page import (
+    actions,
+    answers,
+    batch,
+    batch_list,
+    downloads,
+    events,
+    one_answer,
+    overview,
+    signing_in,
+    submit,
+)
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -17,6 +28,8 @@ _ROUTERS: Final = (
     overview.router,
     batch_list.router,
     batch.router,
+    answers.router,
+    one_answer.router,
     actions.router,
     downloads.router,
     events.router,

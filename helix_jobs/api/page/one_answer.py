@@ -1,0 +1,103 @@
+"""One answer of a batch: its page, its texts whole, and its row as a file."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Final
+
+from fastapi import APIRouter, Path, Query, Request
+from starlette.responses import Response
+
+from helix_jobs.api.page.answer_logprobs import shown_tokens
+from helix_jobs.api.page.answer_prompt import asked_of, asked_text
+from helix_jobs.api.page.answer_view import answer_view
+from helix_jobs.api.page.rows import title_of
+from helix_jobs.api.page.templates import page
+from helix_jobs.api.page.texts import json_text
+from helix_jobs.api.page.viewer import viewer_of
+from helix_jobs.errors import InvalidFieldError
+from helix_jobs.results.export import result_row
+from helix_jobs.results.logprobs import read_logprobs
+from helix_jobs.storage.one_answer import read_answer
+from helix_jobs.storage.seen_batches import require_seen
+from helix_jobs.storage.status import batch_status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from helix_jobs.api.context import Context
+    from helix_jobs.storage.one_answer import OneAnswer
+    from helix_jobs.storage.records import JobResult
+
+_MAX_LINE: Final = 2**31 - 1
+_PATH: Final = "/batches/{batch_id}/answers/{line}"
+_TEXTS: Final[Mapping[str, Callable[[JobResult], str]]] = {
+    "answer": lambda result: result.output_text or "",
+    "thinking": lambda result: result.reasoning_text or "",
+    "calls": lambda result: json_text(result.tool_calls),
+    "prompt": lambda result: asked_text(result.request),
+}
+
+router = APIRouter(include_in_schema=False)
+
+Line = Annotated[int, Path(ge=1, le=_MAX_LINE)]
+Choice = Annotated[int, Query(ge=0, le=_MAX_LINE)]
+
+
+@router.get(_PATH)
+def show_answer(request: Request, batch_id: str, line: Line, choice: Choice = 0) -> Response:
+    """One job with one of its answers."""
+    context: Context = request.app.state.context
+    viewer = viewer_of(request)
+    with context.database.read() as c:
+        label = require_seen(c, batch_id, viewer.owner, sees_unowned=viewer.sees_unowned)
+        status = batch_status(c, batch_id)
+        found = read_answer(c, batch_id, line, choice)
+    result = found.result
+    logprobs, prompt_logprobs = (read_logprobs(result, data) for data in (result.logprobs, result.prompt_logprobs))
+    return page(
+        request,
+        "answer.html",
+        batch_id=batch_id,
+        title=title_of(status, label),
+        total=status.stored,
+        found=found,
+        job=result,
+        asked=asked_of(result.request),
+        answer=answer_view(result),
+        logprobs=None if logprobs is None else shown_tokens(logprobs),
+        prompt_logprobs=None if prompt_logprobs is None else shown_tokens(prompt_logprobs),
+        here=f"/batches/{batch_id}/answers/{line}",
+        choice_query=f"choice={choice}",
+    )
+
+
+@router.get(_PATH + "/text")
+def send_text(request: Request, batch_id: str, line: Line, part: str = "answer", choice: Choice = 0) -> Response:
+    """A text as it is stored, whole, as plain text."""
+    if part not in _TEXTS:
+        raise InvalidFieldError("part", f"{part[:40]!r} is unknown", f"use one of {', '.join(_TEXTS)}")
+    text = _TEXTS[part](_read(request, batch_id, line, choice).result)
+    return Response(text.encode("utf-8", "replace"), media_type="text/plain; charset=utf-8")
+
+
+@router.get(_PATH + "/row")
+def send_row(request: Request, batch_id: str, line: Line, choice: Choice = 0) -> Response:
+    """The answer's row as ``helix results`` writes it, as a file of JSON."""
+    row = result_row(_read(request, batch_id, line, choice).result)
+    name = f"{batch_id}-line-{line}{f'-answer-{choice}' if choice else ''}.json"
+    # ASCII: a row that was changed by hand may hold what UTF-8 cannot encode.
+    text = json.dumps(row, indent=2)
+    return Response(
+        text.encode() + b"\n",
+        media_type="application/json",
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
+    )
+
+
+def _read(request: Request, batch_id: str, line: int, choice: int) -> OneAnswer:
+    context: Context = request.app.state.context
+    viewer = viewer_of(request)
+    with context.database.read() as c:
+        require_seen(c, batch_id, viewer.owner, sees_unowned=viewer.sees_unowned)
+        return read_answer(c, batch_id, line, choice)

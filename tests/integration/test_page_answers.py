@@ -1,0 +1,246 @@
+"""A batch's answers on the page, in a real browser: list, search, one answer, and answers that mean harm."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import expect
+
+from helix_jobs.api.page import answers
+from helix_jobs.results.export import result_row
+from helix_jobs.storage.answer_records import Effort
+from helix_jobs.storage.results import iter_results
+from tests.answer_scene import ALL_HOSTILE, HOSTILE, every_kind, hostile_batch
+from tests.integration.chromium import faults_of, opened, overflow_of
+from tests.integration.http_server import asking, serving
+from tests.varied_batches import varied_batch_of
+from tests.worker_box import Box, make_box
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser
+
+    from helix_jobs.storage.database import Database
+    from tests.worker_box import StartForked
+
+SUN_AND_FAMILY = "\U0001f31e\U0001f469\u200d\U0001f469\u200d\U0001f467"
+LINES = 2_100
+FOREIGN = (
+    "img, iframe, object, main base, main link, meta[http-equiv], main svg, textarea, main script, main style, "
+    "a[href*=javascript], form[action*=elsewhere], [onerror], [onload], [data-live]"
+)
+
+
+@dataclass
+class Scene:
+    box: Box
+    database: Database
+    address: str
+    kinds: str
+    hostile: str
+    many: str
+
+    def path(self, batch: str, tail: str = "") -> str:
+        return f"/batches/{batch}/answers{tail}"
+
+
+@pytest.fixture(scope="module")
+def scene(start_forked: StartForked) -> Iterator[Scene]:
+    """A server over a database with three batches."""
+    if sys.platform == "win32":
+        pytest.skip("no embedded broker on Windows")
+    with tempfile.TemporaryDirectory(prefix="hx-") as folder:
+        place = Path(folder)
+        box = make_box(place / "home", place, redis_url=None, database_url=None, start_forked=start_forked)
+        database = box.database()
+        kinds, hostile = every_kind(database), hostile_batch(database)
+        many = varied_batch_of(database, LINES, answer_bytes=60)
+        with serving(box) as address:
+            yield Scene(box, database, address, kinds, hostile, many)
+        database.dispose()
+        box.close()
+
+
+def test_a_list_is_paged_filtered_and_searched_in_place(scene: Scene, browser: Browser) -> None:
+    with opened(browser, scene.address) as (page, seen):
+        page.goto(scene.path(scene.many))
+        status = page.get_by_role("status")
+        expect(status).to_have_text("Lines 1 to 50, 50 jobs of 2,100")
+        page.get_by_role("link", name="Next").press("Enter")
+        expect(status).to_have_text("Lines 51 to 100, 50 jobs of 2,100")
+        expect(page).to_have_url(re.compile(r"after=50$"))
+        expect(page.get_by_role("link", name="Next")).to_be_focused()
+        page.get_by_label("Show").select_option(label="failed (2)")
+        expect(status).to_have_text("Lines 1,000 to 2,000, 2 jobs of 2")
+        expect(page.get_by_text("line 2000 cannot be answered")).to_be_visible()
+        page.go_back()
+        expect(status).to_have_text("Lines 51 to 100, 50 jobs of 2,100")
+        page.get_by_label("Search").fill("c1234")
+        page.get_by_label("Search").press("Enter")
+        expect(page.get_by_text("has exactly this custom id")).to_be_visible()
+        expect(status).to_have_text("1 job found, line 1,234")
+        page.reload()
+        expect(status).to_have_text("1 job found, line 1,234")
+        page.goto(scene.path(scene.many, "?order=newest"))
+        expect(status).to_have_text("Lines 2,051 to 2,100, 50 jobs of 2,100")
+        page.get_by_role("link", name="Last").click()
+        expect(status).to_have_text("Lines 1 to 50, 50 jobs of 2,100")
+        page.goto(scene.path(scene.many, "?line=1500"))
+        expect(page.get_by_role("row").nth(1)).to_contain_text("Question 1500")
+        assert seen.nothing()
+
+
+def test_a_search_goes_on_by_itself_until_it_has_looked_everywhere(
+    scene: Scene, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One slice a page, as in a batch of millions.
+    monkeypatch.setattr(answers, "EFFORT", Effort(seconds=0.0, first_slice=300, first_texts=300))
+    with opened(browser, scene.address) as (page, seen):
+        page.goto(scene.path(scene.many, "?q=Answer+to+line+205"))
+        expect(page.get_by_role("status")).to_have_text("11 jobs found")
+        expect(page.locator("#look-on")).to_have_count(0)
+        expect(page.get_by_role("row")).to_have_count(12)
+        page.goto(scene.path(scene.many, "?q=nowhere+at+all"))
+        expect(page.get_by_role("status")).to_have_text("Nothing found")
+        assert seen.nothing()
+    with opened(browser, scene.address, java_script_enabled=False) as (page, seen):
+        page.goto(scene.path(scene.many, "?q=Answer+to+line+205"))
+        expect(page.get_by_text("Looked through about 300 of 2,100 lines.")).to_be_visible()
+        page.get_by_role("link", name="Look on").click()
+        # Line 205 is in the first slice, and the second has none.
+        expect(page.get_by_text("Looked through about 600 of 2,100 lines.")).to_be_visible()
+        expect(page.get_by_role("row")).to_have_count(2)
+        assert seen.nothing()
+
+
+def test_it_works_without_scripts(scene: Scene, browser: Browser) -> None:
+    with opened(browser, scene.address, java_script_enabled=False) as (page, seen):
+        page.goto(scene.path(scene.many))
+        page.get_by_role("link", name="Next").click()
+        expect(page.get_by_role("status")).to_have_text("Lines 51 to 100, 50 jobs of 2,100")
+        page.get_by_label("Only").select_option("thought")
+        page.get_by_role("button", name="Show").click()
+        expect(page.get_by_role("status")).to_have_text("3 jobs found, lines 5 to 1,559")
+        page.get_by_role("link", name="782").click()
+        expect(page.get_by_text("Let me think about 782")).to_be_visible()
+        assert seen.nothing()
+
+
+def test_one_answer_is_shown_whole(scene: Scene, browser: Browser) -> None:
+    with opened(browser, scene.address, permissions=["clipboard-read", "clipboard-write"]) as (page, seen):
+        page.goto(scene.path(scene.kinds, "/1"))
+        page.get_by_role("link", name="Next").click()
+        expect(page.get_by_role("heading", level=1)).to_contain_text("Line 2")
+        for text in (
+            "How is the weather in Zürich?",
+            "Basel is missing.",
+            "21 degrees in Zürich, and Basel I ask now.",
+        ):
+            expect(page.get_by_text(text)).to_be_visible()
+        expect(page.get_by_text('"city": "Basel"')).to_be_visible()
+        expect(page.get_by_text("12345678901234567890")).to_be_visible()
+        page.get_by_role("link", name="Answer 2").click()
+        expect(page.get_by_text("Warm.")).to_be_visible()
+        button = page.get_by_role("region", name="Answer", exact=True).get_by_role("button")
+        button.click()
+        expect(button).to_have_text("Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == f"Warm. {SUN_AND_FAMILY}"
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Download as JSON").click()
+        with scene.database.read() as c:
+            stored = next(row for row in iter_results(c, scene.kinds) if (row.line, row.choice) == (2, 1))
+        assert json.loads(Path(download.value.path()).read_text()) == result_row(stored)
+        page.goto(scene.path(scene.kinds, "/4"))
+        expect(page.get_by_text('"name": "Ada",')).to_be_visible()
+        page.goto(scene.path(scene.kinds, "/5"))
+        expect(page.get_by_text("the model's context 2,048; shorten it")).to_be_visible()
+        expect(page.get_by_text("serve a model with a longer context")).to_be_visible()
+        page.goto(scene.path(scene.kinds, "/6"))
+        expect(page.locator(".tokens .surprising")).to_have_text(" auf")
+        expect(page.locator(".tokens .surprising")).to_have_attribute("title", "␣auf: 4.0 %")
+        page.get_by_text("Table of 6 tokens").click()
+        expect(page.get_by_role("row", name="␣auf 4.0 %")).to_be_visible()
+        page.goto(scene.path(scene.kinds, "/9"))
+        expect(page.get_by_text("This job waits for a worker.")).to_be_visible()
+        assert seen.nothing()
+
+
+def test_megabytes_are_cut_and_a_link_away(scene: Scene, browser: Browser) -> None:
+    with opened(browser, scene.address) as (page, seen):
+        page.goto(scene.path(scene.hostile, "/3"))
+        expect(page.get_by_text("of 5,100,000. The whole text")).to_be_visible()
+        assert len(page.content()) < 500_000
+        assert overflow_of(page) <= 0
+        assert seen.nothing()
+    with asking(scene.address) as client:
+        whole = client.get(scene.path(scene.hostile, "/3/text"))
+    assert whole.text == "<b>" * 1_700_000
+    assert whole.headers["content-type"] == "text/plain; charset=utf-8"
+    assert whole.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
+def test_people_can_use_it(scene: Scene, browser: Browser, width: int, scheme: str) -> None:
+    paths = [scene.path(scene.kinds), scene.path(scene.kinds, "?q=nothing"), scene.path(scene.hostile)]
+    paths += [scene.path(scene.kinds, f"/{line}") for line in (2, 5, 6, 7)] + [scene.path(scene.hostile, "/1")]
+    with opened(browser, scene.address, width=width, scheme=scheme) as (page, seen):  # type: ignore[arg-type]
+        for path in paths:
+            page.goto(path)
+            assert faults_of(page) == [], path
+            assert overflow_of(page) <= 0, path
+        assert seen.nothing()
+
+
+def test_text_is_text_whatever_it_says(scene: Scene, browser: Browser) -> None:
+    """Prompts, answers, thinking, names of tools and tokens, errors, custom ids, metadata, and what is looked for."""
+    lines = len(HOSTILE) + 3
+    paths = ["", "?order=newest", "?show=failed", *(f"/{line}" for line in range(1, lines + 1))]
+    paths += [f"?q={quote(text[:500])}" for text in HOSTILE]
+    with opened(browser, scene.address) as (page, seen):
+        for path in paths:
+            page.goto(scene.path(scene.hostile, path))
+            assert page.locator(FOREIGN).count() == 0, path
+        page.goto(scene.path(scene.hostile, "/1"))
+        written = page.get_by_role("region", name="Answer", exact=True).locator("pre").first.text_content() or ""
+        # Every character that can be seen, as it is stored.
+        assert written.startswith("\n".join(HOSTILE[:10]))
+        assert written.count("\N{REPLACEMENT CHARACTER}") == sum(not c.isprintable() and c != "\n" for c in ALL_HOSTILE)
+        page.goto("/")
+        assert seen.nothing()
+
+
+def test_a_key_sees_its_own_answers_alone(scene: Scene) -> None:
+    one, two = "a-key-of-some-length", "another-key-of-a-length"
+    paths = [scene.path(scene.kinds, tail) for tail in ("", "/2", "/2/text", "/2/row", "?part=rows&found=3")]
+    # The batch has no owner: whoever has the only key sees it, and of two nobody.
+    for keys, expected in ((one, 200), (f"{one},{two}", 404)):
+        with serving(scene.box, api_keys=keys) as address, asking(address, one) as client:
+            client.post("/sign-in", data={"key": one, "next": "/"}, headers={"Origin": address})
+            assert {client.get(path).status_code for path in paths} == {expected}
+        with serving(scene.box, api_keys=keys) as address, asking(address) as client:
+            assert {client.get(path).status_code for path in paths} <= {303, 401}
+
+
+def test_what_is_not_there_is_refused_in_words(scene: Scene) -> None:
+    refused = {
+        "/10": (404, "has no line 10"),
+        "/0": (400, "greater than or equal to 1"),
+        "/2?choice=5": (404, "has no answer 5"),
+        "/2/text?part=x": (400, "use one of answer"),
+        "?show=%3Cscript%3E": (400, "use one of"),
+        "?after=x": (400, "begin at the first page"),
+        "?show=running&order=newest": (400, "list them by line"),
+    }
+    with asking(scene.address) as client:
+        for tail, (status, words) in refused.items():
+            answer = client.get(scene.path(scene.kinds, tail))
+            assert (answer.status_code, words in answer.text) == (status, True), (tail, answer.text[-600:])
