@@ -99,6 +99,20 @@ def test_a_list_is_paged_filtered_and_searched_in_place(scene: Scene, browser: B
         assert seen.nothing()
 
 
+def test_a_batchs_page_begins_the_list(scene: Scene, browser: Browser) -> None:
+    with opened(browser, scene.address) as (page, seen):
+        page.goto(f"/batches/{scene.many}")
+        expect(page.get_by_role("link", name="All 2,100 lines")).to_be_visible()
+        expect(page.get_by_role("region", name="Table of answers").get_by_role("row")).to_have_count(9)
+        page.get_by_role("link", name="prompt_too_long").click()
+        expect(page.get_by_role("status")).to_have_text("Lines 1,000 to 2,000, 2 jobs of 2")
+        page.go_back()
+        page.get_by_label("Search").fill("about 782")
+        page.get_by_role("button", name="Search").click()
+        expect(page.get_by_role("status")).to_have_text("1 job found, line 782")
+        assert seen.nothing()
+
+
 def test_a_search_goes_on_by_itself_until_it_has_looked_everywhere(
     scene: Scene, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +204,8 @@ def test_megabytes_are_cut_and_a_link_away(scene: Scene, browser: Browser) -> No
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_people_can_use_it(scene: Scene, browser: Browser, width: int, scheme: str) -> None:
-    paths = [scene.path(scene.kinds), scene.path(scene.kinds, "?q=nothing"), scene.path(scene.hostile)]
+    paths = [f"/batches/{scene.kinds}", scene.path(scene.kinds), scene.path(scene.kinds, "?q=nothing")]
+    paths.append(scene.path(scene.hostile))
     paths += [scene.path(scene.kinds, f"/{line}") for line in (2, 5, 6, 7)] + [scene.path(scene.hostile, "/1")]
     with opened(browser, scene.address, width=width, scheme=scheme) as (page, seen):  # type: ignore[arg-type]
         for path in paths:
