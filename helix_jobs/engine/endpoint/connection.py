@@ -253,7 +253,8 @@ class Connection:
                 return Unanswered(ask)
             except ServerBusyError as error:
                 pause = min(LONGEST_PAUSE, 2 * pause)
-                self._not_before = max(self._not_before, time.monotonic() + (error.seconds or pause))
+                seconds = pause if error.seconds is None else max(self._first_pause, error.seconds)
+                self._not_before = max(self._not_before, time.monotonic() + seconds)
                 self._watch.doubt()
                 if not await self._watch.is_trusted():
                     return Unanswered(ask)
