@@ -95,10 +95,3 @@ def test_lines_are_refused_by_name_and_the_others_go_on(
     }
     assert "prompt_logprobs: vLLM cannot" in str(failures[0].error_message)
     assert "too hot" in str(failures[1].error_message)
-
-
-def test_without_a_server_the_worker_says_so_and_ends(embedded_box: Box, server: FaultyServer, tmp_path: Path) -> None:
-    server.kill()
-    worker = embedded_box.start_worker(ready=False, **endpoint(server, tokenizer_folder(tmp_path)))
-    assert worker.wait() == 3
-    assert "takes no connection; start the server and wait until it is ready" in worker.log

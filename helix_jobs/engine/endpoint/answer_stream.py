@@ -30,21 +30,26 @@ _MOST_EVENT_BYTES: Final = 1_000_000
 _BYTES_A_PROMPT_TOKEN: Final = 12
 _MOST_ERROR_BYTES: Final = 65_536
 _DONE: Final = "[DONE]"
+# Seconds to open a connection, and to send a part of a prompt.
+CONNECT_SECONDS: Final = 10.0
+WRITE_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """How long an answer may take to come and to go on, in seconds.
+    """How long things may take, in seconds.
 
     Attributes:
-        first: Until its first piece; the server may keep it in a queue of its own.
-        next: From each piece to the next.
+        first: An answer's first piece; the server may keep the request in a queue of its own.
+        next: Each further piece.
+        look: Each part of the server's description of itself.
 
     Trade-off: shorter limits notice a server that hangs sooner, and lose the work of one that is only slow.
     """
 
     first: float = 1800.0
     next: float = 300.0
+    look: float = 20.0
 
 
 async def read_answer(
@@ -83,7 +88,14 @@ async def read_answer(
     most_bytes = _MOST_EVENT_BYTES + _BYTES_A_PROMPT_TOKEN * len(body["prompt"])
     try:
         async with asyncio.timeout(limits.first) as limit:
-            request = client.build_request("POST", dialect.path, json=body, extensions={"trace": trace})
+            request = client.build_request(
+                # The limit of reading is the one above: a server may be silent for long before an answer begins.
+                "POST",
+                dialect.path,
+                json=body,
+                timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS, write=WRITE_SECONDS),
+                extensions={"trace": trace},
+            )
             response = await client.send(request, stream=True)
             try:
                 await _check_status(response)

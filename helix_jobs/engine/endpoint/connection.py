@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
 
-from helix_jobs.engine.endpoint.answer_stream import StreamLimits, read_answer
+from helix_jobs.engine.endpoint.answer_stream import CONNECT_SECONDS, StreamLimits, read_answer
 from helix_jobs.engine.endpoint.faults import LONGEST_PAUSE, ServerBusyError, ServerLostError, ServerRefusesError
 from helix_jobs.engine.endpoint.piece import Piece, UnreadableAnswerError
 from helix_jobs.engine.endpoint.server import recognise, same_tokens
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Seconds to open a connection, to send a part of a prompt, and for each part of a server's description.
-_CONNECT_SECONDS: Final = 10.0
-_WRITE_SECONDS: Final = 60.0
-_LOOK_SECONDS: Final = 20.0
 # How often an answer is asked for that breaks off while the server goes on serving others.
 MOST_TRIES: Final = 3
 
@@ -92,7 +88,7 @@ class Connection:
     Args:
         address: Where the server is.
         encode: Token ids of a text, without special tokens of the tokenizer's own; may take long.
-        limits: How long an answer may take to come and to go on.
+        limits: How long things may take.
         first_pause: Seconds between the first two looks at a lost server, and before a busy one is asked again.
 
     Attributes:
@@ -183,7 +179,7 @@ class Connection:
         client = httpx2.AsyncClient(
             base_url=address.url,
             headers={} if address.key is None else {"Authorization": f"Bearer {address.key}"},
-            timeout=httpx2.Timeout(_LOOK_SECONDS, connect=_CONNECT_SECONDS, write=_WRITE_SECONDS, pool=None),
+            timeout=httpx2.Timeout(self._limits.look, connect=CONNECT_SECONDS, pool=None),
             # The engine asks for no more answers at once than it has slots.
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
             # Prompts go to the address that the user gave, and nowhere else: no proxy or netrc of the environment.

@@ -62,6 +62,15 @@ def test_a_silent_answer_is_asked_for_again(make_server: Any, open_engine: Any, 
     assert len(server.asked) == 2
 
 
+def test_an_answer_may_take_longer_than_a_look_at_the_server(make_server: Any, open_engine: Any) -> None:
+    server = make_server()
+    engine = open_engine(server, StreamLimits(look=0.2))
+    server.faults.append(fault.SILENT)
+    threading.Timer(0.6, server.released.set).start()
+    assert is_well(ask(engine, "hello"))
+    assert len(server.asked) == 1
+
+
 @pytest.mark.parametrize("kind", ["vllm", "llama-server", "openai"])
 def test_an_endless_answer_ends_at_the_most_tokens(make_server: Any, open_engine: Any, kind: str) -> None:
     server = make_server(kind)
