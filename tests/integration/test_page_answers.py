@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import expect
+from sqlalchemy import text
 
 from helix_jobs.api.page import answers
 from helix_jobs.results.export import result_row
@@ -125,6 +126,8 @@ def test_a_search_goes_on_by_itself_until_it_has_looked_everywhere(
         expect(page.get_by_role("row")).to_have_count(12)
         page.goto(scene.path(scene.many, "?q=nowhere+at+all"))
         expect(page.get_by_role("status")).to_have_text("Nothing found")
+        expect(page.locator("#look-on")).to_have_count(0)
+        assert faults_of(page) == []  # no part stands twice
         assert seen.nothing()
     with opened(browser, scene.address, java_script_enabled=False) as (page, seen):
         page.goto(scene.path(scene.many, "?q=Answer+to+line+205"))
@@ -231,6 +234,23 @@ def test_text_is_text_whatever_it_says(scene: Scene, browser: Browser) -> None:
         assert written.count("\N{REPLACEMENT CHARACTER}") == sum(not c.isprintable() and c != "\n" for c in ALL_HOSTILE)
         page.goto("/")
         assert seen.nothing()
+
+
+def test_what_no_text_can_hold_is_shown_as_replaced(scene: Scene) -> None:
+    """Halves of surrogate pairs and NUL, which a person may have written into a row."""
+    values = {"batch": scene.many, "request": '{"prompt":"<i>\\ud800 \\u0000"}', "output": "<b>\0"}
+    which = "(SELECT id FROM jobs WHERE batch_id = :batch AND line = 9)"
+    with scene.database.write() as c:
+        c.execute(text("UPDATE jobs SET request = :request WHERE batch_id = :batch AND line = 9"), values)
+        c.execute(text(f"UPDATE results SET output_text = :output WHERE job_id = {which}"), values)  # noqa: S608  (above)
+    with asking(scene.address) as client:
+        # SQLite's own functions end a text at NUL, so the list's excerpt does.
+        for tail, answer in (("?line=9", "&lt;b&gt;<"), ("/9", "&lt;b&gt;\ufffd<")):
+            shown = client.get(scene.path(scene.many, tail)).text
+            assert "&lt;i&gt;\ufffd \ufffd<" in shown
+            assert answer in shown
+        assert client.get(scene.path(scene.many, "/9/text?part=prompt")).content == b"<i>? \0"
+        assert client.get(scene.path(scene.many, "/9/row")).json()["output_text"] == "<b>\0"
 
 
 def test_a_key_sees_its_own_answers_alone(scene: Scene) -> None:

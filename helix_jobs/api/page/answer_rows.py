@@ -15,6 +15,8 @@ from helix_jobs.storage.states import JobState
 from helix_jobs.wording import counted, duration
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from helix_jobs.storage.answer_records import AnswerHead
 
 _PROMPT_CHARS: Final = 160
@@ -34,7 +36,7 @@ class AnswerRow:
         custom_id: What its submitter called it; empty without a name.
         state: Its state: one word.
         note: What is special about how it ended.
-        prompt: The prompt's beginning; of a conversation, that of its last message.
+        prompt: The prompt's beginning; of a conversation, that of what the user said last.
         answer: The beginning of the answer, or of the error.
         kind: What ``answer`` is: answer, thinking, error, or nothing.
         more: How many further answers the job has, in words.
@@ -76,7 +78,7 @@ def answer_row(head: AnswerHead) -> AnswerRow:
 
 
 def prompt_of(request: str) -> str:
-    """What a stored request asks, or the beginning of it: the prompt, or a conversation's last message."""
+    """What a stored request asks, or the beginning of it: the prompt, or what the user said last in a conversation."""
     if len(request) > REQUEST_HEAD:
         found = _TEXT_IN_JSON.findall(request[:REQUEST_HEAD])
         return _unescaped(found[-1]) + "\N{HORIZONTAL ELLIPSIS}" if found else request
@@ -86,12 +88,20 @@ def prompt_of(request: str) -> str:
         return request
     if not isinstance(values, dict):
         return request
+    return _asked(values)
+
+
+def _asked(values: Mapping[str, Any]) -> str:
+    """What a request asks."""
     if isinstance(values.get("prompt"), str):
         return str(values["prompt"])
     if isinstance(values.get("prompt_token_ids"), list):
         return counted(len(values["prompt_token_ids"]), "token id")
     messages = values.get("messages")
-    return _content(messages[-1]) if isinstance(messages, list) and messages else ""
+    if not isinstance(messages, list) or not messages:
+        return ""
+    users = (one for one in reversed(messages) if isinstance(one, dict) and one.get("role") == "user")
+    return _content(next(users, messages[-1]))
 
 
 def _content(message: Any) -> str:  # noqa: ANN401  (any JSON: a person may have changed the row)

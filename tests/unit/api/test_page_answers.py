@@ -72,6 +72,8 @@ def test_json_is_laid_out_only_where_nothing_is_lost():
     [
         ('{"prompt":"a\\nb"}', "a\nb"),
         ('{"messages":[{"role":"user","content":"x"},{"role":"user","content":"y"}]}', "y"),
+        ('{"messages":[{"role":"user","content":"x"},{"role":"tool","content":"{}"}]}', "x"),
+        ('{"messages":[{"role":"system","content":"s"}]}', "s"),
         ('{"messages":[{"role":"user","content":[{"type":"text","text":"y"}]}]}', '[{"type": "text", "text": "y"}]'),
         ('{"prompt_token_ids":[1,2,3]}', "3 token ids"),
         ('{"messages":[]}', ""),
