@@ -3,7 +3,6 @@
 // As in kernels.cpp, torch operators define what each kernel computes. Rotations and attention weights are float32
 // whatever the storage type.
 
-#define LANES_OF_A_REGISTER  // see lanes.h
 #include "attention.h"
 #include "shortage.h"
 

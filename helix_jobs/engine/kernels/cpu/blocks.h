@@ -104,22 +104,14 @@ inline Levels choose(const int8_t *table, Bytes places) {
     return chosen;
 #endif
 }
-// Eight and eight bytes as numbers, none above 127.
-inline vf as_floats(uint64_t first, uint64_t second) {
+// Eight and eight bytes as numbers, none above 127: times a factor, `less` taken from each before.
+inline void store_numbers(float *out, uint64_t first, uint64_t second, float factor, int8_t less = 0) {
     typedef uint64_t Two __attribute__((vector_size(16)));
-    Two both = {first, second};
-#if defined(__AVX512F__)
-    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)both));
-#else
+    typedef int8_t Sixteen __attribute__((vector_size(16)));
+    Sixteen both = (Sixteen)Two{first, second} - less;
     int8_t bytes[16];
-    std::memcpy(bytes, &both, sizeof both);
-    return load16(bytes);
-#endif
-}
-// `first` eight times, then `second`.
-inline vf two_halves(float first, float second) {
-    return vf{first,  first,  first,  first,  first,  first,  first,  first,
-              second, second, second, second, second, second, second, second};
+    std::memcpy(bytes, &both, sizeof bytes);
+    store_weights(out, bytes, factor, 0.0f);
 }
 template <typename Word>
 inline Word load_word(const uint8_t *p) {
@@ -127,16 +119,6 @@ inline Word load_word(const uint8_t *p) {
     std::memcpy(&word, p, sizeof word);
     return word;
 }
-inline void store_halves(vf v, float *first, float *second) {
-#if defined(__AVX512F__)
-    _mm256_storeu_ps(first, _mm512_castps512_ps256((__m512)v));
-    _mm256_storeu_pd(reinterpret_cast<double *>(second), _mm512_extractf64x4_pd((__m512d)v, 1));
-#else
-    std::memcpy(first, &v, sizeof v / 2);
-    std::memcpy(second, reinterpret_cast<const char *>(&v) + sizeof v / 2, sizeof v / 2);
-#endif
-}
-
 // What four bits stand for. Layouts of four bits name their table, and where their first levels lie: as kNibbles where a
 // line of 32 weights is sixteen bytes, lower halves first, and as kPairs where 32 bytes are a line in the lower halves and
 // the next line in the upper ones.
@@ -227,8 +209,8 @@ struct Q2K : BlockOf<256, 84, 0, 3, 16, true> {
     static void factors(const uint8_t *b, float *scales, float *offsets) {
         constexpr uint64_t kLow = 0x0f0f0f0f0f0f0f0full;
         uint64_t first = load_word<uint64_t>(b), second = load_word<uint64_t>(b + 8);
-        store16(scales, as_floats(first & kLow, second & kLow) * half(b + 80));
-        store16(offsets, as_floats(first >> 4 & kLow, second >> 4 & kLow) * -half(b + 82));
+        store_numbers(scales, first & kLow, second & kLow, half(b + 80));
+        store_numbers(offsets, first >> 4 & kLow, second >> 4 & kLow, -half(b + 82));
     }
 };
 struct Q3K : BlockOf<256, 110, -4, 3, 16> {
@@ -251,7 +233,7 @@ struct Q3K : BlockOf<256, 110, -4, 3, 16> {
             return static_cast<uint64_t>(high >> shift & kTwo) << 4 |
                    static_cast<uint64_t>(high >> (shift + 2) & kTwo) << 36;
         };
-        store16(scales, (as_floats((low & kLow) | upper(0), (low >> 4 & kLow) | upper(4)) - 32.0f) * half(b + 108));
+        store_numbers(scales, (low & kLow) | upper(0), (low >> 4 & kLow) | upper(4), half(b + 108), 32);
     }
 };
 
@@ -270,7 +252,11 @@ inline void six_bits(const uint8_t *b, float *scales, float *offsets) {
     __m256 taken = _mm256_mul_ps(other, _mm256_broadcastss_ps(_mm_movehdup_ps(factors)));
     _mm256_storeu_ps(offsets, _mm256_xor_ps(taken, _mm256_set1_ps(-0.0f)));
 #else
-    store_halves(as_floats(scale, offset) * two_halves(half(b), -half(b + 2)), scales, offsets);
+    uint8_t own[8], other[8];
+    std::memcpy(own, &scale, sizeof own);
+    std::memcpy(other, &offset, sizeof other);
+    float factor = half(b), taken = -half(b + 2);
+    for (int i = 0; i < 8; i++) scales[i] = own[i] * factor, offsets[i] = other[i] * taken;
 #endif
 }
 struct Q4K : BlockOf<256, 144, 0, 15, 32, true> {
@@ -333,7 +319,7 @@ struct Q6K : BlockOf<256, 210, -32, 31, 16> {
 #endif
     }
     static void factors(const uint8_t *b, float *scales, float *) {
-        store16(scales, load16(reinterpret_cast<const int8_t *>(b + 192)) * half(b + 208));
+        store_weights(scales, reinterpret_cast<const int8_t *>(b + 192), half(b + 208), 0.0f);
     }
 };
 struct Iq4Xs : BlockOf<256, 136, -128, 127> {

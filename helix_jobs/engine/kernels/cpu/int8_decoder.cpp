@@ -5,7 +5,6 @@
 // Activations are float32, rounded to 8 bits as they enter a product; what is computed is what the layers one by one
 // compute, but for the rounding of what lies between them.
 
-#define LANES_OF_A_REGISTER  // see lanes.h
 #include <chrono>
 
 #include "activations.h"

@@ -57,7 +57,7 @@ void quantize_rows(const T *x, uint8_t *y, float *scales, int64_t rows, int64_t 
         float top = smallest;
         for (int i = 0; i < kLanes; i++) top = std::max(top, highest[i]);
         float scale = top / 127.0f, inverse = 127.0f / top;
-        typedef uint8_t vb __attribute__((vector_size(16)));
+        typedef uint8_t vb __attribute__((vector_size(kLanes)));
         for_lanes(size, [&](int64_t i, int64_t n) {
             vf shifted = load_some(in + i, n) * inverse + 12582912.0f;  // rounds to nearest even, as in exp16
             vb bytes = __builtin_convertvector(__builtin_convertvector(shifted - 12582912.0f, vi) + zero, vb);

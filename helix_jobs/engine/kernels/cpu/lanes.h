@@ -25,10 +25,9 @@ struct bf16 {
     uint16_t bits;
 };
 
-// Sixteen lanes: one AVX-512 register, two of AVX2, four of NEON. The compiler splits them, but gcc 12 keeps vectors of
-// several registers in memory. Sources that hold many vectors at once define LANES_OF_A_REGISTER: there a vector is one
-// register, and the sixteen of a function's name stands for its lanes.
-#if !defined(LANES_OF_A_REGISTER) || defined(__AVX512F__)
+// A vector is one register: gcc 12 keeps vectors of several registers in memory, so that each step is a load and a store.
+// The sixteen of a function's name stands for the lanes.
+#if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
 #elif defined(__AVX2__)
 constexpr int64_t kLanes = 8;
@@ -58,17 +57,10 @@ inline vf load16(const int8_t *p) {
 #if defined(__AVX512F__)  // gcc converts vectors of bytes by halves
     __m512 v = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
     return reinterpret_cast<vf>(v);
-#elif defined(__AVX2__) && defined(LANES_OF_A_REGISTER)
+#elif defined(__AVX2__)
     int64_t eight;
     std::memcpy(&eight, p, sizeof eight);
     return reinterpret_cast<vf>(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(eight))));
-#elif defined(__AVX2__)
-    __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
-    __m256 halves[2] = {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all)),
-                        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(all, all)))};
-    vf v;
-    std::memcpy(&v, halves, sizeof v);
-    return v;
 #else
     typedef int8_t vb __attribute__((vector_size(kLanes)));
     vb b;

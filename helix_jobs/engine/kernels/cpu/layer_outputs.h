@@ -14,10 +14,13 @@ struct Outputs {
     int64_t pitch;
 
     void put(int64_t token, int64_t row, int64_t count, const float *sums) const {
-        vf v = load_some(sums, count);
-        if (bias != nullptr) v += load_some(bias + row, count);
-        if (residual != nullptr) v += load_some(residual + token * pitch + row, count);
-        store_some(y + token * pitch + row, v, count);
+        for_lanes(count, [&](int64_t i, int64_t n) {
+            int64_t place = token * pitch + row + i;
+            vf v = load_some(sums + i, n);
+            if (bias != nullptr) v += load_some(bias + row + i, n);
+            if (residual != nullptr) v += load_some(residual + place, n);
+            store_some(y + place, v, n);
+        });
     }
 };
 

@@ -113,8 +113,7 @@ struct Fp8 {
 struct BFloat16 {
     static constexpr int kWeights = 32, kBytes = 64;
     static void decode(const uint8_t *b, float *out) {
-        store16(out, load16(reinterpret_cast<const bf16 *>(b)));
-        store16(out + 16, load16(reinterpret_cast<const bf16 *>(b) + 16));
+        for (int i = 0; i < kWeights; i += kLanes) store16(out + i, load16(reinterpret_cast<const bf16 *>(b) + i));
     }
 };
 struct Float16 {

@@ -25,12 +25,12 @@ struct alignas(64) RoundedChunk {
     float part_sums[kParts];
 };
 
-// Sixteen whole numbers as bytes.
+// Whole numbers as bytes.
 inline void store_bytes(int8_t *p, vi v) {
 #if defined(__AVX512F__)
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(v)));
 #else
-    typedef int8_t vb __attribute__((vector_size(16)));
+    typedef int8_t vb __attribute__((vector_size(kLanes)));
     vb bytes = __builtin_convertvector(v, vb);
     std::memcpy(p, &bytes, sizeof bytes);
 #endif
@@ -40,19 +40,28 @@ inline void store_bytes(int8_t *p, vi v) {
 template <typename T>
 inline void round_chunk(const T *x, int64_t count, RoundedChunk &out) {
     for (int64_t i = 0; i < count; i += kBlock) {
-        vf first = load16(x + i), second = load16(x + i + kLanes);
-        vf highest = max16(max16(first, -first), max16(second, -second));
+        constexpr int kVectors = kBlock / kLanes;
+        vf some[kVectors], highest = {}, probe = {};
+        for (int n = 0; n < kVectors; n++) {
+            some[n] = load16(x + i + n * kLanes);
+            highest = max16(highest, max16(some[n], -some[n]));
+            probe += some[n] * 0.0f;
+        }
         float top = 1e-12f;
         for (int lane = 0; lane < kLanes; lane++) top = std::max(top, highest[lane]);
         // Not finite if the block is not: its products must not look finite.
-        float scale = top / 127.0f + sum16(first * 0.0f + second * 0.0f);
+        float scale = top / 127.0f + sum16(probe);
         float inverse = 127.0f / top;
         float sums[2];
         for (int half = 0; half < 2; half++) {
-            vf shifted = (half == 0 ? first : second) * inverse + 12582912.0f;  // rounds to nearest even, as in exp16
-            vf whole = shifted - 12582912.0f;
-            store_bytes(out.values + i + half * kLanes, __builtin_convertvector(whole, vi));
-            sums[half] = sum16(whole);  // exact
+            vf total = {};
+            for (int n = half * kVectors / 2; n < (half + 1) * kVectors / 2; n++) {
+                vf shifted = some[n] * inverse + 12582912.0f;  // rounds to nearest even, as in exp16
+                vf whole = shifted - 12582912.0f;
+                store_bytes(out.values + i + n * kLanes, __builtin_convertvector(whole, vi));
+                total += whole;
+            }
+            sums[half] = sum16(total);  // exact
             out.part_wholes[i / kSmallest + half] = static_cast<int32_t>(sums[half]);
             out.part_sums[i / kSmallest + half] = scale * sums[half];
         }
