@@ -126,7 +126,7 @@ class ServingBench:
         """Measure both parts.
 
         Raises:
-            HelixError: Worker or server do not start, or refuse a request.
+            HelixError: Worker or server do not start, or refuse a request; or the bulk work is too short.
         """
         with ExitStack() as stack:
             # The path is short, because a socket's path has a length limit.
@@ -158,7 +158,9 @@ class ServingBench:
             for number in range(slots * _BULK_PER_SLOT)
         ]
         batch_id = client.submit(lines).batch_id
-        while client.status(batch_id).counts[JobState.RUNNING] < slots:
+        while (status := client.status(batch_id)).counts[JobState.RUNNING] < slots:
+            if status.done:
+                raise HelixError("the bulk work ended before it had filled the batch; give a larger --max-tokens")
             time.sleep(0.1)
         began, before = time.perf_counter(), client.status(batch_id).completion_tokens
         waits = self._measure(database, address, "bulk")
