@@ -57,6 +57,7 @@ def create_app(context: Context) -> FastAPI:
     def limit_of(path: str) -> int:
         return upload_bytes if path in (files.FILES_PATH, SUBMIT) else MAX_BODY_BYTES
 
+    app.add_middleware(health.Alive)
     if context.settings.requests_per_minute is not None:
         app.add_middleware(Paced, rate=RequestRate(context.settings.requests_per_minute))
     app.add_middleware(Guard, access=context.access, sessions=context.sessions, limit_of=limit_of)
