@@ -81,10 +81,16 @@ class StreamClients:
         self._thread.join()
         self._loop.close()
 
-    def begin(self, count: int, *, has_keys: bool = False) -> None:
-        """Have so many clients read one answer after another until ``finish``. Every other one names its requests."""
+    def begin(self, count: int, *, has_keys: bool = False, pause: float = 0.0) -> None:
+        """Have so many clients read one answer after another until ``finish``.
+
+        Args:
+            count: How many.
+            has_keys: Whether every other one names its requests by keys.
+            pause: Seconds from an answer to the next request.
+        """
         for number in range(count):
-            going_on = self._go_on(has_key=has_keys and number % 2 == 1)
+            going_on = self._go_on(has_key=has_keys and number % 2 == 1, pause=pause)
             self._tasks.append(asyncio.run_coroutine_threadsafe(going_on, self._loop))
 
     def finish(self, patience: float) -> None:
@@ -111,13 +117,14 @@ class StreamClients:
         wanted = self.ended + count
         wait_until(lambda: self.ended >= wanted, lambda: f"{self.ended} of {wanted} streams end", patience)
 
-    async def _go_on(self, *, has_key: bool) -> None:
+    async def _go_on(self, *, has_key: bool, pause: float) -> None:
         while not self._has_enough:
             number = len(self.seen)
             prompt = " ".join(f"s{number}-{n}" for n in range(WORDS))
             one = Seen(prompt, f"key-{number}" if has_key else None)
             self.seen.append(one)
             await self._read(one)
+            await asyncio.sleep(pause)
 
     async def _read(self, one: Seen) -> None:
         while True:

@@ -2,8 +2,9 @@
 
 python -m pytest -m soak -s tests/acceptance/faults [--soak-minutes 30]
 
-One worker is killed and stopped again and again; the other lives through it all, and is watched for what it gathers:
-memory, threads, file descriptors, connections. At the end the oracle judges every job.
+One worker is killed and stopped again and again; the other lives through it all, as does a server whose clients read
+streamed answers. Both are watched for what they gather: memory, threads, file descriptors, connections. At the end the
+oracle judges every job, and each stream is compared with the stored answer.
 """
 
 from __future__ import annotations
@@ -22,36 +23,53 @@ import pytest
 from sqlalchemy import text
 
 from tests.acceptance.faults.oracle import Accepted, judge
+from tests.acceptance.faults.stream_clients import (
+    StreamClients,
+    judge_streams,
+    single_requests,
+    unfinished_requests,
+)
 from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tests.acceptance.faults.installation import Installation
+    from tests.acceptance.faults.installation import Installation, ServerProcess
+    from tests.acceptance.faults.stream_clients import Seen
     from tests.worker_box import WorkerProcess
 
 FAULT_SECONDS = 20.0
 LOOK_SECONDS = 5.0
 BATCH = 400
+# A message lost on a busy broker is found by two audits.
+STREAM_PATIENCE = 600.0
 # Below this many unfinished jobs another batch is submitted.
 BACKLOG = 800
 STEP_SECONDS = "0.05"
+# They take a part of the slots: bulk work goes on beside them.
+CLIENTS, CLIENT_PAUSE = 6, 3.0
+# How a stream may end beside whole: its database was cut off.
+UNAVAILABLE = "unavailable"
 SHORT_STOP, LONG_STOP = 8.0, 40.0
 # What counts as flat: noise of the allocator, not a leak, which half an hour of this load would make far larger.
 MEMORY_GROWTH = 1.10
-SPARE = {"fds": 8, "threads": 4, "redis_clients": 6, "database_connections": 6}
+SPARE = {"fds": 8, "threads": 4, "server_fds": 8, "server_threads": 8, "redis_clients": 6, "database_connections": 6}
+MEMORY = ("rss", "server_rss")
 # Faults open and close connections; until so much of the time the worker still warms up.
 WARM_UP_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the surviving worker holds at one moment; connections are those of the whole installation."""
+    """What the surviving worker and the server hold at one moment; connections are those of the whole installation."""
 
     at: float
     rss: int
     fds: int
     threads: int
+    server_rss: int
+    server_fds: int
+    server_threads: int
     redis_clients: int
     database_connections: int
 
@@ -67,10 +85,24 @@ class Soak:
     faults: Counter[str] = field(default_factory=Counter)
     retried: set[str] = field(default_factory=set)
     hosts: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    survivor: WorkerProcess = field(init=False)
+    victim: WorkerProcess = field(init=False)
+    server: ServerProcess = field(init=False)
+    streams: list[Seen] = field(default_factory=list)
 
     def run(self, minutes: float) -> None:
         self.survivor = self._start()
         self.victim = self._start()
+        self.server = self.installation.start_server()
+        with StreamClients(self.server.address) as clients:
+            clients.begin(CLIENTS, pause=CLIENT_PAUSE)
+            self._break_for(minutes)
+            clients.finish(STREAM_PATIENCE)
+        self.streams = clients.seen
+        wait_until(lambda: not unfinished_requests(self.installation), "requests do not end")
+        self._finish()
+
+    def _break_for(self, minutes: float) -> None:
         breaks = self._breaks()
         end = time.monotonic() + 60 * minutes
         next_fault = time.monotonic() + FAULT_SECONDS
@@ -83,6 +115,8 @@ class Soak:
                 next_fault = time.monotonic() + FAULT_SECONDS
             self._look()
             time.sleep(LOOK_SECONDS)
+
+    def _finish(self) -> None:
         for batch in self.batches:
             # One whose cancel was the last thing that happened.
             if batch.batch_id in self.retried:
@@ -157,7 +191,8 @@ class Soak:
 
     def _look(self) -> None:
         assert self.survivor.process.poll() is None, f"the survivor has ended: {self.survivor.log[-3000:]}"
-        process = psutil.Process(self.survivor.process.pid)
+        assert self.server.process.poll() is None, f"the server has ended: {self.server.log[-3000:]}"
+        process, server = psutil.Process(self.survivor.process.pid), psutil.Process(self.server.process.pid)
         with self.installation.redis.client() as client:
             clients = int(client.info("clients")["connected_clients"])
         connections = 0
@@ -171,6 +206,9 @@ class Soak:
                 rss=process.memory_info().rss,
                 fds=process.num_fds(),
                 threads=process.num_threads(),
+                server_rss=server.memory_info().rss,
+                server_fds=server.num_fds(),
+                server_threads=server.num_threads(),
                 redis_clients=clients,
                 database_connections=connections,
             )
@@ -190,8 +228,11 @@ class Soak:
 
     def leaks(self) -> Sequence[str]:
         """What has grown."""
-        early, late = self.early_and_late("rss")
-        grown = [f"memory: {early / 1e6:.0f} MB, then {late / 1e6:.0f} MB"] if late > early * MEMORY_GROWTH else []
+        grown = []
+        for name in MEMORY:
+            early, late = self.early_and_late(name)
+            if late > early * MEMORY_GROWTH:
+                grown.append(f"{name}: {early / 1e6:.0f} MB, then {late / 1e6:.0f} MB")
         for name, spare in SPARE.items():
             early, late = self.early_and_late(name)
             if late > early + spare:
@@ -207,12 +248,13 @@ def test_soak(database: str, make: Callable[..., Installation], pytestconfig: py
     installation = make(database, quick=False)
     soak = Soak(installation, random.Random(11))
     soak.run(minutes)
-    verdict = judge(installation, soak.batches)
+    verdict = judge(installation, [*soak.batches, *single_requests(installation)])
     print(report(soak, verdict.jobs, verdict.lost, verdict.doubled, verdict.executions), flush=True)  # noqa: T201  (-s shows it)
     assert verdict.broken == ()
     assert (verdict.lost, verdict.doubled) == (0, 0)
+    assert judge_streams(installation, soak.streams, may_end=lambda end: end == UNAVAILABLE) == []
     assert soak.leaks() == []
-    for worker in (soak.survivor, soak.victim):
+    for worker in (soak.server, soak.survivor, soak.victim):
         worker.send(signal.SIGTERM)
     for worker in (soak.survivor, soak.victim):
         assert worker.wait() == 0, worker.log[-3000:]
@@ -224,11 +266,12 @@ def report(soak: Soak, jobs: int, lost: int, doubled: int, executions: int) -> s
     minutes = (soak.looks[-1].at - soak.looks[0].at) / 60
     lines = [
         f"{minutes:.0f} minutes, {jobs:,} jobs: {lost} lost, {doubled} duplicated, {executions} executions beyond one",
+        f"{len(soak.streams):,} streams: {dict(Counter(one.end for one in soak.streams))}",
         f"{soak.faults.total()} faults: " + ", ".join(f"{count} x {name}" for name, count in soak.faults.items()),
         f"memory slope {soak.megabytes_an_hour():+.1f} MB/h",
     ]
-    for name in ("rss", *SPARE):
+    for name in (*MEMORY, *SPARE):
         early, late = soak.early_and_late(name)
-        scale, unit = (1e6, " MB") if name == "rss" else (1, "")
+        scale, unit = (1e6, " MB") if name in MEMORY else (1, "")
         lines.append(f"{name}: {early / scale:.0f}{unit} early, {late / scale:.0f}{unit} late")
     return "\n" + "\n".join(lines)
