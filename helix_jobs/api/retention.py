@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.client.purge import plan_purge, purge
-from helix_jobs.errors import HelixError
+from helix_jobs.errors import HelixError, NotEndedError, NotFoundError
 from helix_jobs.storage.single_request import ended_interactive_batches
 
 if TYPE_CHECKING:
@@ -54,7 +54,11 @@ class Retention:
                 old = ended_interactive_batches(connection, now - self._kept, _AT_ONCE)
             if not old:
                 break
-            removed += purge(self._database, plan_purge(self._database, batch_ids=old)).batches
+            try:
+                plan = plan_purge(self._database, batch_ids=old)
+            except (NotFoundError, NotEndedError):
+                continue  # another server removed some meanwhile, or a person has one tried again
+            removed += purge(self._database, plan).batches
         return removed
 
     def _run(self) -> None:
