@@ -1,7 +1,8 @@
 """ServingBench: how long a client of ``helix serve`` waits for the first piece of its answer.
 
 Alone, and beside bulk work that fills every batch slot. The server and the worker are processes of their own, with a
-broker and a database of their own; the client asks one request after the other.
+broker and a database of their own; the client asks one request after the other. With a plan of load it measures instead
+what bulk work loses to clients that only ask how things are (``loaded.py``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from helix_jobs.bench.loaded import LoadedBench
 from helix_jobs.bench.machine import Machine
 from helix_jobs.bench.percentiles import Percentiles
 from helix_jobs.bench.prompts import task
@@ -36,6 +38,7 @@ from helix_jobs.storage.states import JobState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from helix_jobs.bench.loaded import LoadPlan, Turn
     from helix_jobs.settings import Settings
 
 _START_SECONDS: Final = 900.0  # a large model takes minutes
@@ -55,11 +58,13 @@ class ServingPlan:
         command: The command line.
         requests: Requests of each part.
         max_tokens: New tokens of a request, and of a bulk job, at most.
+        load: Measure this instead; None measures waits.
     """
 
     command: str
     requests: int
     max_tokens: int
+    load: LoadPlan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +95,7 @@ class ServingReport:
     machine: Machine
     target: str
     parts: tuple[Waits, ...]
+    turns: tuple[Turn, ...]
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -111,6 +117,7 @@ class ServingBench:
         self._say = say
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self._parts: list[Waits] = []
+        self._turns: list[Turn] = []
 
     def report(self) -> ServingReport:
         """The results so far."""
@@ -120,10 +127,11 @@ class ServingBench:
             machine=Machine.here(),
             target=self._settings.target_model,
             parts=tuple(self._parts),
+            turns=tuple(self._turns),
         )
 
     def run(self) -> None:
-        """Measure both parts.
+        """Measure.
 
         Raises:
             HelixError: Worker or server do not start, or refuse a request; or the bulk work is too short.
@@ -141,13 +149,20 @@ class ServingBench:
             stack.callback(database.dispose)
             upgrade(database)
             self._say("starting a worker")
-            _start(stack, settings, "worker", _WORKER_READY, directory)
-            line = _start(stack, settings, "serve", _SERVER_READY, directory)
+            worker, _ = _start(stack, settings, "worker", _WORKER_READY, directory)
+            server, line = _start(stack, settings, "serve", _SERVER_READY, directory)
             address = line.split()[2].removesuffix(",").removesuffix("/v1")
             self._say("warming up")
             self._ask(address, 0)
-            self._parts.append(self._measure(database, address, "nothing"))
             with HelixClient(settings) as client:
+                if self._plan.load is not None:
+                    loaded = LoadedBench(
+                        client, address, worker=worker, server=server, plan=self._plan.load, say=self._say
+                    )
+                    self._turns = loaded.turns
+                    loaded.run()
+                    return
+                self._parts.append(self._measure(database, address, "nothing"))
                 slots = client.live_workers()[0].slots
                 self._parts.append(self._beside_bulk(database, address, client, slots))
 
@@ -212,8 +227,8 @@ class ServingBench:
         return first, int(json.loads(line.removeprefix(b"data: "))["id"].removeprefix("cmpl-"))
 
 
-def _start(stack: ExitStack, settings: Settings, command: str, ready: str, directory: Path) -> str:
-    """Start a process that ends with the stack; returns the line with which it says that it is ready.
+def _start(stack: ExitStack, settings: Settings, command: str, ready: str, directory: Path) -> tuple[int, str]:
+    """Start a process that ends with the stack; returns its number, and the line that says that it is ready.
 
     Raises:
         HelixError: It does not become ready.
@@ -235,7 +250,7 @@ def _start(stack: ExitStack, settings: Settings, command: str, ready: str, direc
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         found = next((line for line in lines if line.startswith(ready)), None)
         if found is not None:
-            return found
+            return process.pid, found
         if process.poll() is not None or time.monotonic() > deadline:
             raise HelixError(f"helix {command} did not start: {' | '.join(lines[-5:]) or '(no output)'}")
         time.sleep(0.05)

@@ -15,12 +15,16 @@ from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, settings_option
 from helix_jobs.cli.setting_options import setting_options, with_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
+    from helix_jobs.bench.loaded import Turn
     from helix_jobs.bench.percentiles import Percentiles
     from helix_jobs.bench.serving import ServingReport
     from helix_jobs.settings import Settings
 
+_TURNS: Final = 3
 _SUMMARY: Final = "The wait for the first piece of an answer over HTTP, alone and beside bulk work."
 
 
@@ -36,6 +40,12 @@ _SUMMARY: Final = "The wait for the first piece of an answer over HTTP, alone an
     show_default=True,
     help="New tokens of a request, and of a bulk job.",
 )
+@click.option(
+    "--load",
+    type=click.FloatRange(0.1, 3600),
+    metavar="SECONDS",
+    help="Measure instead what bulk work loses to clients that ask how things are, in turns of so many seconds.",
+)
 @json_option
 @settings_option
 def serve(
@@ -43,6 +53,7 @@ def serve(
     *,
     requests: int,
     max_tokens: int,
+    load: float | None,
     json_file: str | None,
     **overrides: Any,  # noqa: ANN401  (click's own values)
 ) -> None:
@@ -50,14 +61,19 @@ def serve(
 
     A worker and a server of its own, with a database and a broker in a temporary directory. The first part has the
     worker for itself; beside the second one, bulk work fills every batch slot.
+
+    With --load, bulk work is measured alone and while clients ask for /health a thousand times a second and for a
+    batch's status two hundred times a second, three times in turns.
     """
     from helix_jobs.cli.console import make_console
 
     say = prepare(json_file)
+    from helix_jobs.bench.loaded import LoadPlan
     from helix_jobs.bench.serving import ServingBench, ServingPlan
 
     command = shlex.join(["helix", *sys.argv[1:]])
-    plan = ServingPlan(command=command, requests=requests, max_tokens=max_tokens)
+    load_plan = None if load is None else LoadPlan(turns=_TURNS, seconds=load, max_tokens=max_tokens)
+    plan = ServingPlan(command=command, requests=requests, max_tokens=max_tokens, load=load_plan)
     bench = ServingBench(with_options(settings, overrides), plan, say)
 
     def report() -> None:
@@ -73,12 +89,31 @@ def _show(console: Console, report: ServingReport) -> None:
     from rich.table import Table
 
     console.print(f"serve: {report.target}; {report.machine.cpu}, {report.machine.threads} threads", soft_wrap=True)
+    if report.turns:
+        _show_turns(console, report.turns)
+        return
     console.print("Milliseconds to the first piece: 50th, 90th and 99th percentile", soft_wrap=True)
     table = Table("BESIDE", "FIRST PIECE", "ENGINE'S OWN", "ABOVE IT", "BULK TOKENS/S", box=None)
     for part in report.parts:
         rate = part.bulk_tokens_per_second
         times = (_milliseconds(one) for one in (part.first_piece, part.engine, part.above))
         table.add_row(part.beside, *times, "" if rate is None else f"{rate:,.0f}")
+    console.print(table)
+
+
+def _show_turns(console: Console, turns: Sequence[Turn]) -> None:
+    from rich.table import Table
+
+    console.print("Processor time in percent of one; answers a second, and milliseconds to them", soft_wrap=True)
+    heads = ("LOAD", "BULK TOKENS/S", "WORKER", "SERVER", "CLIENT", "/HEALTH", "", "STATUS", "")
+    table = Table(*heads, box=None)
+    for turn in turns:
+        shares = (f"{100 * share:,.0f} %" for share in (turn.worker, turn.server, turn.client))
+        rates = (f"{turn.health_per_second:,.0f}", f"{turn.status_per_second:,.0f}")
+        waits = (_milliseconds(turn.health), _milliseconds(turn.status))
+        asked = (rates[0], waits[0], rates[1], waits[1]) if turn.is_loaded else ()
+        name = "yes" if turn.is_loaded else "no"
+        table.add_row(name, f"{turn.bulk_tokens_per_second:,.0f}", *shares, *asked)
     console.print(table)
 
 
