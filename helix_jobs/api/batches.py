@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 
 from helix_jobs.api.batch_cancel import begin_api_cancel
 from helix_jobs.api.batch_object import batch_object
@@ -18,7 +18,6 @@ from helix_jobs.api.ids import known_id
 from helix_jobs.api.listing import MAX_BATCHES, list_object
 from helix_jobs.api.problems import Problem
 from helix_jobs.errors import NotFoundError
-from helix_jobs.json_line import json_line
 from helix_jobs.storage import api_batches, api_files
 from helix_jobs.storage.api_records import Page
 from helix_jobs.storage.status import batch_statuses
@@ -67,40 +66,22 @@ def list_batches(
     return list_object([_object(context, batch, statuses) for batch in found], limit)
 
 
-@router.get(
-    _PATH + "/{batch_id}",
-    summary="Look up a batch",
-    responses=refusals(401, 404, 429, 503),
-    response_class=JSONResponse,
-)
-async def get_batch(request: Request, batch_id: str) -> Response:
-    """How far a batch is, and the ids of its output files. Counts may be a quarter of a second old."""
+@router.get(_PATH + "/{batch_id}", summary="Look up a batch", responses=refusals(401, 404, 503))
+def get_batch(request: Request, batch_id: str) -> dict[str, Any]:
+    """How far a batch is, and the ids of its output files."""
     context: Context = request.app.state.context
-    owner = request.state.owner
-
-    def read() -> bytes:
-        with context.database.read() as c:
-            batch = api_batches.get_api_batch(c, owner, known_id(batch_id))
-        return json_line(_shown(context, batch)).encode()
-
-    return Response(await context.views.view(owner, batch_id, read), media_type="application/json")
+    with context.database.read() as c:
+        batch = api_batches.get_api_batch(c, request.state.owner, known_id(batch_id))
+    return _shown(context, batch)
 
 
 @router.post(_PATH + "/{batch_id}/cancel", summary="Cancel a batch", responses=refusals(401, 404, 409, 429, 503))
-async def cancel_batch(request: Request, batch_id: str) -> JSONResponse:
+def cancel_batch(request: Request, batch_id: str) -> dict[str, Any]:
     """Cancel what is not answered yet. No further request of the batch begins; answers that there are stay."""
     context: Context = request.app.state.context
-    owner = request.state.owner
-    try:
-        return JSONResponse(await run_in_threadpool(_cancelled, context, owner, known_id(batch_id)))
-    finally:
-        context.views.forget(owner, batch_id)
-
-
-def _cancelled(context: Context, owner: str, batch_id: str) -> dict[str, Any]:
     now = datetime.now(UTC)
     with context.database.read() as c:
-        batch = api_batches.get_api_batch(c, owner, batch_id)
+        batch = api_batches.get_api_batch(c, request.state.owner, known_id(batch_id))
     state = _shown(context, batch)["status"]
     if state in ("failed", "completed", "expired", "finalizing"):
         raise Problem(409, f"the batch is {state}, and cannot be cancelled any more", code="conflict")
@@ -108,7 +89,7 @@ def _cancelled(context: Context, owner: str, batch_id: str) -> dict[str, Any]:
         context.database.transact(lambda c: begin_api_cancel(c, batch.id, now))
         context.intake.wake()
     with context.database.read() as c:
-        batch = api_batches.get_api_batch(c, owner, batch_id)
+        batch = api_batches.get_api_batch(c, request.state.owner, known_id(batch_id))
     return _shown(context, batch)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from helix_jobs.api.access import Access
 from helix_jobs.api.batch_intake import BatchIntake
-from helix_jobs.api.batch_views import BatchViews
+from helix_jobs.api.body_room import BodyRoom
 from helix_jobs.api.ending import Ending
 from helix_jobs.api.figures import Figures
 from helix_jobs.api.growth_feed import GrowthFeed
@@ -43,7 +43,7 @@ class Context:
     retention: Retention
     figures: Figures
     intake: BatchIntake
-    views: BatchViews
+    body_room: BodyRoom
     thought: Thought
     ending: Ending
     board: Board
@@ -72,7 +72,7 @@ class Context:
             retention=Retention(database, settings.request_retention),
             figures=Figures(lambda: open_requests.total),
             intake=BatchIntake(settings, database),
-            views=BatchViews(),
+            body_room=BodyRoom(),
             thought=Thought(database),
             ending=Ending(),
             board=Board(database),

@@ -46,7 +46,7 @@ async def upload_file(request: Request) -> JSONResponse:
     """Store a file of OpenAI Batch lines."""
     context: Context = request.app.state.context
     try:
-        file = await receive_upload(request, context.database, context.settings.max_upload_mb)
+        file = await receive_upload(request, context.database, context.body_room, context.settings.max_upload_mb)
     except ClientDisconnect:
         return JSONResponse({}, status_code=_CLIENT_GONE)  # nobody reads this
     return JSONResponse(_file_object(file))

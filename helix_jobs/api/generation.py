@@ -65,15 +65,20 @@ async def read_object(request: Request) -> tuple[dict[str, Any], int]:
     """The request's JSON object, and its size in bytes.
 
     Raises:
-        Problem: The body is not JSON by its header, or not an object.
+        Problem: The body is not JSON by its header, or not an object, or there is no room for it now.
         InvalidFieldError: The body is not strict JSON.
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":
         raise Problem(415, "the body is not JSON by its Content-Type; send application/json", code="content_type")
-    data = await request.body()
+    context: Context = request.app.state.context
+    data = bytearray()
+    with context.body_room.place() as place:
+        async for piece in request.stream():
+            data += piece
+            place.hold(len(data))
     try:
-        values = decode(data, first=True)
+        values = decode(bytes(data), first=True)
     except InvalidFieldError as error:
         raise Problem(400, f"the body {error.reason}; {_remedy(error)}", code="invalid_request") from error
     if not isinstance(values, dict):

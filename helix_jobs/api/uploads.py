@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from starlette.requests import Request
 
+    from helix_jobs.api.body_room import BodyRoom
     from helix_jobs.storage.database import Database
 
 BATCH_PURPOSE: Final = "batch"
@@ -38,21 +39,23 @@ def max_upload_bytes(max_upload_mb: int) -> int:
     return max_file_bytes(max_upload_mb) + _FORM_BYTES
 
 
-async def receive_upload(request: Request, database: Database, max_upload_mb: int) -> ApiFile:
+async def receive_upload(request: Request, database: Database, room: BodyRoom, max_upload_mb: int) -> ApiFile:
     """Read a request's form and store its file.
 
     Raises:
-        Problem: The form is refused. Nothing of its file stays.
+        Problem: The form is refused, or there is no room for it now. Nothing of its file stays.
         ClientDisconnect: The client has gone in the middle. Nothing stays.
         DatabaseUnreachableError: The database does not answer. A sweep removes what is stored.
     """
     form = UploadForm(request.headers.get("content-type", ""), max_file_bytes(max_upload_mb))
     upload = _Upload(database, request.state.owner)
     try:
-        async for data in request.stream():
-            upload.take(form.feed(data))
-            if upload.is_full:
-                await run_in_threadpool(upload.store)
+        with room.place() as place:
+            async for data in request.stream():
+                upload.take(form.feed(data))
+                place.hold(upload.held_bytes)
+                if upload.is_full:
+                    await run_in_threadpool(upload.store)
         form.finish()
         purpose, expires_after = _purpose(form), form_expiry_seconds(form.fields, "expires_after")
         return await run_in_threadpool(upload.finish, form, purpose, expires_after)
@@ -73,6 +76,11 @@ class _Upload:
         self._held = bytearray()
         self._parts = 0
         self.has_begun = False
+
+    @property
+    def held_bytes(self) -> int:
+        """What is held and not stored."""
+        return len(self._held)
 
     @property
     def is_full(self) -> bool:

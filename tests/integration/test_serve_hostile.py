@@ -16,7 +16,7 @@ import psutil
 import pytest
 from sqlalchemy import select
 
-from helix_jobs.api import connection, ending
+from helix_jobs.api import body_room, connection, ending
 from helix_jobs.api.growth_feed import GrowthFeed
 from helix_jobs.redis_url import MEMORY_URL
 from helix_jobs.storage.schema import jobs
@@ -100,6 +100,43 @@ def test_idle_connections_keep_nobody_else_waiting(box: Box) -> None:
         began = time.monotonic()
         assert http.get("/health").status_code == 200
         assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/files"])
+def test_half_sent_bodies_take_no_more_than_their_room(box: Box, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_room, "ROOM_BYTES", 1_000_000)
+    kind = "application/json" if path == "/v1/completions" else "multipart/form-data; boundary=X"
+    begin = (
+        b"{"
+        if path == "/v1/completions"
+        else b'--X\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+    )
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 4000000\r\n\r\n"
+    box.start_worker()
+    with ExitStack() as stack, serving(box) as address, asking(address) as http:
+        clients = [stack.enter_context(closing(connected(address))) for _ in range(4)]
+        for client in clients:
+            client.sendall(head.encode() + begin + b"a" * 400_000)
+        refused = [client for client in clients if _is_refused(client)]
+        assert 1 <= len(refused) <= 2, "two of them fit, and a third that comes before they are read"
+        answer = http.post("/v1/completions", json={"prompt": "beside"})
+        assert answer.json()["choices"][0]["text"] == "beside", "neighbours are served"
+        for client in clients:
+            client.close()
+        wait_until(
+            lambda: http.post("/v1/completions", json={"prompt": "a " * 2000 + "b" * 300_000}).status_code == 200, ""
+        )
+
+
+def _is_refused(client: socket.socket) -> bool:
+    """Whether the server answers now, which it does to a half-sent body only to refuse it."""
+    client.settimeout(1.0)
+    try:
+        answer = client.recv(65536)
+    except TimeoutError:
+        return False
+    assert answer.startswith(b"HTTP/1.1 429"), answer
+    return True
 
 
 def test_a_server_that_stops_tells_its_clients(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

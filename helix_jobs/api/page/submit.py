@@ -46,7 +46,7 @@ async def submit(request: Request) -> Response:
     """Store the file as it comes, and have its lines checked in the background."""
     context: Context = request.app.state.context
     try:
-        file = await receive_upload(request, context.database, context.settings.max_upload_mb)
+        file = await receive_upload(request, context.database, context.body_room, context.settings.max_upload_mb)
     except ClientDisconnect:
         return Response(status_code=_CLIENT_GONE)  # nobody reads this
     new = _batch_of(file, datetime.now(UTC))
