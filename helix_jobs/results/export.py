@@ -7,6 +7,7 @@ import io
 import json
 import os
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -71,7 +72,10 @@ COLUMNS: Final[Mapping[str, str]] = {
     "finished_at": "timestamp",
     "metadata": "string",
 }
-_FROM_REQUEST: Final = frozenset({"prompt", "messages", "metadata"})
+_FROM_REQUEST: Final = ("prompt", "messages", "metadata")
+_FROM_RESULT: Final = tuple(name for name in COLUMNS if name not in _FROM_REQUEST)
+# One call for all of a row's values: a getattr for each was a tenth of an export's processor time.
+_values_of_result: Final = attrgetter(*_FROM_RESULT)
 _AS_JSON: Final = ("messages", "metadata", "tool_calls", "scores", "logprobs", "prompt_logprobs")
 _LOGPROBS: Final = ("logprobs", "prompt_logprobs")
 _TIMES: Final = ("queued_at", "finished_at")
@@ -114,11 +118,13 @@ def result_row(result: JobResult) -> dict[str, Any]:
     Raises:
         UnreadableRowError: The log probabilities are damaged.
     """
-    request = result.request
-    row = {name: request.get(name) if name in _FROM_REQUEST else getattr(result, name) for name in COLUMNS}
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row.update(zip(_FROM_RESULT, _values_of_result(result), strict=True))
+    for name in _FROM_REQUEST:
+        row[name] = result.request.get(name)
     for name in _LOGPROBS:
-        found = read_logprobs(result, row[name])
-        row[name] = None if found is None else chat_content(found)
+        if (found := read_logprobs(result, row[name])) is not None:
+            row[name] = chat_content(found)
     row["state"] = str(result.state)
     row["queued_at"] = result.queued_at.isoformat()
     row["finished_at"] = None if result.finished_at is None else result.finished_at.isoformat()
