@@ -21,20 +21,27 @@ WINDOW: Final = 10_000
 class Publisher(Protocol):
     """The broker as this loop sees it."""
 
+    def depth(self) -> int:
+        """Messages that wait in the broker."""
+
     def publish(self, jobs: Sequence[PublishableJob], /) -> None:
         """Send one message for each job; on return the broker has them all."""
 
 
-def fill_broker(database: Database, publisher: Publisher, room: int, chunk: int) -> Iterator[int]:
-    """Publish waiting jobs, the most urgent first, until ``room`` messages are sent or no job waits.
+def fill_broker(database: Database, publisher: Publisher, window: int, chunk: int) -> Iterator[int]:
+    """Publish waiting jobs, the most urgent first, until the broker holds ``window`` messages or no job waits.
 
     Yields after each chunk, so that the caller can stop between two chunks, and knows how many were published before an
-    error.
+    error. No more is sent than there was room for at first, so that it ends beside workers that keep up.
+
+    A client and several workers may publish at once, each the same jobs, as none has marked them yet. So the depth is
+    asked for before each chunk: of P such publishers each sends one chunk at most past the window. Trade-off: a lock
+    held while publishing would spare the duplicates, but whoever dies with it would leave a broker that runs dry.
 
     Args:
         database: Where the jobs are.
         publisher: The broker.
-        room: The most messages to send.
+        window: How many messages the broker is to hold.
         chunk: How many messages to send at once.
 
     Yields:
@@ -44,6 +51,7 @@ def fill_broker(database: Database, publisher: Publisher, room: int, chunk: int)
         BrokerUnreachableError: The broker does not answer, or refuses.
         DatabaseUnreachableError: The database does not answer.
     """
+    room = window - publisher.depth()
     while room > 0:
         with database.read() as connection:
             jobs = publishing.publishable(connection, min(room, chunk))
@@ -52,8 +60,8 @@ def fill_broker(database: Database, publisher: Publisher, room: int, chunk: int)
         # Publish, then mark: a crash in between costs a duplicate message; in the other order it would lose one.
         publisher.publish(jobs)
         _mark(database, [job.id for job in jobs])
-        room -= len(jobs)
         yield len(jobs)
+        room = min(room - len(jobs), window - publisher.depth())
 
 
 def _mark(database: Database, ids: Sequence[int]) -> None:

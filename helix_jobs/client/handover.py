@@ -36,7 +36,7 @@ class Handover:
         """Publish queued jobs up to the broker's window; returns how many. Raises no HelixError."""
         published = 0
         try:
-            for count in fill_broker(self._database, self._publisher, WINDOW - self._publisher.depth(), _CHUNK):
+            for count in fill_broker(self._database, self._publisher, WINDOW, _CHUNK):
                 published += count
         except HelixError as error:
             logger.warning(

@@ -117,7 +117,7 @@ def read_job(c: Connection, job_id: int, choice: int = 0) -> JobResult:
     rows = fetch_all(c, _QUERY.where(jobs.c.id == job_id, _CHOICE.in_((choice,))))
     if not rows:
         raise NotFoundError(f"there is no job {job_id} with an answer {choice}")
-    return _job_result(rows[0])
+    return next(_job_results(rows))
 
 
 def iter_jobs(c: Connection | OpenRead, batch_id: str, state: JobState, *, chunk: int = 1000) -> Iterator[JobSummary]:

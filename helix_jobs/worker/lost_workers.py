@@ -1,4 +1,4 @@
-"""The reconciler's decisions as pure functions: which workers are lost or dead, and how much to publish.
+"""The reconciler's decisions as pure functions: which workers are lost or dead, and when to publish.
 
 Silence is measured on this process's monotonic clock, sample by sample (``observe``): a worker lives if its heartbeat
 *changes* between two samples. Clocks of two machines are never compared.
@@ -73,7 +73,6 @@ def dead_predecessors(workers: Sequence[Worker], *, own_id: str | None, here: He
     return sorted(worker.id for worker in workers if worker.id != own_id and is_gone(worker.identity, here))
 
 
-def publish_room(depth: int, window: int) -> int:
-    """How many more messages to publish; none for less than a tenth of the window, unless the broker runs dry."""
-    room = max(0, window - depth)
-    return room if depth == 0 or room * 10 >= window else 0
+def runs_low(depth: int, window: int) -> bool:
+    """Whether a tenth of the window is missing in the broker, or all of it: for less nothing is published."""
+    return depth == 0 or (window - depth) * 10 >= window

@@ -40,7 +40,7 @@ from helix_jobs.worker.lost_workers import (
     dead_predecessors,
     lost_workers,
     observe,
-    publish_room,
+    runs_low,
 )
 from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.unfinished_cancels import CancelSeen, watch_cancels
@@ -68,9 +68,6 @@ JITTER: Final = 0.1
 
 class Broker(Publisher, Protocol):
     """The broker as the reconciler sees it."""
-
-    def depth(self) -> int:
-        """Messages that wait in the broker."""
 
     def forget_delivered(self, are_moot: Callable[[], bool], /) -> int:
         """Drop unacknowledged deliveries if ``are_moot``, asked after they were listed, agrees; returns how many."""
@@ -195,7 +192,8 @@ class Reconciler:
 
     def _supply(self) -> None:
         depth = self._publisher.depth()
-        self._publish(publish_room(depth, self._window))
+        if runs_low(depth, self._window):
+            self._publish()
         come_round()
         self.counters.republished += self._lost.look(depth)
 
@@ -255,8 +253,8 @@ class Reconciler:
                 if count:
                     logger.info("an interrupted cancel of batch %s goes on: %d jobs", change.batch_id, count)
 
-    def _publish(self, room: int) -> None:
-        chunks = fill_broker(self._database, self._publisher, room, PUBLISH_CHUNK)
+    def _publish(self) -> None:
+        chunks = fill_broker(self._database, self._publisher, self._window, PUBLISH_CHUNK)
         while not self._periodic.is_stopped and (published := next(chunks, 0)):
             self.counters.published += published
             come_round()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from helix_jobs.broker.fill import fill_broker
@@ -9,13 +11,20 @@ from helix_jobs.errors import BrokerUnreachableError
 from helix_jobs.storage import publishing
 from tests.store_helpers import stored_batch
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 class Publisher:
-    """Takes messages until it has had ``limit`` of them."""
+    """Takes messages until it has had ``limit`` of them; ``others`` wait in the broker beside them."""
 
-    def __init__(self, limit: int = 1000) -> None:
+    def __init__(self, limit: int = 1000, others: int = 0) -> None:
         self.chunks: list[list[int]] = []
+        self.others = others
         self._limit = limit
+
+    def depth(self):
+        return self.others + sum(map(len, self.chunks))
 
     def publish(self, jobs):
         if sum(map(len, self.chunks)) + len(jobs) > self._limit:
@@ -28,7 +37,7 @@ def unpublished(database) -> list[int]:
         return [job.id for job in publishing.publishable(c, 1000)]
 
 
-def test_it_publishes_in_chunks_until_the_room_is_used(database):
+def test_it_publishes_in_chunks_until_the_window_is_full(database):
     _, ids = stored_batch(database, 10)
     publisher = Publisher()
     assert list(fill_broker(database, publisher, 7, 3)) == [3, 3, 1]
@@ -42,12 +51,50 @@ def test_it_ends_where_nothing_waits(database):
     assert list(fill_broker(database, Publisher(), 100, 3)) == []
 
 
-@pytest.mark.parametrize("room", [0, -3])
-def test_without_room_nothing_is_published(database, room):
+@pytest.mark.parametrize("others", [7, 10])
+def test_without_room_nothing_is_published(database, others):
     stored_batch(database, 1)
-    publisher = Publisher()
-    assert list(fill_broker(database, publisher, room, 3)) == []
+    publisher = Publisher(others=others)
+    assert list(fill_broker(database, publisher, 7, 3)) == []
     assert publisher.chunks == []
+
+
+def test_beside_workers_that_keep_up_it_sends_what_there_was_room_for_and_ends(database):
+    stored_batch(database, 30)
+    publisher = Publisher(others=3)
+    for _ in fill_broker(database, publisher, 10, 3):
+        publisher.others -= 3
+    assert sum(map(len, publisher.chunks)) == 7
+
+
+class InStep:
+    """A publisher of a broker that several share: while it publishes, before it marks, ``meanwhile`` happens."""
+
+    def __init__(self, messages: list[int]) -> None:
+        self.meanwhile: Callable[[], object] = lambda: None
+        self._messages = messages
+
+    def depth(self):
+        return len(self._messages)
+
+    def publish(self, jobs):
+        self._messages.extend(job.id for job in jobs)
+        self.meanwhile()
+
+
+def test_publishers_side_by_side_send_a_chunk_each_past_the_window(database):
+    """The worst order of a client and two workers: each reads the jobs before another has marked them."""
+    stored_batch(database, 200)
+    messages: list[int] = []
+    publishers = [InStep(messages) for _ in range(3)]
+    window, chunk = 50, 5
+    loops = [fill_broker(database, publisher, window, chunk) for publisher in publishers]
+    for publisher, following in zip(publishers, loops[1:], strict=False):
+        publisher.meanwhile = lambda loop=following: next(loop, None)
+    for _ in loops[0]:
+        pass
+    assert messages[: 3 * chunk] == 3 * messages[:chunk]  # they did get in each other's way
+    assert window <= len(messages) < window + 3 * chunk
 
 
 def test_whoever_stops_between_two_chunks_leaves_the_rest(database):

@@ -15,7 +15,7 @@ from helix_jobs.worker.lost_workers import (
     dead_predecessors,
     lost_workers,
     observe,
-    publish_room,
+    runs_low,
 )
 from tests.store_helpers import worker
 
@@ -78,13 +78,15 @@ def test_who_is_certainly_dead_at_my_start():
     assert dead_predecessors([_row("me", pid=555, **this)], own_id="me", here=here) == []
 
 
-@pytest.mark.parametrize(("depth", "room"), [(0, 1000), (1, 999), (900, 100), (901, 0), (1000, 0), (2000, 0)])
-def test_room_is_filled_in_useful_portions(depth, room):
-    assert publish_room(depth, 1000) == room
+@pytest.mark.parametrize(
+    ("depth", "low"), [(0, True), (1, True), (900, True), (901, False), (1000, False), (2000, False)]
+)
+def test_a_tenth_of_the_window_is_worth_publishing(depth, low):
+    assert runs_low(depth, 1000) is low
 
 
 def test_a_window_of_one_is_filled():
-    assert publish_room(0, 1) == 1
+    assert runs_low(0, 1)
 
 
 def test_emptiness_counts_from_its_beginning():
