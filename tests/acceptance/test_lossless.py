@@ -80,11 +80,19 @@ def references(pytestconfig, demo_home, kinds):
     return ReferenceOutputs(ensure_demo_model(demo_home, print), "float32", eos, MAX_TOKENS, folder)
 
 
-@pytest.mark.parametrize("kind", ["torch", "compiled"])
+FIXED = SpeculationConfig(depth=4, adaptive=False)
+ADAPTIVE = SpeculationConfig(drafters=("lookup",))
+
+
+# Each way to compute and each way to choose depths once; the two other pairs are slow.
 @pytest.mark.parametrize(
-    "speculation",
-    [SpeculationConfig(depth=4, adaptive=False), SpeculationConfig(drafters=("lookup",))],
-    ids=["fixed-depth", "adaptive-with-lookup"],
+    ("speculation", "kind"),
+    [
+        pytest.param(FIXED, "compiled", id="fixed-depth-compiled"),
+        pytest.param(ADAPTIVE, "torch", id="adaptive-with-lookup-torch"),
+        pytest.param(FIXED, "torch", id="fixed-depth-torch", marks=pytest.mark.slow),
+        pytest.param(ADAPTIVE, "compiled", id="adaptive-with-lookup-compiled", marks=pytest.mark.slow),
+    ],
 )
 def test_24_spec_bench_prompts_equal_transformers(kinds, requests, references, speculation, kind):
     models = kinds[kind]

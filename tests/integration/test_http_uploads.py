@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.worker_box import Box
 
 NOTHING = {"api_batches": 0, "api_file_parts": 0, "api_files": 0, "batches": 0, "jobs": 0}
-LINES = 40_000
+LINES = 20_000
 
 
 @contextmanager
