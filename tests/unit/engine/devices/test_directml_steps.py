@@ -182,8 +182,15 @@ def test_greedy_and_penalised_outputs_are_those_of_the_ordinary_path(device: Sim
 # Shapes
 
 
-@pytest.mark.parametrize(("depth", "share"), [(0, 0.01), (3, 0.15)])
-@pytest.mark.parametrize("params", [[GREEDY] * 5, [*MIXED, GREEDY]], ids=["greedy", "mixed"])
+@pytest.mark.parametrize(
+    ("depth", "share", "params"),
+    [
+        pytest.param(0, 0.01, [GREEDY] * 5, id="plain-greedy"),
+        pytest.param(3, 0.15, [*MIXED, GREEDY], id="drafted-mixed"),
+        pytest.param(0, 0.01, [*MIXED, GREEDY], id="plain-mixed", marks=pytest.mark.slow),
+        pytest.param(3, 0.15, [GREEDY] * 5, id="drafted-greedy", marks=pytest.mark.slow),
+    ],
+)
 def test_shapes_repeat(device: SimulatedDirectml, depth: int, share: float, params: list[dict[str, Any]]) -> None:
     """Each shape is compiled once: as sequences grow, and drafts are accepted or not, few new ones come."""
     engine = drafting_engine(draft=depth > 0, depth=depth, num_blocks=200)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import platform
-import shutil
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from helix_jobs.engine.kernels.cpu import build
+from tests.unit.engine.kernels.other_processors import PROCESSORS, compiled_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,20 +17,10 @@ HEADS, KV_HEADS, HEAD_DIM, BLOCK = 6, 2, 32, 16
 SCALING, CAP = 0.2, 20.0
 
 
-@pytest.fixture(scope="module", params=["haswell", "x86-64"])
-def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+@pytest.fixture(scope="module", params=PROCESSORS)
+def library(request: pytest.FixtureRequest, kernels_folder: Path) -> ctypes.CDLL:
     """The kernels of attention for another processor."""
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if platform.machine() != "x86_64" or compiler is None:
-        pytest.skip("these processors cannot be had here")
-    if request.param == "haswell" and "avx2" not in build.processor_features():
-        pytest.skip("this processor has no AVX2")
-    made: Path = tmp_path_factory.mktemp("other") / "other.so"
-    source = build._FOLDER / "attention.cpp"
-    flags = [flag.replace("native", request.param) for flag in build._FLAGS]
-    command = [compiler, *flags, "-w", f"-DHEAD_DIM={HEAD_DIM}", "-shared", "-o", str(made), str(source)]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(made))
+    return compiled_for(request.param, "attention.cpp", kernels_folder, "-w", f"-DHEAD_DIM={HEAD_DIM}")
 
 
 def pieces_of(lengths: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor, int, int]:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
 from helix_jobs.engine.model.assembly import build_decoder
+from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.quantize import quantize
 from tests.unit.engine.model.case_settings import LONGROPE, ROPES
 from tests.unit.engine.model.family_cases import (
@@ -55,6 +57,19 @@ def rounded_case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
+@pytest.fixture(
+    scope="module",
+    params=[
+        case if not case.settings or case in ROUNDED_CASES else pytest.param(case, marks=pytest.mark.slow)
+        for case in CASES
+    ],
+    ids=str,
+)
+def stored_case(request: pytest.FixtureRequest) -> Case:
+    """Each family, and each setting of those that others are described by; the other settings are slow."""
+    return request.param
+
+
 def test_every_supported_family_is_tested() -> None:
     assert {case.architecture for case in PLAIN_CASES} == {case.architecture for case in CASES}
     assert {case.architecture for case in CASES} == set(SUPPORTED_MODEL_TYPES)
@@ -72,9 +87,15 @@ def test_ragged_steps_equal_transformers(case: Case) -> None:
         decoder.pack()
 
 
-def test_a_saved_model_is_loaded_with_its_settings(case: Case, tmp_path: Path) -> None:
-    models = load(save_checkpoint(tmp_path, case.model()))
-    assert error(decoder_logits(models.target.decoder, prompts()[3]), case.expected()[3]) < 2e-5
+def test_a_saved_configuration_describes_the_same_model(case: Case, tmp_path: Path) -> None:
+    config = case.model().config
+    config.save_pretrained(tmp_path)
+    assert describe(AutoConfig.from_pretrained(tmp_path)) == describe(config)
+
+
+def test_a_saved_model_is_loaded_with_its_settings(stored_case: Case, tmp_path: Path) -> None:
+    models = load(save_checkpoint(tmp_path, stored_case.model()))
+    assert error(decoder_logits(models.target.decoder, prompts()[3]), stored_case.expected()[3]) < 2e-5
 
 
 def test_in_bfloat16_it_is_as_close_to_the_truth_as_transformers(rounded_case: Case) -> None:
