@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from helix_jobs.engine.loading.model_sizes import skeleton
 from helix_jobs.engine.loading.quantized_checkpoint import is_part_of_quantized
 from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed
 from helix_jobs.engine.model.families.registry import FAMILIES
@@ -17,19 +16,21 @@ from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from torch import nn
     from transformers import PretrainedConfig
 
     from helix_jobs.engine.loading.stored_tensor import StoredTensor
 
 
 def check_layout(
-    name: str, config: PretrainedConfig, tensors: Mapping[str, StoredTensor], *, is_gguf: bool = False
+    name: str, config: PretrainedConfig, model: nn.Module, tensors: Mapping[str, StoredTensor], *, is_gguf: bool = False
 ) -> None:
     """Refuse files that do not hold exactly what this configuration needs.
 
     Args:
         name: The model's name as the user gave it.
         config: Configuration of a served architecture; its number of layers has passed ``check_layers``.
+        model: What it describes, without memory for its weights (``skeleton``).
         tensors: The files' tensors, under transformers' names.
         is_gguf: Whether they come from a GGUF file, of which transformers reads only the tensors on its list.
 
@@ -37,7 +38,7 @@ def check_layout(
         ModelError: A tensor is missing or has another shape.
         UnsupportedArchitectureError: There is a tensor that would not be read.
     """
-    needed, family = _needed(name, config), FAMILIES[config.model_type]
+    needed, family = _needed(model), FAMILIES[config.model_type]
     draft_head, is_unread = family.draft_head, family.is_unread
     there: dict[str, StoredTensor] = {}
     unread = []
@@ -83,10 +84,9 @@ class _Needed(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _needed(name: str, config: PretrainedConfig) -> dict[str, _Needed]:
-    """Each weight that transformers would read, by its canonical name; no weight is allocated."""
-    weights = skeleton(name, config).state_dict()
-    return {canonical(tensor): _Needed(tensor, tuple(weight.shape)) for tensor, weight in weights.items()}
+def _needed(model: nn.Module) -> dict[str, _Needed]:
+    """Each weight that transformers would read, by its canonical name."""
+    return {canonical(tensor): _Needed(tensor, tuple(weight.shape)) for tensor, weight in model.state_dict().items()}
 
 
 def _unread(name: str, tensors: list[str], *, is_gguf: bool) -> UnsupportedArchitectureError:

@@ -28,7 +28,6 @@ from helix_jobs.engine.loading.cache_format import check_cache_device, check_cac
 from helix_jobs.engine.loading.model_adapters import check_adapters
 from helix_jobs.engine.loading.model_memory import check_device_memory, check_host_memory
 from helix_jobs.engine.loading.model_pair import makes_int8_copy
-from helix_jobs.engine.loading.model_sizes import sizes_of
 from helix_jobs.engine.loading.model_source import ModelSource, open_source
 from helix_jobs.engine.loading.model_weights import read_weights
 from helix_jobs.engine.loading.trial_pass import TRIAL_TEXT, logits_are_finite
@@ -179,7 +178,7 @@ def load_models(
         if source is not None:
             check_cache_geometry(kv_cache_dtype, source.checkpoint.name, describe(source.config).geometry)
     stored = target_source.checkpoint
-    has_blocks = stored.has_blocks and sizes_of(stored, target_source.config).blocks.weights > 0
+    has_blocks = stored.has_blocks and target_source.sizes.blocks.weights > 0
     if dtype == PACKED:
         check_packs(target, device, has_blocks=has_blocks)
     chosen = format_of(dtype, device, stored.dtype, has_blocks=has_blocks)

@@ -8,7 +8,6 @@ import torch
 
 from helix_jobs.engine.devices.devices import describe_device, free_memory
 from helix_jobs.engine.loading.model_pair import ModelPair
-from helix_jobs.engine.loading.model_sizes import sizes_of
 from helix_jobs.errors import InsufficientMemoryError
 from helix_jobs.wording import gigabytes
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from helix_jobs.engine.loading.model_pair import PairMemory
-    from helix_jobs.engine.loading.model_sizes import ModelSizes
     from helix_jobs.engine.loading.model_source import ModelSource
     from helix_jobs.engine.loading.weight_format import WeightFormat
 
@@ -56,8 +54,8 @@ def check_device_memory(
         return
     pair = ModelPair(
         device,
-        _sizes(target),
-        None if draft is None else _sizes(draft),
+        target.sizes,
+        None if draft is None else draft.sizes,
         has_int8_copy,
         compiles,
         copies_blocks,
@@ -116,7 +114,3 @@ def check_host_memory(source: ModelSource, dtype: torch.dtype) -> None:
             f"model {checkpoint.name} passes through the machine's own memory on its way to the device: that takes "
             f"{gigabytes(needed)}, and {gigabytes(available)} are free; {remedy}"
         )
-
-
-def _sizes(source: ModelSource) -> ModelSizes:
-    return sizes_of(source.checkpoint, source.config)

@@ -14,7 +14,7 @@ from helix_jobs.engine.loading.demo_model import DEMO_MODEL
 from helix_jobs.engine.loading.gguf_hub import HubFile
 from helix_jobs.engine.loading.hub import HubDescription, hub_description
 from helix_jobs.engine.loading.layout import check_layout
-from helix_jobs.engine.loading.model_sizes import model_sizes, sizes_of
+from helix_jobs.engine.loading.model_sizes import model_sizes, sizes_of, skeleton
 from helix_jobs.engine.loading.model_source import read_configuration, stated_layers
 from helix_jobs.engine.loading.quantized_checkpoint import quantized_format
 from helix_jobs.engine.loading.stored_tensor import StoredBlocks
@@ -86,7 +86,8 @@ def model_outline(name: str, home: Path) -> ModelOutline:
     if found is not None:
         check_layers(name, stated_layers(found), found.tensors)
         config = read_configuration(found)
-        check_layout(name, config, found.tensors, is_gguf=found.gguf is not None)
+        model = skeleton(name, config)
+        check_layout(name, config, model, found.tensors, is_gguf=found.gguf is not None)
         return ModelOutline(
             name=name,
             model_type=config.model_type,
@@ -94,7 +95,7 @@ def model_outline(name: str, home: Path) -> ModelOutline:
             stored_name=found.kind if found.dtype is None else _name_of(found.dtype),
             file_bytes=found.file_bytes,
             is_here=found.on_hub is None,
-            sizes=sizes_of(found, config),
+            sizes=sizes_of(found, config, model),
             config=config,
         )
     if name == DEMO_MODEL:

@@ -174,16 +174,12 @@ def skeleton(name: str, config: PretrainedConfig) -> Any:  # noqa: ANN401  (its 
         ) from error
 
 
-def sizes_of(checkpoint: Checkpoint, config: PretrainedConfig) -> ModelSizes:
-    """How large a model is whose files are here.
-
-    Raises:
-        ModelError: As in ``skeleton``.
-    """
+def sizes_of(checkpoint: Checkpoint, config: PretrainedConfig, model: Any) -> ModelSizes:  # noqa: ANN401  (as above)
+    """How large a model is whose files are here. ``model`` is the configuration's ``skeleton``."""
     description = describe(config)
     embedding = f"{description.embedding}.weight"
     blocks = checkpoint.without(description.decoded_matrices).blocks_beside(embedding)
-    return replace(model_sizes(checkpoint.name, config), blocks=blocks)
+    return replace(_count(model, config), blocks=blocks)
 
 
 def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
@@ -196,7 +192,10 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
     Raises:
         ModelError: As in ``skeleton``.
     """
-    model = skeleton(name, config)
+    return _count(skeleton(name, config), config)
+
+
+def _count(model: Any, config: PretrainedConfig) -> ModelSizes:  # noqa: ANN401  (as above)
     description = describe(config)
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight

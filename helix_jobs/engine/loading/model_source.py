@@ -15,6 +15,7 @@ from helix_jobs.engine.loading.checkpoint import Checkpoint, fetched, look_up_ch
 from helix_jobs.engine.loading.gguf_config import gguf_config
 from helix_jobs.engine.loading.gguf_tokenizer import build_gguf_tokenizer, gguf_turn_end_ids
 from helix_jobs.engine.loading.layout import check_layout
+from helix_jobs.engine.loading.model_sizes import sizes_of, skeleton
 from helix_jobs.engine.loading.pretrained import (
     TRANSFORMERS_MAJOR,
     pretrained_arguments,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+    from helix_jobs.engine.loading.model_sizes import ModelSizes
+
 logger = logging.getLogger(__name__)
 
 # The families' names for their number of layers in config.json.
@@ -51,12 +54,14 @@ class ModelSource:
     Attributes:
         checkpoint: Its files.
         config: Its complete configuration.
+        sizes: How large it is.
         tokenizer: A fast one.
         turn_end_ids: Tokens that a GGUF file names as ends of a turn, beside those of its chat template.
     """
 
     checkpoint: Checkpoint
     config: PretrainedConfig
+    sizes: ModelSizes
     tokenizer: PreTrainedTokenizerBase
     turn_end_ids: frozenset[int] = frozenset()
 
@@ -84,7 +89,9 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
         check_token_ids(name, checkpoint.folder)
         try_tokenizer(name, checkpoint.folder)
     config = read_configuration(checkpoint)
-    check_layout(name, config, checkpoint.tensors, is_gguf=checkpoint.gguf is not None)
+    # Made once for both: it takes as long as all the rest of opening a small model.
+    model = skeleton(name, config)
+    check_layout(name, config, model, checkpoint.tensors, is_gguf=checkpoint.gguf is not None)
     with _readable(checkpoint) as (folder, arguments):
         tokenizer = (
             read_tokenizer(folder, arguments)
@@ -93,7 +100,7 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
         )
         check_decoder(name, tokenizer)
     named = frozenset[int]() if checkpoint.gguf is None else gguf_turn_end_ids(checkpoint.gguf.vocabulary)
-    return ModelSource(checkpoint, config, tokenizer, named)
+    return ModelSource(checkpoint, config, sizes_of(checkpoint, config, model), tokenizer, named)
 
 
 def read_configuration(checkpoint: Checkpoint, tensors: Iterable[str] | None = None) -> PretrainedConfig:

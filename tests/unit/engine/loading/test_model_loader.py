@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import AddedToken
+from transformers import AutoModelForCausalLM
 
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.loading import model_loader
@@ -227,3 +228,14 @@ def test_off_the_cpu_an_int8_draft_is_left_out_and_other_drafts_keep_their_dtype
     assert model_loader._int8_copy(LoadedModel("target", elsewhere), pytest.fail, keeps_blocks=True) is None
     assert "only faster on a CPU" in caplog.text
     assert model_loader._draft("draft", elsewhere, keeps_blocks=True) == LoadedModel("draft", elsewhere)
+
+
+def test_a_configuration_is_built_once_for_layout_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_checkpoint(tmp_path)
+    built: list[Any] = []
+    build = AutoModelForCausalLM.from_config
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_config", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs)
+    )
+    load(folder)
+    assert len(built) == 1
