@@ -85,7 +85,7 @@ class Effort:
     seconds: float = 0.5
     first_slice: int = 256
     first_texts: int = 16
-    largest_slice: int = 32_768
+    largest_slice: int = 8_192
     slice_bytes: int = 1 << 24
 
 

@@ -19,11 +19,12 @@ from helix_jobs.storage import (
     status,
     workers,
 )
-from helix_jobs.storage.answer_records import AnswerFilter, AnswerMark, AnswerOrder, AnswerQuery
+from helix_jobs.storage.answer_records import AnswerFilter, AnswerMark, AnswerOrder, AnswerQuery, Effort
 from helix_jobs.storage.purging import EndedBatch
 from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.states import JobState
 from tests.store_helpers import must_take, now, register, stored_batch
+from tests.varied_batches import varied_batch_of
 
 ENDED = {
     "name": None,
@@ -146,6 +147,45 @@ def test_a_lane_is_read_in_order_from_its_index_on_postgres(postgres_database):
             {"batch": batch_id},
         ).scalars()
         assert "ix_jobs_unpublished" in "\n".join(plan)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (AnswerQuery(which=AnswerFilter(finish_reason="length"), after="200"), "uq_jobs_batch_id_line"),
+        (AnswerQuery(which=AnswerFilter(text="late"), before="1900"), "uq_jobs_batch_id_line"),
+        (AnswerQuery(which=AnswerFilter(mark=AnswerMark.THOUGHT), order=AnswerOrder.NEWEST), "ix_jobs_completion"),
+        (AnswerQuery(which=AnswerFilter(error_code="deadline"), after="0"), "ix_jobs_unsuccessful"),
+    ],
+)
+def test_a_slice_of_a_list_stops_where_it_ends_though_postgres_knows_nothing_of_the_table(
+    postgres_database, query, index
+):
+    """Without statistics it would gather and sort all rows behind a place, of which a million may follow."""
+    register(postgres_database, "w1")
+    batch_id = varied_batch_of(postgres_database, 2000, answer_bytes=20)
+    statements = []
+
+    def note(_connection, _cursor, statement, parameters, _context, _many):
+        if "FROM jobs" in statement:
+            statements.append((statement, parameters))
+
+    with postgres_database.read() as c:
+        event.listen(c, "before_cursor_execute", note)
+        answer_list.list_answers(c, batch_id, query, Effort(seconds=0.0, first_slice=1000, first_texts=1000))
+        event.remove(c, "before_cursor_execute", note)
+        cursor = c.connection.driver_connection.cursor()
+        plans = []
+        for statement, parameters in statements:
+            cursor.execute(f"EXPLAIN {statement}", parameters)
+            plans.append("\n".join(row[0] for row in cursor))
+        assert c.execute(text("SHOW jit")).scalar_one() == "off"
+    in_slices = [plan for plan in plans if index in plan]
+    assert len(in_slices) >= 3
+    for plan in plans:
+        assert "Bitmap" not in plan
+        assert "Seq Scan" not in plan, plan
 
 
 def test_a_run_is_removed_without_a_walk_over_all_results(sqlite_database):
