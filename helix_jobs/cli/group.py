@@ -46,6 +46,8 @@ _COMMANDS: Final = {
     "results": "helix_jobs.cli.results:results",
     "cancel": "helix_jobs.cli.cancel:cancel",
     "retry": "helix_jobs.cli.cancel:retry",
+    "pause": "helix_jobs.cli.pause:pause",
+    "resume": "helix_jobs.cli.pause:resume",
     "purge": "helix_jobs.cli.purge:purge",
     "worker": "helix_jobs.cli.worker:worker",
     "serve": "helix_jobs.cli.serve:serve",

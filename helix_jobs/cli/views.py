@@ -24,6 +24,7 @@ _STATE_STYLES: Final = {
     BatchState.SUBMITTING: "dim",
     BatchState.QUEUED: "yellow",
     BatchState.RUNNING: "cyan",
+    BatchState.PAUSED: "yellow",
     BatchState.DONE: "green",
     BatchState.CANCELLED: "magenta",
 }
@@ -44,6 +45,7 @@ def batch_json(status: BatchStatus) -> dict[str, Any]:
         "started_at": timestamp(status.started_at),
         "finished_at": timestamp(status.finished_at),
         "cancelled_at": timestamp(status.cancelled_at),
+        "paused_at": timestamp(status.paused_at),
         "total": status.total,
         "counts": {str(state): status.counts[state] for state in JobState},
         "prompt_tokens": status.prompt_tokens,

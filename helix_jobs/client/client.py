@@ -1,4 +1,4 @@
-"""HelixClient: submit, status, wait, results, cancel, retry, purge. The public Python interface.
+"""HelixClient: submit, status, wait, results, cancel, retry, pause, purge. The public Python interface.
 
 Imports neither torch nor, before it is needed, SQLAlchemy and Celery.
 """
@@ -322,6 +322,30 @@ class HelixClient:
         from helix_jobs.storage import changes_in_steps
 
         return changes_in_steps.retry_batch(self._database(), batch_id)
+
+    def pause(self, batch_id: str) -> int:
+        """Let no further job of a batch begin, until ``resume``, and return how many wait. Jobs that run end.
+
+        Returns 0, and does nothing, if the batch has ended, was cancelled, or is paused already.
+
+        Raises:
+            NotFoundError: No such batch.
+            UnfinishedSubmissionError: Its submission has not finished.
+        """
+        from helix_jobs.storage import pausing
+
+        return self._database().transact(lambda c: pausing.pause_batch(c, batch_id, now=datetime.now(UTC)))
+
+    def resume(self, batch_id: str) -> int:
+        """Let the jobs of a paused batch begin again, and return how many wait. A worker publishes them.
+
+        Raises:
+            NotFoundError: No such batch.
+            UnfinishedSubmissionError: Its submission has not finished.
+        """
+        from helix_jobs.storage import pausing
+
+        return self._database().transact(lambda c: pausing.resume_batch(c, batch_id))
 
     def purge(
         self,

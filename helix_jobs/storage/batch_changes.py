@@ -49,10 +49,10 @@ def begin_cancel(c: Connection, batch_id: str, *, now: datetime) -> Change | Non
     Raises:
         NotFoundError: No such batch.
     """
-    if not _lock_batch(c, batch_id):
+    if not lock_batch(c, batch_id):
         c.execute(delete(batches).where(batches.c.id == batch_id))
         return None
-    c.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=now))
+    c.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=now, paused_at=None))
     return Change(batch_id, now)
 
 
@@ -107,7 +107,7 @@ def begin_retry(c: Connection, batch_id: str) -> Change:
         NotFoundError: No such batch.
         UnfinishedSubmissionError: The batch's submission did not finish, so there is nothing to retry.
     """
-    if not _lock_batch(c, batch_id):
+    if not lock_batch(c, batch_id):
         raise UnfinishedSubmissionError(unfinished_submission(batch_id))
     c.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=None))
     return Change(batch_id, None)
@@ -171,7 +171,7 @@ def unfinished_submission(batch_id: str) -> str:
     )
 
 
-def _lock_batch(c: Connection, batch_id: str) -> bool:
+def lock_batch(c: Connection, batch_id: str) -> bool:
     """Make cancel, retry and seal of one batch wait for each other; workers do not wait (NO KEY UPDATE).
 
     Returns whether the batch is sealed.

@@ -23,7 +23,7 @@ from helix_jobs.storage import result_rows
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.records import ClaimedJob, FinishedJob, ResultRow
 from helix_jobs.storage.retries import AT_LAST_ATTEMPT
-from helix_jobs.storage.schema import batches, jobs
+from helix_jobs.storage.schema import TAKES_JOBS, batches, jobs
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ _CLAIM: Final = (
     .where(
         jobs.c.id == bindparam("job_id"),
         jobs.c.state == JobState.QUEUED.value,
-        exists().where(batches.c.id == jobs.c.batch_id, batches.c.total.is_not(None), batches.c.cancelled_at.is_(None)),
+        exists().where(batches.c.id == jobs.c.batch_id, TAKES_JOBS),
     )
     .values(
         state=JobState.RUNNING.value,

@@ -13,7 +13,7 @@ from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.readable import unreadable_reason
 from helix_jobs.storage.records import PublishableJob
 from helix_jobs.storage.retries import AT_LAST_ATTEMPT
-from helix_jobs.storage.schema import UTCDateTime, batch_counters, batches, jobs
+from helix_jobs.storage.schema import TAKES_JOBS, UTCDateTime, batch_counters, batches, jobs
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _LANES: Final = text("""
     WITH priorities (priority) AS (VALUES (9), (8), (7), (6), (5), (4), (3), (2), (1), (0)),
     waiting AS (
         SELECT b.id FROM batches b
-        WHERE b.total IS NOT NULL AND b.cancelled_at IS NULL
+        WHERE b.total IS NOT NULL AND b.cancelled_at IS NULL AND b.paused_at IS NULL
           AND (SELECT 1 FROM jobs j WHERE j.batch_id = b.id AND j.state = 'queued' AND j.published_at IS NULL
                LIMIT 1) IS NOT NULL
     )
@@ -178,9 +178,7 @@ def backlog(c: Connection) -> int:
 
 def any_waits(c: Connection) -> bool:
     """Whether a worker may take some queued job. Reads the rows: edits by hand do not change the counters."""
-    takable = exists().where(
-        batches.c.id == jobs.c.batch_id, batches.c.total.is_not(None), batches.c.cancelled_at.is_(None)
-    )
+    takable = exists().where(batches.c.id == jobs.c.batch_id, TAKES_JOBS)
     published = select(jobs.c.id).where(_PUBLISHED_QUEUED, takable).limit(1)
     return c.execute(published).first() is not None or bool(publishable(c, 1))
 

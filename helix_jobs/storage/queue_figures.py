@@ -28,7 +28,7 @@ _OLDEST_UNPUBLISHED: Final = text("""
     SELECT min(queued_at) AS oldest FROM jobs WHERE id IN (
         SELECT (SELECT j.id FROM jobs j WHERE j.batch_id = b.id AND j.state = 'queued' AND j.published_at IS NULL
                 ORDER BY j.priority, j.id LIMIT 1)
-        FROM batches b WHERE b.total IS NOT NULL AND b.cancelled_at IS NULL)
+        FROM batches b WHERE b.total IS NOT NULL AND b.cancelled_at IS NULL AND b.paused_at IS NULL)
 """).columns(oldest=UTCDateTime)
 _OLDEST_PUBLISHED: Final = text("""
     SELECT min(queued_at) AS oldest FROM (

@@ -215,6 +215,7 @@ class BatchStatus(TokenCounts):
         read_at: When this was read, for the rates of a batch that still runs.
         cut_off: Answers of succeeded jobs that max_tokens or the context cut off (finish reason ``length``).
         refused: Answers that the jobs' own acceptance rules refused, those of unfinished jobs included.
+        paused_at: When somebody paused it; None while its jobs may begin.
     """
 
     id: str
@@ -231,6 +232,7 @@ class BatchStatus(TokenCounts):
     read_at: datetime
     cut_off: int = 0
     refused: int = 0
+    paused_at: datetime | None = None
 
     @property
     def stored(self) -> int:

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    and_,
     false,
     or_,
     text,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0010"
+SCHEMA_REVISION: Final = "0011"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -103,8 +104,13 @@ batches = Table(
     _column("content_digest", String(64), nullable=True),
     # One request of a person who waits for its answer. Lists of batches leave it out.
     _column("interactive", Boolean, server_default=false()),
+    # While this is set, no job of the batch begins.
+    _column("paused_at", UTCDateTime, nullable=True),
     Index("ix_batches_created_at", "created_at"),
 )
+
+# Jobs of other batches are neither published nor claimed.
+TAKES_JOBS: Final = and_(batches.c.total.is_not(None), batches.c.cancelled_at.is_(None), batches.c.paused_at.is_(None))
 
 # False once `helix purge` has begun to remove the batch: all other code treats it as gone (storage/purging.py).
 BATCH_IS_THERE: Final = or_(batches.c.total.is_not(None), batches.c.cancelled_at.is_(None))

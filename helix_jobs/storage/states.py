@@ -35,20 +35,26 @@ class BatchState(StrEnum):
     SUBMITTING = "submitting"
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     DONE = "done"
     CANCELLED = "cancelled"
 
 
-def derive_batch_state(counts: Mapping[JobState, int], *, sealed: bool, cancelled: bool) -> BatchState:
+def derive_batch_state(
+    counts: Mapping[JobState, int], *, sealed: bool, cancelled: bool, paused: bool = False
+) -> BatchState:
     """Derive a batch's state from its jobs' counts.
 
     Args:
         counts: Jobs per state; missing states count as 0.
         sealed: Whether every line has been stored.
         cancelled: Whether the batch was cancelled.
+        paused: Whether the batch was paused. Jobs that ran then still end.
     """
     if not sealed:
         return BatchState.SUBMITTING
+    if paused and not cancelled and counts.get(JobState.QUEUED, 0):
+        return BatchState.PAUSED
     if counts.get(JobState.RUNNING, 0):
         return BatchState.RUNNING
     if counts.get(JobState.QUEUED, 0):

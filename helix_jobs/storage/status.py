@@ -55,6 +55,7 @@ _BATCHES: Final = select(
     batches.c.source,
     batches.c.created_at,
     batches.c.cancelled_at,
+    batches.c.paused_at,
     batches.c.total,
 ).where(BATCH_IS_THERE)
 
@@ -129,7 +130,12 @@ def _status(
         JobState.FAILED: failed,
         JobState.CANCELLED: cancelled,
     }
-    state = derive_batch_state(counts, sealed=batch.total is not None, cancelled=batch.cancelled_at is not None)
+    state = derive_batch_state(
+        counts,
+        sealed=batch.total is not None,
+        cancelled=batch.cancelled_at is not None,
+        paused=batch.paused_at is not None,
+    )
     started = [row.started_at for row in outcomes if row.started_at is not None]
     if running is not None and running.started_at is not None:
         started.append(running.started_at)
@@ -141,6 +147,7 @@ def _status(
         source=batch.source,
         created_at=batch.created_at,
         cancelled_at=batch.cancelled_at,
+        paused_at=batch.paused_at,
         total=batch.total,
         state=state,
         counts=counts,

@@ -63,6 +63,8 @@ NOT_RUN = {
     ("http", "Keys", "it serves until it is stopped"),
     ("http", "Requests", "needs a server"),
     ("http", "Batches", "needs a server"),
+    ("page", "The page", "it serves until it is stopped"),
+    ("endpoint", "Start", "needs a server"),
 }
 SERVICES = "deployment"
 # Options of other programs, or of the tests, that the pages name.

@@ -138,7 +138,7 @@ def test_a_dropped_file_becomes_a_batch_whose_answers_are_downloaded(
         drop(page, good)
         expect(page).to_have_url(re.compile("/batches/b-"))
         expect(page.get_by_role("heading", name="tickets.jsonl")).to_be_visible()
-        expect(page.get_by_text("8 succeeded")).to_be_visible()
+        expect(page.get_by_text("8 succeeded", exact=True)).to_be_visible()
         for label, begins in (
             ("JSON lines", b'{"job_id"'),
             ("CSV", b"job_id,"),
@@ -220,14 +220,30 @@ def test_a_batch_is_cancelled_and_tried_again(embedded_box: Box, browser: Browse
     batch_id = embedded_box.submit(*prompts(3))
     with serving(embedded_box) as address, opened(browser, address) as (page, seen):
         page.goto(f"/batches/{batch_id}")
-        expect(page.get_by_text("3 queued")).to_be_visible()
+        expect(page.get_by_text("3 queued", exact=True)).to_be_visible()
         page.locator("#cancel summary").press("Enter")
         page.get_by_role("button", name="Cancel the batch").click()
         expect(page.get_by_text("3 cancelled", exact=True)).to_be_visible()
         page.get_by_role("button", name="Retry 3 jobs").click()
-        expect(page.get_by_text("3 queued")).to_be_visible()
+        expect(page.get_by_text("3 queued", exact=True)).to_be_visible()
         embedded_box.start_worker()
-        expect(page.get_by_text("3 succeeded")).to_be_visible()
+        expect(page.get_by_text("3 succeeded", exact=True)).to_be_visible()
+        assert seen.nothing()
+
+
+def test_a_paused_batch_waits_until_it_is_resumed(kept_box: Box, address: str, browser: Browser) -> None:
+    with kept_box.client() as client:
+        batch_id = client.submit([{"prompt": one} for one in prompts(400, words=60)]).batch_id
+    with opened(browser, address) as (page, seen):
+        page.goto(f"/batches/{batch_id}")
+        page.get_by_role("button", name="Pause").click()
+        expect(page.locator(".badge.paused")).to_be_visible()
+        assert faults_of(page) == []
+        expect(page.get_by_text(re.compile("[0-9] running"))).to_have_count(0)
+        assert kept_box.states(batch_id)["queued"] > 100
+        page.get_by_role("button", name="Resume").click()
+        expect(page.get_by_text("400 succeeded", exact=True)).to_be_visible()
+        expect(page.get_by_role("button", name="Pause")).to_have_count(0)
         assert seen.nothing()
 
 
@@ -237,7 +253,7 @@ def test_it_works_without_scripts(kept_box: Box, address: str, browser: Browser,
         page.goto("/submit")
         page.get_by_label("Drop a file here").set_input_files(good)
         page.get_by_role("button", name="Submit").click()
-        expect(page.get_by_text("1 succeeded")).to_be_visible()  # the page asks again by itself
+        expect(page.get_by_text("1 succeeded", exact=True)).to_be_visible()  # the page asks again by itself
         expect(page.get_by_role("heading", name="plain.jsonl")).to_be_visible()
         assert seen.nothing()
 
@@ -282,7 +298,7 @@ def test_nobody_sees_what_is_anothers(kept_box: Box, files: Path) -> None:
         assert "mine.jsonl" not in you.get("/").text
         for path in (mine, accepted, f"{accepted}/download", f"/events?view=batch&ids={accepted.split('/')[-1]}"):
             assert you.get(path).status_code == 404, path
-        for action in ("cancel", "retry"):
+        for action in ("cancel", "retry", "pause", "resume"):
             assert you.post(f"{accepted}/{action}").status_code == 404
         for both in (me, you):
             assert both.get(f"/batches/{own}").status_code == 404
@@ -305,7 +321,7 @@ def test_other_sites_change_nothing_and_a_session_is_none_for_the_api(kept_box: 
     with serving(kept_box, api_keys=KEY) as address, signed_in(address, KEY) as client:
         page = f"/batches/{kept_box.submit('x')}"
         for origin in ("https://evil.example", "null", ""):
-            for path in ("/submit", f"{page}/cancel", f"{page}/retry", "/sign-out", "/sign-in"):
+            for path in ("/submit", f"{page}/cancel", f"{page}/retry", f"{page}/pause", "/sign-out", "/sign-in"):
                 answer = client.post(path, headers={"Origin": origin})
                 assert answer.status_code == 403, (origin, path)
         assert client.get("/batches").status_code == 200

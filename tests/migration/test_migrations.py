@@ -27,7 +27,7 @@ from helix_jobs.storage.migration import (
 )
 from helix_jobs.storage.process_identity import ProcessIdentity
 from helix_jobs.storage.records import FinishedJob, NewBatch
-from helix_jobs.storage.schema import metadata, runs
+from helix_jobs.storage.schema import jobs, metadata, runs
 from helix_jobs.storage.status import batch_status
 from tests.store_helpers import (
     DIGEST,
@@ -238,7 +238,9 @@ def test_what_was_published_under_the_old_names_is_published_again(empty_databas
     for move in (upgrade, lambda database: downgrade(database, "0003")):
         move(empty_database)
         with empty_database.write() as c:
-            assert [job.id for job in publishing.publishable(c, 10)] == ids
+            # Not by the code that publishes: it asks for columns that the older schema does not have.
+            unpublished = select(jobs.c.id).where(jobs.c.state == "queued", jobs.c.published_at.is_(None))
+            assert list(c.execute(unpublished.order_by(jobs.c.id)).scalars()) == ids
             publishing.mark_published(c, ids, now())
 
 
@@ -353,6 +355,7 @@ def test_batches_over_http_leave_their_jobs_to_an_older_version(empty_database):
     assert downgrade(empty_database, "0008") == "0008"
     with empty_database.read() as c:
         assert not [name for name in inspect(c).get_table_names() if name.startswith("api_")]
-    assert counts(empty_database, batch_id) == {"queued": 2}
+        kept = select(jobs.c.state).where(jobs.c.batch_id == batch_id)
+        assert list(c.execute(kept).scalars()) == ["queued", "queued"]
     assert upgrade(empty_database) == head_revision()
     assert _differences(empty_database) == []

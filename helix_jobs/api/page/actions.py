@@ -1,7 +1,7 @@
-"""What a person does with a batch: cancel, retry.
+"""What a person does with a batch: cancel, retry, pause, resume.
 
-Both may change a million rows, in steps. A person waits a moment for them; then the page shows how far they are. Where
-the server dies in the middle, a worker completes a cancel, and a second click a retry.
+The first two may change a million rows, in steps. A person waits a moment for them; then the page shows how far they
+are. Where the server dies in the middle, a worker completes a cancel, and a second click a retry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from helix_jobs.api.ids import known_id
 from helix_jobs.api.page.unaccepted import API_PREFIX, own_api_batch
 from helix_jobs.api.page.viewer import Viewer, viewer_of
 from helix_jobs.errors import HelixError
-from helix_jobs.storage import changes_in_steps
+from helix_jobs.storage import changes_in_steps, pausing
 from helix_jobs.storage.seen_batches import require_seen
 
 if TYPE_CHECKING:
@@ -66,6 +66,24 @@ async def retry(request: Request, batch_id: str) -> Response:
     context: Context = request.app.state.context
     await run_in_threadpool(_label, context, viewer_of(request), known_id(batch_id))
     await _for_a_moment(changes_in_steps.retry_batch, context.database, batch_id)
+    return RedirectResponse(f"/batches/{batch_id}", _SEE_OTHER)
+
+
+@router.post("/batches/{batch_id}/pause")
+def pause(request: Request, batch_id: str) -> Response:
+    """Let no further job of a batch begin."""
+    context: Context = request.app.state.context
+    _label(context, viewer_of(request), known_id(batch_id))
+    context.database.transact(lambda c: pausing.pause_batch(c, batch_id, now=datetime.now(UTC)))
+    return RedirectResponse(f"/batches/{batch_id}", _SEE_OTHER)
+
+
+@router.post("/batches/{batch_id}/resume")
+def resume(request: Request, batch_id: str) -> Response:
+    """Let the jobs of a paused batch begin again."""
+    context: Context = request.app.state.context
+    _label(context, viewer_of(request), known_id(batch_id))
+    context.database.transact(lambda c: pausing.resume_batch(c, batch_id))
     return RedirectResponse(f"/batches/{batch_id}", _SEE_OTHER)
 
 

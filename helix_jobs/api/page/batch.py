@@ -71,6 +71,8 @@ class BatchView:
         errors: The reasons why jobs failed, the most frequent first.
         facts: Label and words of further figures.
         can_cancel: Whether something is left to cancel.
+        can_pause: Whether jobs wait that could be held back.
+        is_paused: Whether they are.
         can_retry: Whether something can be tried again.
     """
 
@@ -79,6 +81,8 @@ class BatchView:
     errors: tuple[ErrorCount, ...]
     facts: tuple[tuple[str, str], ...]
     can_cancel: bool
+    can_pause: bool
+    is_paused: bool
     can_retry: bool
 
 
@@ -92,6 +96,8 @@ def batch_view(batch: BatchNow) -> BatchView:
         counts={str(state): counts[state] for state in JobState},
         errors=tuple(ErrorCount(code, jobs, _CODES.get(code, "")) for code, jobs in errors),
         facts=_facts(batch),
+        can_pause=status.state in (BatchState.QUEUED, BatchState.RUNNING) and counts[JobState.QUEUED] > 0,
+        is_paused=status.state is BatchState.PAUSED,
         can_cancel=not status.done and status.cancelled_at is None,
         can_retry=status.total is not None and counts[JobState.FAILED] + counts[JobState.CANCELLED] > 0,
     )

@@ -122,14 +122,14 @@ def length_chart(sample: AnswerSample) -> Chart | None:
     words = [f"{share:.1f} % of the answers have {_span(place * step, step)}" for place, share in enumerate(shares)]
     longest = count * step
     return Chart(
-        title="Length of answers: tokens, and percent of the answers",
+        title="Length of answers, in tokens",
         words=(
             f"Half of the answers have at most {counted(_quantile(lengths, _HALF), 'token')}, nine of ten at most "
             f"{counted(_quantile(lengths, _MOST), 'token')}, the longest {counted(lengths[-1], 'token')}."
         ),
         columns=_columns(shares, words),
         ticks_x=(Tick(0, "0"), Tick(WIDTH / 2, f"{longest // 2:,}"), Tick(WIDTH, f"{longest:,}")),
-        ticks_y=_heights(max(shares)),
+        ticks_y=_heights(max(shares), " %"),
     )
 
 
@@ -152,9 +152,9 @@ def _columns(values: Sequence[float], words: Sequence[str]) -> tuple[Column, ...
     return tuple(found)
 
 
-def _heights(highest: float) -> tuple[Tick, ...]:
+def _heights(highest: float, unit: str = "") -> tuple[Tick, ...]:
     top = _top(highest)
-    return tuple(Tick(HEIGHT * (1 - part), _short(top * part)) for part in (0, 0.5, 1))
+    return tuple(Tick(HEIGHT * (1 - part), _short(top * part) + unit) for part in (0, 0.5, 1))
 
 
 def _top(highest: float) -> float:

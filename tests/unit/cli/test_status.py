@@ -16,6 +16,7 @@ from helix_jobs.time_limits import TimeLimits
 
 BATCH_KEYS = {
     *("id", "name", "source", "state", "created_at", "started_at", "finished_at", "cancelled_at", "total", "counts"),
+    "paused_at",
     *("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "draft_tokens", "accepted_tokens"),
     *("acceptance_rate", "tokens_per_second", "errors", "cut_off", "refused"),
 }
@@ -155,6 +156,20 @@ def test_a_local_worker_that_ends_ends_the_wait(helix, submitted):
     batch = submitted(1)
     with HelixClient() as client, pytest.raises(HelixError, match="ended"):
         follow_for_person(client, batch, Console(file=StringIO()), worker=Gone())
+
+
+def test_pause_a_batch_and_let_it_go_on(helix, submitted):
+    batch = submitted(3)
+    assert "3 jobs held back" in helix("pause", batch).stdout
+    assert json.loads(helix("status", batch, "--json").stdout)["state"] == "paused"
+    assert "paused" in helix("list").stdout
+    assert "Nothing to pause" in helix("pause", batch).stdout
+    assert json.loads(helix("resume", batch, "--json").stdout) == {"id": batch, "resumed": 3}
+    assert json.loads(helix("status", batch, "--json").stdout)["paused_at"] is None
+    assert "Nothing to resume" in helix("resume", batch).stdout
+    assert json.loads(helix("pause", batch, "--json").stdout) == {"id": batch, "paused": 3}
+    assert "3 jobs may begin" in helix("resume", batch).stdout
+    assert helix("pause", "b-20260101-aaaaaa").exit_code == 2
 
 
 def test_cancel_a_job_then_the_batch_then_retry(helix, submitted, database):
