@@ -113,10 +113,11 @@ async def recognise(client: httpx2.AsyncClient, model: str | None) -> Server:
         )
     about = (await _look(client, "/openapi.json")).get("info")
     dialect: Dialect = OpenAIDialect()
-    version = ""
+    version, slots = "", None
     if isinstance(about, dict) and _LLAMA_CPP_PYTHON in str(about.get("title")):
-        dialect, version = LlamaCppPythonDialect(), _text(about, "version")
-    return Server(dialect=dialect, version=version, model=name, identity=_spelt(dialect.name, lasting))
+        # It computes one answer at a time, and a further request interrupts the one before.
+        dialect, version, slots = LlamaCppPythonDialect(), _text(about, "version"), 1
+    return Server(dialect=dialect, version=version, model=name, identity=_spelt(dialect.name, lasting), slots=slots)
 
 
 async def same_tokens(client: httpx2.AsyncClient, server: Server, text: str, token_ids: Sequence[int]) -> bool:

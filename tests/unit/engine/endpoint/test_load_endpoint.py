@@ -43,9 +43,12 @@ def test_the_engine_of_the_settings_needs_no_weights(make_server: Any, model_fol
 
 
 def test_slots_are_those_of_the_server_or_of_the_setting(make_server: Any, model_folder: Path) -> None:
-    server = make_server("llama-server")
-    for more, slots in (({}, 3), ({"HELIX_MAX_BATCH_SIZE": "7"}, 7)):
-        engine = load_engine(settings_for(model_folder, server, **more), quiet)
+    for kind, more, slots in (
+        ("llama-server", {}, 3),
+        ("llama-server", {"HELIX_MAX_BATCH_SIZE": "7"}, 7),
+        ("llama-cpp-python", {}, 1),
+    ):
+        engine = load_engine(settings_for(model_folder, make_server(kind), **more), quiet)
         assert engine.info.max_batch_size == slots
         engine.close()
 
