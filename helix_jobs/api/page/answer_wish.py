@@ -86,7 +86,9 @@ class AnswerWish:
         show = self.show or None
         after = self.after or None
         before = None if after is not None else self.before or None
-        order = AnswerOrder(self.order) if self.order else AnswerOrder.LINE
+        # What has not ended has no place among what ended last; choosing it must not end in a refusal.
+        is_open = show in (JobState.QUEUED, JobState.RUNNING)
+        order = AnswerOrder(self.order) if self.order and not is_open else AnswerOrder.LINE
         if after is None and before is None and self.line and order == AnswerOrder.LINE:
             after = str(max(0, int(self.line) - 1))
         return AnswerQuery(
@@ -108,6 +110,11 @@ class AnswerWish:
         same = {"q": self.q, "show": self.show, "mark": self.mark, "order": self.order}
         given = {name: value for name, value in {**same, **places}.items() if value}
         return f"?{urlencode(given)}" if given else ""
+
+    @property
+    def is_backwards(self) -> bool:
+        """Whether the page is read from its end."""
+        return bool(self.before) and not self.after
 
     @property
     def is_all(self) -> bool:

@@ -98,8 +98,8 @@ class AnswerList:
 
     @property
     def goes_on_by_itself(self) -> bool:
-        """Whether the search goes on below its rows, until a page is full."""
-        return self.go_on is not None and self.found < PAGE_ROWS
+        """Whether the search goes on below its rows, until a page is full. Backwards, they would not be in order."""
+        return self.go_on is not None and self.found < PAGE_ROWS and not self.wish.is_backwards
 
 
 @router.get("/batches/{batch_id}/answers")
@@ -113,7 +113,7 @@ def show_answers(request: Request, batch_id: str) -> Response:
         status = batch_status(c, batch_id)
         found = list_answers(c, batch_id, wish.query(), EFFORT)
         exact_line = line_of(c, batch_id, wish.q) if wish.q and not wish.found else None
-    backwards = bool(wish.before) and not wish.after
+    backwards = wish.is_backwards
     rows = tuple(answer_row(head) for head in found.heads)
     stopped = found.looked_to is not None
     place_ahead = found.before if backwards else found.after
