@@ -154,7 +154,7 @@ def progress_parts(status: BatchStatus) -> tuple[Part, ...]:
 
 def seconds_left(status: BatchStatus, pace: Pace) -> float | None:
     """Seconds until the last job ends: by the last minute, else by the whole time so far; None if not known."""
-    if status.done or status.total is None:
+    if status.done or status.total is None or status.state is BatchState.PAUSED:
         return None
     if pace.eta_seconds is not None:
         return pace.eta_seconds

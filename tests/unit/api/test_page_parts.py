@@ -115,6 +115,7 @@ def test_the_time_left_is_known_from_the_first_look_on() -> None:
     assert seconds_left(halfway, Pace()) == 10
     assert seconds_left(halfway, Pace(eta_seconds=3)) == 3
     assert seconds_left(status(queued=100, state=BatchState.QUEUED), Pace()) is None
+    assert seconds_left(status(succeeded=50, queued=50, state=BatchState.PAUSED), Pace(eta_seconds=3)) is None
     assert seconds_left(status(succeeded=100, state=BatchState.DONE), Pace()) is None
 
 

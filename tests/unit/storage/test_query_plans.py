@@ -16,6 +16,7 @@ from helix_jobs.storage import (
     queue_figures,
     results,
     retries,
+    seen_batches,
     status,
     workers,
 )
@@ -49,6 +50,8 @@ POLLED = {
         lambda c, _: queue_figures.queue_figures(c),
         {"ix_jobs_running", "ix_jobs_published", "ix_jobs_unpublished", "PRIMARY KEY"},
     ),
+    # The board of the page. Its batches are found by their ids and by their moments.
+    "current_ids": (lambda c, _: seen_batches.current_ids(c, 10), {"ix_jobs_running"}),
     "held_leases": (lambda c, _: claims.held_leases(c, "w1"), {"ix_jobs_running"}),
     "worker_heartbeats": (lambda c, _: workers.worker_heartbeats(c), {"ix_jobs_running"}),
     "reclaim": (lambda c, _: retries.reclaim(c, "w1", now()), {"ix_jobs_running"}),
