@@ -153,7 +153,8 @@ class EndpointEngine:
         began = time.perf_counter()
         self._grown.clear()
         while self._waiting and len(self._asked) < self._max_batch_size:
-            self._ask(next(iter(self._waiting)))
+            # The most urgent first; of equals max takes the one that came first.
+            self._ask(max(self._waiting, key=lambda one: one.request.priority))
         in_flight = len(self._asked)
         asked_at = time.perf_counter()
         has_come = False

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
+from helix_jobs.bounds import INTERACTIVE_PRIORITY
 from helix_jobs.engine.constraint import Constraint
 from helix_jobs.engine.request import FinishReason
 from tests.faulty_server import SPLIT
-from tests.unit.engine.endpoint.served import ask, ids_of, prompt, run
+from tests.unit.engine.endpoint.served import MOST_SECONDS, ask, ids_of, prompt, run
 
 KINDS = ("vllm", "llama-server", "llama-cpp-python", "openai")
 WITH_IDS = KINDS[:2]
@@ -142,3 +144,15 @@ def test_a_growing_answer_can_be_read(make_server: Any, open_engine: Any) -> Non
             engine.step()
             texts += [one.read().text for one in engine.partials()]
         assert all("cba".startswith(text) for text in texts), kind
+
+
+def test_the_most_urgent_request_is_asked_first(make_server: Any, open_engine: Any) -> None:
+    engine = open_engine(make_server(), slots=1)
+    for number, priority in enumerate((0, 5, 0, INTERACTIVE_PRIORITY, 5)):
+        engine.add_request(engine.encode(prompt("hello", str(number), priority=priority)))
+    order: list[str] = []
+    until = time.monotonic() + MOST_SECONDS
+    while engine.has_unfinished():
+        order += [result.request_id for result in engine.step()]
+        assert time.monotonic() < until, "the requests do not end"
+    assert order == ["3", "1", "4", "0", "2"]
