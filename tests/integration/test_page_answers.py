@@ -285,3 +285,8 @@ def test_what_is_not_there_is_refused_in_words(scene: Scene) -> None:
         for tail, (status, words) in refused.items():
             answer = client.get(scene.path(scene.kinds, tail))
             assert (answer.status_code, words in answer.text) == (status, True), (tail, answer.text[-600:])
+        # What is swapped into a page has no frame of its own.
+        part = client.get(scene.path(scene.kinds, "?after=x"), headers={"HX-Request": "true"})
+        assert part.status_code == 400
+        assert part.text.startswith('<p class="notice failed" role="alert">')
+        assert "<main" not in part.text

@@ -32,10 +32,14 @@ _TITLES: Final = {
 def refusal_page(request: Request, problem: Problem) -> Response:
     """What the page answers. Who opens a page without a session is sent to sign in, and then back."""
     path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
-    is_navigation = request.method in ("GET", "HEAD") and "hx-request" not in request.headers
+    is_part = "hx-request" in request.headers
+    is_navigation = request.method in ("GET", "HEAD") and not is_part
     if problem.status == _SIGNED_OUT and is_navigation and path != EVENTS:
         return RedirectResponse(sign_in_for(f"{path}?{query}" if query else path), _SEE_OTHER)
     title = _TITLES.get(problem.status, "Something went wrong")
-    text = render("refusal.html", viewer=None, path=path, title=title, message=problem.message)
+    # What htmx asked for is swapped into a page that has its frame.
+    text = render(
+        "_refusal.html" if is_part else "refusal.html", viewer=None, path=path, title=title, message=problem.message
+    )
     headers = {name: value for name, value in problem.headers.items() if name != "WWW-Authenticate"}
     return HTMLResponse(text, status_code=problem.status, headers=headers)
