@@ -72,6 +72,7 @@ FOREIGN_OPTIONS = {
     *("--address", "--port", "--check", "--disable-pip", "--no-deps", "--faults-table", "--soak-minutes"),
     *("--out", "--only", "--tiny"),
     *("--merge", "--scale", "--chaos-minutes", "--minutes"),
+    *("--batch", "--config", "--model", "--model-base-url", "--tensor-parallel-size"),
     *("--system", "--shell", "--now", "--strict", "--profile"),
 }
 

@@ -75,7 +75,8 @@ def test_the_wheel_holds_every_file_that_helix_reads(wheel):
     scripts = {path.relative_to(ROOT).as_posix() for path in (ROOT / "migrations").rglob("*") if path.is_file()}
     expected = package | {f"helix_jobs/_{name}" for name in scripts}
     assert held == {name for name in expected if "__pycache__" not in name}
-    assert {Path(name).suffix for name in held} == {".py", ".cpp", ".h", ".mako"}
+    page = {".html", ".css", ".js", ".svg", ".txt"}
+    assert {Path(name).suffix for name in held} == {".py", ".cpp", ".h", ".mako", *page}
     assert licences
 
 

@@ -78,7 +78,8 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # celery has no types
         if began - self._refused_at > FORGET_SECONDS:
             self._said, self._pause = "", FIRST_PAUSE_SECONDS
         reason = _PIPELINE.sub("", str(error)).rstrip(". ")
-        if reason != self._said:
+        # A server that becomes a replica ends blocking commands with this word. The next attempt says what it refuses.
+        if reason != self._said and not reason.startswith("UNBLOCKED"):
             self._said = reason
             logger.warning(
                 "the broker refuses: %s; running jobs go on, other jobs wait until the broker accepts again",
