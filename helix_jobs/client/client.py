@@ -6,10 +6,10 @@ Imports neither torch nor, before it is needed, SQLAlchemy and Celery.
 from __future__ import annotations
 
 import logging
-import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self
 
+from helix_jobs.client.opened_database import OpenedDatabase
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import NotFoundError
 from helix_jobs.settings import Settings
@@ -52,8 +52,7 @@ class HelixClient:
     def __init__(self, settings: Settings | None = None, *, time_limits: TimeLimits = DEFAULT_TIME_LIMITS) -> None:
         self.settings = Settings.from_environment() if settings is None else settings
         self.time_limits = time_limits
-        self._opened: Database | None = None
-        self._lock = threading.Lock()
+        self._opened = OpenedDatabase(self.settings, time_limits)
 
     def __enter__(self) -> Self:
         return self
@@ -65,10 +64,7 @@ class HelixClient:
 
     def close(self) -> None:
         """Free the connections. The client opens new ones when it is used again."""
-        with self._lock:
-            opened, self._opened = self._opened, None
-        if opened is not None:
-            opened.dispose()
+        self._opened.close()
 
     def submit(
         self,
@@ -396,18 +392,4 @@ class HelixClient:
 
     def _database(self) -> Database:
         """The database; the first use checks its schema."""
-        from helix_jobs.storage.database import Database
-        from helix_jobs.storage.migration import ensure_schema
-
-        with self._lock:
-            if self._opened is None:
-                database = Database(self.settings.database_url, self.time_limits)
-                if database.sqlite_file is not None and self.settings.home in database.sqlite_file.parents:
-                    self.settings.make_home()
-                try:
-                    ensure_schema(database)
-                except BaseException:
-                    database.dispose()
-                    raise
-                self._opened = database
-            return self._opened
+        return self._opened.get()
