@@ -59,6 +59,7 @@ class ModelShelf:
                 compile_when=plan.compile,
                 home=plan.home,
                 kv_cache_dtype=plan.kv_cache_dtype,
+                max_batch_size=max(plan.batch_sizes),
                 on_progress=on_progress,
             )
             # All modes share the first target, so that they differ only in the draft.

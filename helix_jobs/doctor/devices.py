@@ -6,14 +6,19 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE
 from helix_jobs.doctor.verdict import Level, Verdict, finding_and_remedy
 from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE, resolve_dtype
 from helix_jobs.engine.kernels.cpu.kernels import COMMON_HEAD_DIM, load_kernels
+from helix_jobs.engine.loading.byte_trial import is_exact_faster
 from helix_jobs.engine.loading.model_loader import available_devices, describe_device, directml_absence, get_device
 from helix_jobs.engine.loading.weight_format import INT8, PACKED
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
     from helix_jobs.settings import Settings
 
 # How weights are stored; such a target computes in the dtype of auto.
@@ -55,11 +60,23 @@ def check_kernels(settings: Settings) -> list[Verdict]:
     try:
         dtype = resolve_dtype("auto" if settings.dtype in _STORED else settings.dtype, device, None)
         # make_home() gives the folder private modes; the mkdir in load_kernels would give default ones.
-        load_kernels(settings.make_home() / "native", dtype, device, COMMON_HEAD_DIM)
+        home = settings.make_home()
+        kernels = load_kernels(home / "native", dtype, device, COMMON_HEAD_DIM)
     except ConfigurationError as error:
         level = Level.FAILED if settings.compile == "on" else Level.WARNING
         return [Verdict("compiled kernels", level, *finding_and_remedy(error))]
-    return [Verdict("compiled kernels", Level.OK, f"ready, for {str(dtype).removeprefix('torch.')}")]
+    ready = f"ready, for {str(dtype).removeprefix('torch.')}"
+    if settings.dtype == INT8:
+        ready += f"; {_products_of_blocks(kernels, settings, home / 'profiles')}"
+    return [Verdict("compiled kernels", Level.OK, ready)]
+
+
+def _products_of_blocks(kernels: NativeKernels, settings: Settings, profiles: Path) -> str:
+    """How an int8 worker multiplies weights in blocks here; a worker finds the same."""
+    batch = settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE
+    if is_exact_faster(kernels, batch, profiles):
+        return f"weights in blocks are multiplied exactly, which is faster here for {batch} sequences at once"
+    return "weights in blocks are multiplied with rounded activations"
 
 
 def _device(settings: Settings) -> torch.device | None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE
 from helix_jobs.engine.config import NO_DRAFT, EngineConfig, SpeculationConfig
 from helix_jobs.engine.devices.devices import describe_device, explaining_shortage, free_memory
 from helix_jobs.engine.devices.self_check import check_device
@@ -18,6 +20,7 @@ from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import kernel_head_dim, native_of, with_native
 from helix_jobs.engine.loaded_models import LoadedAdapter
 from helix_jobs.engine.loading.attention_trial import with_faster_attention
+from helix_jobs.engine.loading.byte_trial import without_slow_bytes
 from helix_jobs.engine.loading.cache_format import check_cache_device
 from helix_jobs.engine.loading.draft_spec import DraftSpec
 from helix_jobs.engine.loading.model_loader import get_device, load_models
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
     from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
     from helix_jobs.engine.loading.peft_adapter import PeftAdapter
     from helix_jobs.engine.weights.adapter import Adapter
@@ -72,6 +76,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
         home=settings.home,
         adapters=adapters,
         kv_cache_dtype=settings.kv_cache_dtype,
+        max_batch_size=settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE,
         on_progress=on_progress,
     )
     if adapters:
@@ -111,6 +116,7 @@ def open_models(
     home: Path,
     adapters: Sequence[PeftAdapter] = (),
     kv_cache_dtype: str = "auto",
+    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
     on_progress: Callable[[str], None] | None = None,
 ) -> LoadedModels:
     """Load models, in the forms in which this machine multiplies their weights fast.
@@ -126,6 +132,7 @@ def open_models(
         home: HELIX_HOME; kernels and trials are kept under it.
         adapters: Are added later, see ``add_adapters``.
         kv_cache_dtype: HELIX_KV_CACHE_DTYPE.
+        max_batch_size: Sequences that will be computed at once.
         on_progress: Receives one line for each thing that is done.
 
     Raises:
@@ -143,7 +150,10 @@ def open_models(
         adapters=adapters,
         kv_cache_dtype=kv_cache_dtype,
     )
-    models = with_compiled_kernels(models, compile_when, home / "native", on_progress)
+    faster = partial(
+        without_slow_bytes, max_batch_size=max_batch_size, folder=home / "profiles", on_progress=on_progress
+    )
+    models = with_compiled_kernels(models, compile_when, home / "native", on_progress, faster)
     models = without_uncompiled_blocks(models, on_progress)
     if dtype != PACKED:
         models = without_slow_blocks(models, on_progress)
@@ -168,7 +178,11 @@ def add_adapters(
 
 
 def with_compiled_kernels(
-    models: LoadedModels, when: str, folder: Path, on_progress: Callable[[str], None] | None = None
+    models: LoadedModels,
+    when: str,
+    folder: Path,
+    on_progress: Callable[[str], None] | None = None,
+    faster: Callable[[LoadedModel, NativeKernels], LoadedModel] = lambda model, _: model,
 ) -> LoadedModels:
     """Let the models compute with kernels compiled for this machine.
 
@@ -177,6 +191,7 @@ def with_compiled_kernels(
         when: ``on``, ``off``, or ``auto``: where it can be done.
         folder: Keeps the compiled library.
         on_progress: Receives one line with the outcome.
+        faster: Gives the target the form in which these kernels compute it fastest.
 
     Raises:
         ConfigurationError: ``when`` is ``on``, and the kernels do not support this device or dtype or cannot be
@@ -188,7 +203,7 @@ def with_compiled_kernels(
         return models
     started = time.perf_counter()
     try:
-        target = _computing_natively(models.target, folder)
+        target = _computing_natively(models.target, folder, faster)
         draft = None if models.draft is None else _computing_natively(models.draft, folder)
     except ConfigurationError as error:
         if when == "on":
@@ -253,12 +268,17 @@ def without_slow_blocks(models: LoadedModels, on_progress: Callable[[str], None]
     return replace(models, target=replace(models.target, decoder=unpack(decoder)))
 
 
-def _computing_natively(model: LoadedModel, folder: Path) -> LoadedModel:
+def _computing_natively(
+    model: LoadedModel,
+    folder: Path,
+    faster: Callable[[LoadedModel, NativeKernels], LoadedModel] = lambda model, _: model,
+) -> LoadedModel:
     decoder = model.decoder
     if native_of(decoder) is not None:
         return model
     kernels = load_kernels(folder, decoder.dtype, decoder.device, kernel_head_dim(decoder))
-    return replace(model, decoder=with_native(decoder, kernels))
+    model = faster(model, kernels)
+    return replace(model, decoder=with_native(model.decoder, kernels))
 
 
 def speculation_config(depth: int | None, draft: DraftSpec) -> SpeculationConfig:

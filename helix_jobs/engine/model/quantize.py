@@ -59,6 +59,11 @@ def without_blocks(decoder: Decoder) -> Decoder:
     return decoder.with_linears(changed)
 
 
+def with_exact_blocks(decoder: Decoder) -> Decoder:
+    """Return an int8 decoder in which layers that kept their blocks multiply activations as they are."""
+    return decoder.with_linears(lambda linear: linear.exact if isinstance(linear, PackedInt8Linear) else linear)
+
+
 def unpack(decoder: Decoder) -> Decoder:
     """Return a decoder whose weights in blocks are dense, in ``decoder.dtype``; one layer after another is decoded."""
     embedding, head = decoder.embedding, decoder.head

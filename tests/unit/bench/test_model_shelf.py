@@ -12,6 +12,7 @@ from helix_jobs.bench.plan import BenchPlan
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.packed_int8_linear import CompiledPackedInt8Linear
 from helix_jobs.engine.kernels.cpu.packed_linear import CompiledPackedLinear
+from helix_jobs.engine.loading import byte_trial
 from helix_jobs.engine.loading import load_engine as loading
 from tests.unit.engine.model_files import write_gguf
 
@@ -48,10 +49,20 @@ def opened(path: Path, dtype: str, *modes: Mode) -> LoadedModels:
     return ModelShelf(plan, lambda _: None).models
 
 
-def test_an_int8_target_keeps_its_blocks(path: Path) -> None:
+def test_an_int8_target_keeps_its_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the bench would measure int8 rows, which take more than twice the memory."""
+    monkeypatch.setattr(byte_trial, "is_exact_faster", lambda *_: False)
     models = opened(path, "int8", Mode("off"))
     assert all(isinstance(linear, CompiledPackedInt8Linear) for linear in models.target.decoder.linears())
+
+
+def test_an_int8_target_is_exact_where_that_is_faster_for_the_largest_batch(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(byte_trial, "is_exact_faster", lambda _, batch, __: batch == 1)
+    models = opened(path, "int8", Mode("off"))
+    assert all(isinstance(linear, CompiledPackedLinear) for linear in models.target.decoder.linears())
+    assert models.target.dtype_name == "q4_k"
 
 
 @pytest.mark.parametrize(("draft", "is_made"), [("lookup+int8", False), ("int8", True)])

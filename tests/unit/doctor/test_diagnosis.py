@@ -148,6 +148,23 @@ def test_kernels_that_cannot_be_compiled(bare_machine, settings, monkeypatch, wh
     assert verdict.remedy == "install g++ or clang++"
 
 
+@pytest.mark.parametrize(
+    ("is_exact", "said"),
+    [
+        (True, "multiplied exactly, which is faster here for 8 sequences at once"),
+        (False, "multiplied with rounded activations"),
+    ],
+)
+def test_how_int8_multiplies_blocks_here(bare_machine, settings, monkeypatch, is_exact, said):
+    monkeypatch.setattr(devices, "load_kernels", lambda *_: None)
+    monkeypatch.setattr(devices, "is_exact_faster", lambda _, batch, __: is_exact and batch == 8)
+    settings = dataclasses.replace(settings, compile="auto", dtype="int8", max_batch_size=8)
+    (verdict,) = devices.check_kernels(settings)
+    assert verdict.finding.endswith(f"; weights in blocks are {said}")
+    (verdict,) = devices.check_kernels(dataclasses.replace(settings, dtype="auto"))
+    assert "blocks" not in verdict.finding
+
+
 def test_releases_that_do_not_go_together(settings, monkeypatch):
     monkeypatch.setattr(software, "_installed", {"torch": Version("2.4.1"), "transformers": Version("5.20.0")}.get)
     diagnosis = diagnose(settings)

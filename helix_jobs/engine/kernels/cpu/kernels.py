@@ -58,13 +58,23 @@ class NativeKernels:
     """Two libraries, for tensors of one dtype on the CPU and heads of one size.
 
     Every tensor handed in is contiguous; every kernel writes a tensor of its own and keeps no pointer.
+
+    Args:
+        common: The library for heads of any size.
+        of_heads: The library for heads of ``head_dim``.
+        dtype: Of the tensors.
+        head_dim: Size of the heads.
+        version: Another one for other code: what was found out about one version need not hold for the next.
     """
 
     name = "compiled"
 
-    def __init__(self, common: ctypes.CDLL, of_heads: ctypes.CDLL, dtype: torch.dtype, head_dim: int) -> None:
+    def __init__(
+        self, common: ctypes.CDLL, of_heads: ctypes.CDLL, dtype: torch.dtype, head_dim: int, version: str = ""
+    ) -> None:
         self.dtype = dtype
         self.head_dim = head_dim
+        self.version = version
         self._functions: dict[str, Any] = {}
         # All layers of an int8 decoder in one call, see ``NativeInt8Decoder``; and whether that is fast here.
         self.int8_layers = getattr(of_heads, f"int8_layers_{_NAMES[dtype]}")
@@ -327,7 +337,7 @@ def load_kernels(folder: Path, dtype: torch.dtype, device: torch.device, head_di
     paths = build_libraries(folder, head_dim)
     try:
         common, of_heads = (ctypes.CDLL(str(path)) for path in paths)
-        kernels = NativeKernels(common, of_heads, dtype, head_dim)
+        kernels = NativeKernels(common, of_heads, dtype, head_dim, paths[0].stem)
     except (OSError, AttributeError) as error:
         raise ConfigurationError(f"the compiled kernels cannot be loaded ({error}); go on with --no-compile") from error
     return kernels
