@@ -9,6 +9,7 @@ from helix_jobs.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.records import PublishableJob
@@ -24,6 +25,9 @@ class Publisher(Protocol):
     def depth(self) -> int:
         """Messages that wait in the broker."""
 
+    def turn(self) -> AbstractContextManager[None]:
+        """A context in which, as a rule, no other publisher publishes."""
+
     def publish(self, jobs: Sequence[PublishableJob], /) -> None:
         """Send one message for each job; on return the broker has them all."""
 
@@ -34,9 +38,9 @@ def fill_broker(database: Database, publisher: Publisher, window: int, chunk: in
     Yields after each chunk, so that the caller can stop between two chunks, and knows how many were published before an
     error. No more is sent than there was room for at first, so that it ends beside workers that keep up.
 
-    A client and several workers may publish at once, each the same jobs, as none has marked them yet. So the depth is
-    asked for before each chunk: of P such publishers each sends one chunk at most past the window. Trade-off: a lock
-    held while publishing would spare the duplicates, but whoever dies with it would leave a broker that runs dry.
+    A client and several workers may publish at once, and take turns, chunk by chunk, so that none sends jobs that
+    another has yet to mark. A turn may lapse. So the depth is asked for in each turn: of P publishers side by side each
+    sends one chunk at most past the window, the same jobs at worst.
 
     Args:
         database: Where the jobs are.
@@ -52,16 +56,22 @@ def fill_broker(database: Database, publisher: Publisher, window: int, chunk: in
         DatabaseUnreachableError: The database does not answer.
     """
     room = window - publisher.depth()
-    while room > 0:
-        with database.read() as connection:
-            jobs = publishing.publishable(connection, min(room, chunk))
-        if not jobs:
-            return
-        # Publish, then mark: a crash in between costs a duplicate message; in the other order it would lose one.
-        publisher.publish(jobs)
-        _mark(database, [job.id for job in jobs])
+    while room > 0 and _next_jobs(database, 1):  # most ticks find nothing, and need no turn
+        with publisher.turn():
+            room = min(room, window - publisher.depth())
+            jobs = _next_jobs(database, min(room, chunk)) if room > 0 else []
+            if not jobs:
+                return
+            # Publish, then mark: a crash in between costs a duplicate message; in the other order it would lose one.
+            publisher.publish(jobs)
+            _mark(database, [job.id for job in jobs])
         yield len(jobs)
-        room = min(room - len(jobs), window - publisher.depth())
+        room -= len(jobs)
+
+
+def _next_jobs(database: Database, limit: int) -> list[PublishableJob]:
+    with database.read() as connection:
+        return publishing.publishable(connection, limit)
 
 
 def _mark(database: Database, ids: Sequence[int]) -> None:

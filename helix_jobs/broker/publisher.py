@@ -10,12 +10,13 @@ import logging
 import secrets
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from helix_jobs.bounds import MAX_PRIORITY
 from helix_jobs.broker.embedded import EmbeddedBroker, socket_url
 from helix_jobs.broker.faults import broker_errors
+from helix_jobs.broker.publishing_turn import publishing_turn
 from helix_jobs.broker.queue_names import PRIORITIES, QueueNames, read_queue_names
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.observability.rounds import come_round
@@ -24,6 +25,7 @@ from helix_jobs.redis_url import MEMORY_URL, checked_redis_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from kombu.connection import Connection
 
@@ -160,6 +162,16 @@ class CeleryPublisher:
         """
         with self._lock, self._reset_on_error(), broker_errors(self.url):
             return int(self._open_channel().queue_declare(queue=self.names.queue).message_count)
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Return a context in which no other publisher of this queue publishes, as a rule (``publishing_turn``).
+
+        Raises:
+            BrokerUnreachableError: On entry: the broker does not answer, or refuses.
+        """
+        if self.url == MEMORY_URL:  # this process's own
+            return nullcontext()
+        return publishing_turn(self.ask, self.names.publishing)
 
     def publish(self, jobs: Sequence[PublishableJob]) -> None:
         """Send one message for each job. After an error some may have been sent; sending them again is harmless.

@@ -67,6 +67,11 @@ class QueueNames:
         return f"{self.queue}.unacked_mutex"
 
     @property
+    def publishing(self) -> str:
+        """The key that one publisher at a time holds while it publishes."""
+        return f"{self.queue}.publishing"
+
+    @property
     def events(self) -> str:
         """The exchange of Celery's events, which Flower listens to."""
         return f"{self.queue}.events"

@@ -16,8 +16,8 @@ It has four duties. A pure function (``lost_workers`` and others) decides each, 
    claims those. When their number has not changed for 30 s, the reconciler cancels them.
 
 Every worker runs a reconciler. Two at once only cost duplicates: reclaiming checks the heartbeat inside its
-transaction, and a second message for a job finds it claimed. Trade-off: now and then a message is wasted, but there is
-no leader to elect and lose.
+transaction, publishers take turns, and a second message for a job finds it claimed. Trade-off: now and then a message
+is wasted, but there is no leader to elect and lose.
 """
 
 from __future__ import annotations

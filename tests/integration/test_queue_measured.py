@@ -69,8 +69,7 @@ def test_two_workers_on_postgres(postgres_server_url: str, short_tmp: Path) -> N
     assert report["drain"]["jobs"] == report["export"]["rows"] == 300
     assert 0 <= report["drain"]["engine_idle_share"] <= 1
     assert 0 <= report["cancel"]["jobs"] <= 300  # on a slow machine the workers are done first
-    # The client of the second batch and both workers may each send all of it before another has marked it.
-    assert 0 < report["broker_use"]["peak_depth"] <= 3 * 300
+    assert 0 < report["broker_use"]["peak_depth"] <= 600
     assert 0 < report["submit"]["memory"]["late"] <= report["submit"]["memory"]["peak"]
     assert list(short_tmp.iterdir()) == []
     assert databases(postgres_server_url) <= before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +26,9 @@ class Publisher:
 
     def depth(self):
         return self.others + sum(map(len, self.chunks))
+
+    def turn(self):
+        return nullcontext()
 
     def publish(self, jobs):
         if sum(map(len, self.chunks)) + len(jobs) > self._limit:
@@ -68,7 +72,7 @@ def test_beside_workers_that_keep_up_it_sends_what_there_was_room_for_and_ends(d
 
 
 class InStep:
-    """A publisher of a broker that several share: while it publishes, before it marks, ``meanwhile`` happens."""
+    """A publisher without a turn: while it publishes, before it marks, ``meanwhile`` happens."""
 
     def __init__(self, messages: list[int]) -> None:
         self.meanwhile: Callable[[], object] = lambda: None
@@ -77,12 +81,15 @@ class InStep:
     def depth(self):
         return len(self._messages)
 
+    def turn(self):
+        return nullcontext()
+
     def publish(self, jobs):
         self._messages.extend(job.id for job in jobs)
         self.meanwhile()
 
 
-def test_publishers_side_by_side_send_a_chunk_each_past_the_window(database):
+def test_publishers_side_by_side_without_turns_send_a_chunk_each_past_the_window(database):
     """The worst order of a client and two workers: each reads the jobs before another has marked them."""
     stored_batch(database, 200)
     messages: list[int] = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
@@ -157,6 +159,9 @@ def test_unsealed_and_unknown_batches(database):
 class NoBroker:
     def depth(self) -> int:
         return 1
+
+    def turn(self):
+        return nullcontext()
 
     def publish(self, jobs, /) -> None:
         pass

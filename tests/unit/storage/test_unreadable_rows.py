@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from datetime import timedelta
 
 import pytest
@@ -152,6 +153,9 @@ class OpenBroker:
 
     def depth(self):
         return len(self.messages)
+
+    def turn(self):
+        return nullcontext()
 
     def publish(self, published):
         self.messages += [job.id for job in published]
