@@ -1,212 +1,236 @@
 // Products of weights in blocks with any number of tokens in the processor's matrix tiles (Intel AMX), in bfloat16.
 //
-// Rows are decoded into tiles as they lie: they are the first operand, and tokens, transposed once, are the second. Each
-// output is one sum over the columns, from the first to the last: a token's numbers are the same bits whatever the number
-// of tokens.
+// Weights are decoded a few columns of some rows at a time, into the caches, and multiplied there. `panel_sums.h` says in
+// which order; it is the same for any number of tokens.
 
 #pragma once
 
-#include <memory>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#include <optional>
 
 #include "decoded_rows.h"
-#include "layer_outputs.h"
+#include "panel_sums.h"
 #include "shortage.h"
-#include "tiles.h"
 
 #if HAS_TILES
 
 namespace {
 
-constexpr int64_t kPanelRows = 2 * kTile;  // rows that are decoded at once: two tiles
-// Up to so many tokens have their sums in tiles while a whole panel passes, so many columns at a time. For more tokens so
-// many columns are decoded as stay in the second-level cache.
-constexpr int64_t kFewTokens = 2 * kTile, kFewColumns = 256, kMostColumns = 2048;
+static_assert(kLine == kTileColumns, "a line of weights is a row of a tile");
 
-// Memory of floats that begins with a cache line.
-class Lines {
+// Up to so many tokens have their sums in tiles while a whole panel passes, so many columns at a time.
+constexpr int64_t kFewTokens = 2 * kTile, kFewColumns = 256;
+// Of more tokens so many stay in the second-level cache while weights pass; so many panels are decoded for them together,
+// so many columns at a time, and lie there, too. Two groups of tokens stay in the first-level cache for all these panels.
+constexpr int64_t kBatchTokens = 256, kMostPanels = 8, kSomeColumns = 256;
+
+// Neighbouring rows of a weight in blocks.
+struct BlockRows {
+    const uint8_t *data;
+    const Layout<bf16> &layout;
+    int64_t count, columns, row_bytes;
+
+    BlockRows some(int64_t first, int64_t most) const {
+        return {data + first * row_bytes, layout, std::min(most, count - first), columns, row_bytes};
+    }
+};
+
+// Some columns of such rows, which are decoded row by row.
+class BlockColumns {
   public:
-    explicit Lines(int64_t nbytes) : room_(nbytes + 63) {}
-    template <typename T>
-    T *get() {
-        uintptr_t begin = reinterpret_cast<uintptr_t>(room_.data());
-        return reinterpret_cast<T *>(room_.data() + (64 - begin % 64) % 64);
+    BlockColumns(const BlockRows &rows, int64_t first, int64_t columns)
+        : rows_(rows), columns_(columns), bytes_(columns / rows.layout.weights * rows.layout.bytes),
+          from_(rows.data + first / rows.layout.weights * rows.layout.bytes),
+          next_(from_ + rows.count * rows.row_bytes + (from_ - rows.data) * (rows.count - 1)) {}
+
+    // The lines of a row lie a panel apart. The same columns of the rows behind these are next, as a rule.
+    void decode(int64_t row, bf16 *out) const {
+        fetch(next_ + row * bytes_, bytes_);
+        rows_.layout.decode(from_ + row * rows_.row_bytes, columns_, out, kPanelRows * kLine);
     }
 
   private:
-    std::vector<char> room_;
+    const BlockRows &rows_;
+    int64_t columns_, bytes_;
+    const uint8_t *from_, *next_;
 };
 
-// Tokens as the second operand. A group of at most sixteen tokens has for each 32 columns a tile [16 pairs, tokens].
-inline void pack_tokens(const bf16 *x, int64_t count, int64_t columns, bf16 *packed) {
-    if (count == 1) {
-        std::memcpy(packed, x, columns * sizeof(bf16));
-        return;
-    }
-    __mmask16 there = static_cast<__mmask16>((1u << count) - 1);
-    for (int64_t k = 0; k < columns; k += kLine) {
-        __m512i rows[16];
-        for (int64_t i = 0; i < kTile; i++)
-            rows[i] = i < count ? _mm512_loadu_si512(x + i * columns + k) : _mm512_setzero_si512();
-        transpose(rows);
-        for (int64_t pair = 0; pair < kTile; pair++, packed += 2 * count)
-            _mm512_mask_storeu_epi32(packed, there, rows[pair]);
-    }
-}
+// The columns of some panels that are next, decoded row by row while tiles multiply: a product of tiles takes long.
+class Ahead {
+  public:
+    // So many passes over each panel's present columns are to come.
+    Ahead(const BlockRows &rows, int64_t first, int64_t passes, bf16 *weights)
+        : rows_(rows), columns_(std::min(kSomeColumns, rows.columns - first)), piece_(rows, first, columns_),
+          weights_(weights), of_pass_((kPanelRows + passes - 1) / passes),
+          of_line_((of_pass_ * kLine + kSomeColumns - 1) / kSomeColumns) {}
 
-// One or two groups of at most sixteen tokens, packed.
-struct Tokens {
-    const bf16 *first, *second;
-    int64_t count, more;  // no `second` if `more` is nought
-};
+    void begin_pass() { left_ = of_pass_; }
+    void at_line() {
+        if (left_ <= 0) return;
+        decode(of_line_);
+        left_ -= of_line_;
+    }
+    void decode(int64_t most) {
+        for (int64_t end = std::min(rows_.count, row_ + most); row_ < end; row_++)
+            piece_.decode(row_, weights_ + row_ / kPanelRows * kPanelRows * columns_ + row_ % kPanelRows * kLine);
+    }
+    void decode_rest() { decode(rows_.count); }
 
-// Sums [32 rows, 16 tokens] of both groups, in tiles.
-template <bool kMore>
-struct PanelSums {
-    static constexpr int64_t kPitch = kTile * sizeof(float), kSums = kTile * kTile;
-
-    static void clear() {
-        _tile_zero(0);
-        _tile_zero(1);
-        if constexpr (kMore) _tile_zero(2);
-        if constexpr (kMore) _tile_zero(3);
-    }
-    static void load(const float *sums) {
-        order_memory();
-        _tile_loadd(0, sums, kPitch);
-        _tile_loadd(1, sums + kSums, kPitch);
-        if constexpr (kMore) _tile_loadd(2, sums + 2 * kSums, kPitch);
-        if constexpr (kMore) _tile_loadd(3, sums + 3 * kSums, kPitch);
-    }
-    static void store(float *sums) {
-        _tile_stored(0, sums, kPitch);
-        _tile_stored(1, sums + kSums, kPitch);
-        if constexpr (kMore) _tile_stored(2, sums + 2 * kSums, kPitch);
-        if constexpr (kMore) _tile_stored(3, sums + 3 * kSums, kPitch);
-        order_memory();
-    }
-    // Goes on for a line of columns, the one at `column` of the tokens.
-    static void add(const bf16 *weights, const Tokens &tokens, int64_t column) {
-        _tile_loadd(4, weights, 2 * kLine);
-        _tile_loadd(6, tokens.first + column * tokens.count, 4 * tokens.count);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, weights + kTile * kLine, 2 * kLine);
-        _tile_dpbf16ps(1, 5, 6);
-        if constexpr (kMore) {
-            _tile_loadd(7, tokens.second + column * tokens.more, 4 * tokens.more);
-            _tile_dpbf16ps(2, 4, 7);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-    }
+  private:
+    const BlockRows &rows_;
+    int64_t columns_, row_ = 0, left_ = 0;
+    BlockColumns piece_;
+    bf16 *weights_;
+    int64_t of_pass_, of_line_;  // rows
 };
 
 // Goes on with sums in memory, from column `first` on.
 template <bool kMore>
-inline void add_columns(const bf16 *weights, const Tokens &tokens, int64_t first, int64_t columns, float *sums) {
+inline void add_columns(const bf16 *weights, const Tokens &tokens, int64_t first, int64_t columns, float *sums,
+                        Ahead *ahead) {
     order_memory();
     if (first > 0)
         PanelSums<kMore>::load(sums);
     else
         PanelSums<kMore>::clear();
-    for (int64_t k = 0; k < columns; k += kLine) PanelSums<kMore>::add(weights + k * kPanelRows, tokens, first + k);
+    if (ahead != nullptr) ahead->begin_pass();
+    for (int64_t k = 0; k < columns; k += kLine) {
+        PanelSums<kMore>::add(weights + k * kPanelRows, tokens, first + k);
+        if (ahead != nullptr) ahead->at_line();
+    }
     PanelSums<kMore>::store(sums);
 }
 
 // All columns of a panel for few tokens. While the tiles multiply some columns, the next ones are decoded: a product of
-// tiles takes long, and few tokens have but two or four of them to wait for. decode(row, first, columns, weights) decodes
-// a row's columns. `weights` has room for two pieces.
-template <bool kMore, typename Decode>
-inline void multiply_panel(const Tokens &tokens, int64_t rows, int64_t columns, bf16 *weights, float *sums,
-                           Decode decode) {
+// tiles takes long, and few tokens have but two or four of them to wait for. `weights` has room for two pieces.
+template <bool kMore>
+inline void multiply_panel(const Tokens &tokens, const BlockRows &rows, bf16 *weights, float *sums) {
     constexpr int64_t kStride = kPanelRows * kLine / kFewColumns;  // rows that are decoded for each line of products
+    int64_t columns = rows.columns;
+    auto piece = [&](int64_t first) {
+        return BlockColumns(rows, first, std::max<int64_t>(0, std::min(kFewColumns, columns - first)));
+    };
     PanelSums<kMore>::clear();
     bf16 *now = weights, *next = weights + kPanelRows * kFewColumns;
-    for (int64_t row = 0; row < rows; row++) decode(row, 0, std::min(kFewColumns, columns), now + row * kLine);
+    BlockColumns start = piece(0);
+    for (int64_t row = 0; row < rows.count; row++) start.decode(row, now + row * kLine);
     for (int64_t first = 0; first < columns; first += kFewColumns) {
         int64_t some = std::min(kFewColumns, columns - first);
-        int64_t more = std::max<int64_t>(0, std::min(kFewColumns, columns - first - kFewColumns));
+        int64_t ahead = first + some < columns ? rows.count : 0;  // rows of the next piece
+        BlockColumns behind = piece(first + some);
         order_memory();
         for (int64_t k = 0, row = 0; k < some; k += kLine) {
             PanelSums<kMore>::add(now + k * kPanelRows, tokens, first + k);
-            for (int64_t i = 0; i < kStride && row < rows && more > 0; i++, row++)
-                decode(row, first + kFewColumns, more, next + row * kLine);
+            for (int64_t i = 0; i < kStride && row < ahead; i++, row++) behind.decode(row, next + row * kLine);
         }
         std::swap(now, next);
     }
     PanelSums<kMore>::store(sums);
 }
 
-// Sums [32 rows, 16 tokens] of a group, complete, to where they go.
-inline void finish_panel(const float *sums, int64_t token, int64_t tokens, int64_t row, int64_t rows,
-                         const Outputs<bf16> &outputs) {
-    for (int64_t first = 0; first < rows; first += kTile, sums += kTile * kTile) {
-        alignas(64) float columns[kTile * kTile];
-        transpose_words(sums, kTile * sizeof(float), columns);
-        for (int64_t t = 0; t < tokens; t++)
-            outputs.put(token + t, row + first, std::min(kTile, rows - first), columns + t * kTile);
+// The work of one thread: its tiles, sums and decoded weights.
+class BlockProducts {
+  public:
+    explicit BlockProducts(int64_t tokens) : room_(bytes_for(tokens)) {
+        sums_ = room_.get<float>();
+        weights_ = reinterpret_cast<bf16 *>(sums_ + sums_for(tokens));
     }
-}
+
+    // At most kFewTokens tokens with a panel, whose first row is output `row`.
+    void few(const BlockRows &panel, const PackedTokens &x, int64_t row, const Outputs<bf16> &outputs) {
+        Tokens all = x.two(0);
+        tiles_.shape(all);
+        auto run = all.more > 0 ? multiply_panel<true> : multiply_panel<false>;
+        run(all, panel, weights_, sums_);
+        for (int64_t group = 0; group < x.groups(); group++)
+            finish_panel(sums_ + group * kPanelSums, group * kTile, x.size_of(group), row, panel.count, outputs);
+    }
+
+    // Some tokens, of which `token` is the first, with at most kMostPanels panels.
+    void many(const BlockRows &rows, const PackedTokens &x, int64_t token, int64_t row, const Outputs<bf16> &outputs) {
+        int64_t columns = rows.columns, groups = x.groups(), panel_sums = groups * kPanelSums;
+        int64_t passes = (groups + 1) / 2;
+        bf16 *now = weights_, *next = weights_ + kMostPanels * kPanelRows * kSomeColumns;
+        Ahead(rows, 0, passes, now).decode_rest();
+        for (int64_t first = 0; first < columns; first += kSomeColumns) {
+            int64_t some = std::min(kSomeColumns, columns - first);
+            std::optional<Ahead> ahead;
+            if (first + some < columns) ahead.emplace(rows, first + some, passes, next);
+            Ahead *behind = ahead ? &*ahead : nullptr;
+            for (int64_t group = 0; group < groups; group += 2) {
+                Tokens two = x.two(group);
+                tiles_.shape(two);
+                auto run = two.more > 0 ? add_columns<true> : add_columns<false>;
+                for (int64_t i = 0, panel = 0; i < rows.count; i += kPanelRows, panel++)
+                    run(now + i * some, two, first, some, sums_ + panel * panel_sums + group * kPanelSums, behind);
+            }
+            if (ahead) ahead->decode_rest();
+            std::swap(now, next);
+        }
+        for (int64_t group = 0; group < groups; group++)
+            for (int64_t i = 0, panel = 0; i < rows.count; i += kPanelRows, panel++)
+                finish_panel(sums_ + panel * panel_sums + group * kPanelSums, token + group * kTile, x.size_of(group),
+                             row + i, std::min(kPanelRows, rows.count - i), outputs);
+    }
+
+  private:
+    static int64_t sums_for(int64_t tokens) {
+        if (tokens <= kFewTokens) return 2 * kPanelSums;
+        return kMostPanels * ((std::min(tokens, kBatchTokens) + kTile - 1) / kTile) * kPanelSums;
+    }
+    static int64_t bytes_for(int64_t tokens) {
+        int64_t weights = 2 * kPanelRows * (tokens <= kFewTokens ? kFewColumns : kMostPanels * kSomeColumns);
+        return sums_for(tokens) * sizeof(float) + weights * sizeof(bf16);
+    }
+    PanelTiles tiles_;
+    Lines room_;
+    float *sums_;
+    bf16 *weights_;
+};
 
 inline int32_t multiply_in_tiles(const uint8_t *data, const Layout<bf16> &layout, const bf16 *x,
                                  const Outputs<bf16> &outputs, int64_t tokens, int64_t columns, int64_t rows) {
-    int64_t groups = (tokens + kTile - 1) / kTile, row_bytes = columns / layout.weights * layout.bytes;
-    int64_t deep = tokens <= kFewTokens ? 2 * kFewColumns : std::min(columns, kMostColumns);
-    int64_t sums_size = (groups + 1) * kPanelRows * kTile;
     Shortage shortage;
     std::unique_ptr<Lines> room;
-    if (!shortage.run([&] { room = std::make_unique<Lines>(tokens * columns * sizeof(bf16) + 64); }))
+    if (!shortage.run([&] { room = std::make_unique<Lines>((tokens + kTile) * columns * sizeof(bf16)); }))
         return shortage.status();
     bf16 *packed = room->get<bf16>();
-    auto size_of = [&](int64_t group) { return std::max<int64_t>(0, std::min(kTile, tokens - group * kTile)); };
-    auto tokens_of = [&](int64_t group) {
-        const bf16 *first = packed + group * kTile * columns;
-        return Tokens{first, first + kTile * columns, size_of(group), size_of(group + 1)};
+    PackedTokens all{packed, tokens, columns};
+    BlockRows weights{data, layout, rows, columns, columns / layout.weights * layout.bytes};
+    auto pack = [&](int64_t group) {
+        pack_tokens(x + group * kTile * columns, all.size_of(group), columns, packed + group * kTile * columns);
     };
+    bool is_few = tokens <= kFewTokens;
+    if (is_few)
+        for (int64_t group = 0; group < all.groups(); group++) pack(group);  // takes less time than to wait for others
+    int64_t panels = (rows + kPanelRows - 1) / kPanelRows, threads = 1;
+#ifdef _OPENMP
+    threads = omp_get_max_threads();
+#endif
+    // Every thread has as many strips of panels, of about the same size.
+    int64_t strips = std::min(panels, (panels + threads * kMostPanels - 1) / (threads * kMostPanels) * threads);
 #pragma omp parallel if (tokens * rows * columns > 8 * kParallel)
     {
-        Tiles tiles;
-        std::unique_ptr<Lines> own;
-        bool has_room = shortage.run([&] {
-            own = std::make_unique<Lines>(sums_size * sizeof(float) + kPanelRows * deep * sizeof(bf16));
-        });
-        float *sums = has_room ? own->get<float>() : nullptr;
-        bf16 *weights = reinterpret_cast<bf16 *>(sums + sums_size);
+        std::unique_ptr<BlockProducts> products;
+        bool has_room = shortage.run([&] { products = std::make_unique<BlockProducts>(tokens); });
+        if (is_few) {
 #pragma omp for schedule(static)
-        for (int64_t group = 0; group < groups; group++)
-            pack_tokens(x + group * kTile * columns, size_of(group), columns, packed + group * kTile * columns);
-        int64_t shaped = 0, shaped_more = 0;
-        auto shape = [&](const Tokens &some) {
-            if (some.count != shaped || some.more != shaped_more) tiles.for_panel(some.count, some.more);
-            shaped = some.count, shaped_more = some.more;
-        };
+            for (int64_t row = 0; row < rows; row += kPanelRows)
+                if (has_room) products->few(weights.some(row, kPanelRows), all, row, outputs);
+        } else {
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row += kPanelRows) {
-            if (!has_room) continue;
-            int64_t count = std::min(kPanelRows, rows - row);
-            const uint8_t *panel = data + row * row_bytes;
-            auto decode = [&](int64_t i, int64_t first, int64_t some, bf16 *out) {
-                int64_t start = first / layout.weights * layout.bytes, bytes = some / layout.weights * layout.bytes;
-                fetch(panel + count * (row_bytes + start) + i * bytes, bytes);  // of the panel that is next, as a rule
-                layout.decode(panel + i * row_bytes + start, some, out, kPanelRows * kLine);
-            };
-            if (tokens <= kFewTokens) {
-                Tokens all = tokens_of(0);
-                shape(all);
-                auto run = all.more > 0 ? multiply_panel<true, decltype(decode)> : multiply_panel<false, decltype(decode)>;
-                run(all, count, columns, weights, sums, decode);
-            } else {
-                for (int64_t first = 0; first < columns; first += deep) {
-                    int64_t some = std::min(deep, columns - first);
-                    for (int64_t i = 0; i < count; i++) decode(i, first, some, weights + i * kLine);
-                    for (int64_t group = 0; group < groups; group += 2) {
-                        Tokens two = tokens_of(group);
-                        shape(two);
-                        auto run = two.more > 0 ? add_columns<true> : add_columns<false>;
-                        run(weights, two, first, some, sums + group * kPanelRows * kTile);
-                    }
+            for (int64_t group = 0; group < all.groups(); group++) pack(group);
+            for (int64_t token = 0; token < tokens; token += kBatchTokens) {
+                PackedTokens batch{packed + token * columns, std::min(kBatchTokens, tokens - token), columns};
+#pragma omp for schedule(static) nowait
+                for (int64_t strip = 0; strip < strips; strip++) {
+                    int64_t row = panels * strip / strips * kPanelRows;
+                    int64_t count = panels * (strip + 1) / strips * kPanelRows - row;
+                    if (has_room) products->many(weights.some(row, count), batch, token, row, outputs);
                 }
             }
-            for (int64_t group = 0; group < groups; group++)
-                finish_panel(sums + group * kPanelRows * kTile, group * kTile, size_of(group), row, count, outputs);
         }
     }
     return shortage.status();

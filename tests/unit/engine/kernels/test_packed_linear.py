@@ -99,6 +99,18 @@ def test_a_row_has_the_same_bits_in_any_company(kernels: Kernels, kind: str, col
         assert torch.equal(compiled(hidden[first:last]), together[first:last])
 
 
+@pytest.mark.parametrize(("kind", "columns"), [("Q4_1", 608), ("Q4_K", 1536)])
+@pytest.mark.parametrize("rows", [613, 160])
+def test_a_row_has_the_same_bits_in_a_long_prompt(kernels: Kernels, kind: str, columns: int, rows: int) -> None:
+    """More tokens, and more outputs, than are multiplied together."""
+    native, dtype = kernels
+    compiled = CompiledPackedLinear(PackedLinear([matrix(kind, rows, columns)], torch.randn(rows).to(dtype)), native)
+    hidden, residual = torch.randn(531, columns).to(dtype), torch.randn(531, rows).to(dtype)
+    together = compiled.add_to(residual, hidden)
+    for first, last in ((0, 1), (1, 33), (33, 70), (70, 134), (134, 245), (245, 501), (30, 531)):
+        assert torch.equal(compiled.add_to(residual[first:last], hidden[first:last]), together[first:last])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite_stays_so_and_harms_no_other_row(kernels: Kernels, value: float) -> None:
     native, dtype = kernels
