@@ -72,6 +72,19 @@ class CacheShape:
         return self.num_kv_heads * max(self.head_dim, self.value_width)
 
 
+@dataclass(frozen=True, slots=True)
+class BlockRows:
+    """The rows of one layer in the gather view of its keys, and in that of its values: a row is a head of a block.
+
+    Attributes:
+        num_heads: Key-value heads; the rows of a block stand one behind another.
+        stride: Rows from the beginning of one block to that of the next.
+    """
+
+    num_heads: int
+    stride: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class CacheGeometry:
     """Shapes of a model's keys and values.
@@ -98,9 +111,10 @@ class CacheGeometry:
     # Worked out once, as above.
 
     @cached_property
-    def head_counts(self) -> tuple[int, ...]:
-        """The numbers of key-value heads of its layers, each once. A block's rows depend on nothing else."""
-        return tuple(dict.fromkeys(shape.num_kv_heads for shape in self.layers))
+    def block_rows(self) -> tuple[BlockRows, ...]:
+        """The rows of its layers, each once, where each layer has a pool of its own."""
+        counts = dict.fromkeys(shape.num_kv_heads for shape in self.layers)
+        return tuple(BlockRows(count, count) for count in counts)
 
     @cached_property
     def head_dims(self) -> tuple[int, ...]:
@@ -116,6 +130,11 @@ class CacheGeometry:
     def shapes(self) -> tuple[CacheShape, ...]:
         """The shapes of its layers, each once, whoever keeps the keys."""
         return tuple(dict.fromkeys(replace(shape, source=None) for shape in self.layers))
+
+    @property
+    def can_share_blocks(self) -> bool:
+        """Whether layers of different shapes can lie in one block: each has values as wide as its keys, or none."""
+        return all(not shape.has_values or shape.value_width == shape.head_dim for shape in self.layers)
 
     @property
     def features(self) -> frozenset[str]:

@@ -46,6 +46,7 @@ class DenseAttention:
             least_tokens=least_tokens,
             section=section,
             window=cache.sections.windows[section],
+            block_rows=cache.rows_in(section),
         )
 
     def begin(self, layout: StepLayout, cache: PagedKVCache) -> DenseStep:
@@ -70,7 +71,7 @@ class DenseStep:
         if keys is not None:
             shape = self._spec.geometry.layers[layer]
             values = None if values is None else values.reshape(-1, shape.value_width)
-            rows = self._layout.write_rows[shape.num_kv_heads]
+            rows = self._layout.write_rows[self._cache.block_rows[layer]]
             self._cache.write(layer, rows, keys.reshape(-1, shape.head_dim), values)
         outputs = self._solve_groups(layer, queries)
         # What is not needed any more is freed before the results are copied.
@@ -101,7 +102,7 @@ class DenseStep:
         num_heads = self._spec.num_heads
         grouped = self._queries_of(group, queries, kv)
         # each: [n * kv, num_keys, width]
-        keys, values = self._cache.gather(layer, group.gather_rows[kv], n * kv)
+        keys, values = self._cache.gather(layer, group.gather_rows[self._cache.block_rows[layer]], n * kv)
         # [n * kv, share * q, num_keys]
         keys = keys.transpose(1, 2)
         if self._cache.is_on_directml:  # its products want contiguous operands; elsewhere the copy gains nothing

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from helix_jobs.engine.attention.cache_geometry import CacheGeometry
+    from helix_jobs.engine.attention.cache_geometry import BlockRows, CacheGeometry
     from helix_jobs.engine.attention.step_layout import TokenSlice
     from helix_jobs.engine.attention.step_plan import SharedTensors, StepPlan
 
@@ -51,8 +51,8 @@ class AttentionGroup:
         num_queries: Queries of each, padded to the longest, ``q`` below.
         first_token: Where the group's queries start in the packed row, if they are consecutive there.
         query_rows: ``[n * q]`` packed positions of the queries, if they are not consecutive.
-        gather_rows: ``[n * num_kv_heads * num_blocks]`` rows of the cache's gather view, for each number of key-value
-            heads that layers have.
+        gather_rows: ``[n * num_kv_heads * num_blocks]`` rows of the cache's gather view, for each kind of rows that
+            layers have.
         masks: ``[n, 1, q, num_keys]`` additive fp32 mask of the layers with each window.
     """
 
@@ -60,7 +60,7 @@ class AttentionGroup:
     num_queries: int
     first_token: int
     query_rows: torch.Tensor | None
-    gather_rows: Mapping[int, torch.Tensor]
+    gather_rows: Mapping[BlockRows, torch.Tensor]
     masks: Mapping[int | None, torch.Tensor]
 
 
@@ -98,7 +98,7 @@ class GroupPlan:
     num_keys: int
     first_token: int
     query_rows: IntArray | None
-    gather_rows: Mapping[int, IntArray]
+    gather_rows: Mapping[BlockRows, IntArray]
     visible: IntArray
     windows: tuple[int | None, ...]
 
@@ -110,7 +110,7 @@ class GroupPlan:
     def on_device(self, uploaded: Iterator[torch.Tensor], shared: SharedTensors) -> AttentionGroup:
         """See ``AttentionPlan``. Masks are shared: they are large, and alike for all sections of one window."""
         query_rows = None if self.query_rows is None else next(uploaded)
-        gather_rows = {count: next(uploaded) for count in self.gather_rows}
+        gather_rows = {rows: next(uploaded) for rows in self.gather_rows}
         visible = next(uploaded).view(self.num_rows, 1, self.num_queries, 1)
         origin = (self.num_rows, self.num_queries, self.num_keys, self.visible.tobytes())
         masks = {}
@@ -168,6 +168,7 @@ def plan_groups(
     least_tokens: int = 0,
     section: int = 0,
     window: int | None = None,
+    block_rows: tuple[BlockRows, ...] | None = None,
 ) -> StepPlan:
     """Pack slices and divide their attention into groups.
 
@@ -183,14 +184,16 @@ def plan_groups(
         least_tokens: With a spare block, the least number of tokens to pad to; at most ``SMALL_STEP``.
         section: The section of layers to plan for.
         window: Keys that its queries see at most; None for all. No others are gathered.
+        block_rows: The rows of its layers, each once; None where each layer has a pool of its own.
     """
+    block_rows = geometry.block_rows if block_rows is None else block_rows
     repeats = spare_block is not None
     grouped = _grouped(slices, num_heads, geometry, block_size, repeats=repeats)
     order = tuple(dict.fromkeys(piece.slice_index for _, pieces in grouped for piece in pieces))
     packed = PackedSlices.of(
         slices,
         order,
-        geometry,
+        block_rows,
         block_size,
         spare_block=spare_block,
         least_tokens=least_tokens,
@@ -203,7 +206,7 @@ def plan_groups(
     done = 0
     for key, pieces in grouped:
         shape = key if repeats else None
-        group, token_rows, places = _plan_group(pieces, slices, packed, geometry, block_size, shape, windows, window)
+        group, token_rows, places = _plan_group(pieces, slices, packed, block_size, shape, windows, window)
         output_rows[token_rows] = done + places
         done += group.num_rows * group.num_queries
         groups.append(group)
@@ -279,7 +282,6 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
     pieces: list[_Piece],
     slices: Sequence[TokenSlice],
     packed: PackedSlices,
-    geometry: CacheGeometry,
     block_size: int,
     shape: tuple[int, int] | None,
     windows: tuple[int | None, ...],
@@ -313,10 +315,10 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
     visible = (starts[:, None] + steps)[given] + 1
     blocks = members[given][:, None, :]
     gather_rows = {}
-    for count in geometry.head_counts:
+    for own in packed.write_rows:
         # [n, num_kv_heads, num_blocks]
-        rows = blocks * count + np.arange(count, dtype=np.int64)[None, :, None]
-        gather_rows[count] = rows.reshape(-1)
+        rows = blocks * own.stride + np.arange(own.num_heads, dtype=np.int64)[None, :, None]
+        gather_rows[own] = rows.reshape(-1)
 
     flat_rows = query_rows.reshape(-1)
     dense = bool((flat_rows == np.arange(flat_rows[0], flat_rows[0] + flat_rows.size)).all())

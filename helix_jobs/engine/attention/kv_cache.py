@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import torch
 
+from helix_jobs.engine.attention.cache_pools import PoolSettings, separate_pools, shared_pool
 from helix_jobs.engine.attention.stored_rows import has_scales, round_rows, stored_dtype, widen_rows
-from helix_jobs.engine.cache_sections import LayerSections, pools_of
+from helix_jobs.engine.cache_sections import LayerSections
 from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE, compiles_each_shape
 from helix_jobs.engine.devices.row_writer import row_writer
 from helix_jobs.engine.devices.shape_sizes import MAX_PADDING
@@ -17,7 +16,7 @@ from helix_jobs.engine.devices.shape_sizes import MAX_PADDING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from helix_jobs.engine.attention.cache_geometry import CacheGeometry, CacheShape
+    from helix_jobs.engine.attention.cache_geometry import BlockRows, CacheGeometry
     from helix_jobs.engine.config import CacheConfig
 
 # Blocks cleared at once: clearing must itself need little memory.
@@ -38,6 +37,8 @@ class PagedKVCache:
     Attributes:
         dtype: Of the keys and values that go in and out.
         stored: Of the pools. With int8 each row of the token view has a float32 scale; see ``stored_rows``.
+        block_rows: For each layer, which rows of the gather view a block has.
+        num_bytes: Bytes of all pools, and of their scales.
     """
 
     def __init__(
@@ -57,32 +58,14 @@ class PagedKVCache:
         # The last blocks take the keys and values of tokens that only pad a step to one of few shapes.
         self.spare_block = config.num_blocks if compiles_each_shape(device) else None
         spare = 0 if self.spare_block is None else -(-MAX_PADDING // config.block_size)
-        # each: [(num_blocks + spare) * num_kv_heads, block_size * width]; one pool where values are columns of the keys
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-        # each: [(num_blocks + spare) * num_kv_heads, block_size] float32; none where the pools are in the model's dtype
-        self.key_scales: list[torch.Tensor] = []
-        self.value_scales: list[torch.Tensor] = []
         self.sections = sections or LayerSections()
-        pools = pools_of(self.sections.layers or (0,) * len(geometry.layers))
-        # The layer in whose name each layer's pool was made.
-        self._owners: list[int] = []
-        for layer, shape in enumerate(geometry.layers):
-            self._owners.append(pools.index(pools[layer]) if shape.source is None else shape.source)
-            if self._owners[layer] != layer:
-                for pools_of_layers in (self.keys, self.values, self.key_scales, self.value_scales):
-                    pools_of_layers.extend(pools_of_layers[self._owners[layer] : self._owners[layer] + 1])
-                continue
-            rows = (config.num_blocks + spare) * shape.num_kv_heads
-            self.keys.append(_zeros((rows, config.block_size * shape.head_dim), self.stored, device))
-            if self.has_scales:
-                assert shape.has_values, "a latent and the rotated key beside it would need scales of their own"
-                for scales in (self.key_scales, self.value_scales):
-                    scales.append(_zeros((rows, config.block_size), torch.float32, device))
-            if not shape.has_values:  # columns of the keys
-                self.values.append(self.keys[-1])
-                continue
-            self.values.append(_zeros((rows, config.block_size * shape.value_width), self.stored, device))
+        shares = len(geometry.shapes) > 1 and len(self.sections.windows) > 1
+        settings = PoolSettings(config.num_blocks + spare, config.block_size, self.stored, device)
+        pools = (shared_pool if shares else separate_pools)(geometry, self.sections, settings)
+        self.keys, self.values = pools.keys, pools.values
+        self.key_scales, self.value_scales = pools.key_scales, pools.value_scales
+        self.block_rows, self._owners = pools.block_rows, pools.owners
+        self.num_bytes = sum(tensor.nbytes for tensor in pools.tensors)
         self._write_rows = row_writer(device.type)
 
     @property
@@ -95,16 +78,10 @@ class PagedKVCache:
         scales = (self.key_scales[layer], self.value_scales[layer]) if self.has_scales else ()
         return (self.keys[layer], self.values[layer], *scales)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of both pools over all layers that have their own, and of their scales."""
-        own = self._own_layers()
-        pools = [self.keys[layer] for layer, _ in own] + [
-            self.values[layer] for layer, shape in own if shape.has_values
-        ]
-        if self.has_scales:
-            pools += [scales[layer] for scales in (self.key_scales, self.value_scales) for layer, _ in own]
-        return sum(pool.nbytes for pool in pools)
+    def rows_in(self, section: int) -> tuple[BlockRows, ...]:
+        """The rows of the layers in a section, each once."""
+        own = enumerate(self.block_rows)
+        return tuple(dict.fromkeys(rows for layer, rows in own if self.sections.of(layer) == section))
 
     def write(self, layer: int, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor | None) -> None:
         """Store the keys and values of a packed step.
@@ -136,23 +113,23 @@ class PagedKVCache:
     def _clear(self, blocks: Sequence[int]) -> None:
         device, dtype = self.keys[0].device, self.dtype
         places = torch.tensor(blocks, dtype=torch.int64)[:, None]
-        rows_by_count = {}
-        for count in self.geometry.head_counts:
-            rows_per_block = count * self.block_size
-            # [len(blocks) * rows_per_block]
-            rows = (places * rows_per_block + torch.arange(rows_per_block)).reshape(-1)
-            rows_by_count[count] = rows.to(device)
-        own = self._own_layers()
-        widths = {(shape.num_kv_heads, shape.head_dim) for _, shape in own}
-        widths |= {(shape.num_kv_heads, shape.value_width) for _, shape in own if shape.has_values}
+        own = [(layer, shape) for layer, shape in enumerate(self.geometry.layers) if self._owners[layer] == layer]
+        rows_of = {}
+        for kind in {self.block_rows[layer] for layer, _ in own}:
+            # [len(blocks) * num_kv_heads * block_size]
+            rows = places * (kind.stride * self.block_size) + torch.arange(kind.num_heads * self.block_size)
+            rows_of[kind] = rows.reshape(-1).to(device)
+        widths = {
+            (self.block_rows[layer], width) for layer, shape in own for width in (shape.head_dim, shape.value_width)
+        }
         zeros = {
-            (count, width): torch.zeros((len(rows_by_count[count]), width), dtype=dtype, device=device)
-            for count, width in widths
+            (kind, width): torch.zeros((len(rows_of[kind]), width), dtype=dtype, device=device)
+            for kind, width in widths
         }
         for layer, shape in own:
-            count = shape.num_kv_heads
-            values = zeros[count, shape.value_width] if shape.has_values else None
-            self.write(layer, rows_by_count[count], zeros[count, shape.head_dim], values)
+            kind = self.block_rows[layer]
+            values = zeros[kind, shape.value_width] if shape.has_values else None
+            self.write(layer, rows_of[kind], zeros[kind, shape.head_dim], values)
 
     def gather(self, layer: int, rows: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Collect the keys and values of a group of sequences.
@@ -178,22 +155,3 @@ class PagedKVCache:
             )
             return widen_rows(keys, key_scales, self.dtype), widen_rows(values, value_scales, self.dtype)
         return keys, values
-
-    def _own_layers(self) -> list[tuple[int, CacheShape]]:
-        """Layers in whose names all pools were made, with their indices."""
-        return [(index, shape) for index, shape in enumerate(self.geometry.layers) if self._owners[index] == index]
-
-
-def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Make a pool of zeros.
-
-    On the CPU the system commits its pages as blocks are first written, so a large pool costs nothing until it is used;
-    ``torch.zeros`` would write them all. The pool begins with a page, so that no vector of 64 bytes lies across two
-    cache lines: numpy begins 16 bytes behind a line, with which attention takes up to 1.17 times as long.
-    """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    num_bytes = shape[0] * shape[1] * dtype.itemsize
-    pages = np.zeros(num_bytes + mmap.PAGESIZE, dtype=np.uint8)
-    first = -pages.ctypes.data % mmap.PAGESIZE
-    return torch.from_numpy(pages[first : first + num_bytes]).view(dtype).view(shape)

@@ -68,7 +68,7 @@ class SdpaStep(DenseStep):
         n, q, shape = group.num_rows, group.num_queries, self._spec.geometry.layers[layer]
         kv = shape.num_kv_heads
         share = self._spec.num_heads // kv
-        keys, values = self._cache.gather(layer, group.gather_rows[kv], n * kv)
+        keys, values = self._cache.gather(layer, group.gather_rows[self._cache.block_rows[layer]], n * kv)
         # [n, kv, share * q, value_width]
         output: torch.Tensor = functional.scaled_dot_product_attention(
             self._queries_of(group, queries, kv).view(n, kv, share * q, shape.head_dim),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from helix_jobs.engine.attention.cache_geometry import BlockRows
     from helix_jobs.engine.state_span import StateSpan
 
 
@@ -54,8 +55,8 @@ class StepLayout:
         num_tokens: ``T``, tokens in the step, including those that pad it to a device's fixed shapes.
         positions: ``[T]`` position of each token in its sequence.
         num_positions: All positions are below it.
-        write_rows: ``[T * num_kv_heads]`` rows of the cache's token view, token-major, for each number of key-value
-            heads that layers have.
+        write_rows: ``[T * num_kv_heads]`` rows of the cache's token view, token-major, for each kind of rows that
+            layers have.
         attention: The part that the planning backend needs to attend.
         states: The part that recurrent layers need; None for a model without them.
         further: The same tokens for the layers of each section behind the first one, whose blocks are others.
@@ -66,7 +67,7 @@ class StepLayout:
     num_tokens: int
     positions: torch.Tensor
     num_positions: int
-    write_rows: Mapping[int, torch.Tensor]
+    write_rows: Mapping[BlockRows, torch.Tensor]
     attention: object
     states: object = None
     further: tuple[StepLayout, ...] = ()

@@ -15,12 +15,12 @@ from helix_jobs.engine.cache_sections import first_seen
 from helix_jobs.engine.devices.shape_sizes import token_size
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
     import torch
     from numpy.typing import NDArray
 
-    from helix_jobs.engine.attention.cache_geometry import CacheGeometry
+    from helix_jobs.engine.attention.cache_geometry import BlockRows
     from helix_jobs.engine.attention.step_layout import TokenSlice
 
     IntArray = NDArray[np.int64]
@@ -69,7 +69,7 @@ class StepPlan:
     offsets: tuple[int, ...]
     positions: IntArray
     num_positions: int
-    write_rows: Mapping[int, IntArray]
+    write_rows: Mapping[BlockRows, IntArray]
     attention: AttentionPlan
     states: AttentionPlan | None = None
     further: tuple[StepPlan, ...] = ()
@@ -92,7 +92,7 @@ class StepPlan:
             num_tokens=len(self.positions),
             positions=next(uploaded),
             num_positions=self.num_positions,
-            write_rows={count: next(uploaded) for count in self.write_rows},
+            write_rows={rows: next(uploaded) for rows in self.write_rows},
             attention=self.attention.on_device(uploaded, shared),
             states=None if self.states is None else self.states.on_device(uploaded, shared),
             further=tuple(plan.on_device(uploaded, shared) for plan in self.further),
@@ -121,14 +121,14 @@ class PackedSlices:
     tables: IntArray
     positions: IntArray
     num_positions: int
-    write_rows: Mapping[int, IntArray]
+    write_rows: Mapping[BlockRows, IntArray]
 
     @classmethod
     def of(
         cls,
         slices: Sequence[TokenSlice],
         order: Sequence[int],
-        geometry: CacheGeometry,
+        block_rows: Iterable[BlockRows],
         block_size: int,
         *,
         spare_block: int | None = None,
@@ -141,7 +141,7 @@ class PackedSlices:
         Args:
             slices: New tokens per sequence, each with at least one token.
             order: Indices of all of them, in packed order.
-            geometry: Shapes of the model's keys and values.
+            block_rows: The rows of the section's layers, each once.
             block_size: Tokens a block.
             spare_block: First of the cache's blocks that padding is written to. Given if shapes must repeat.
             least_tokens: With a spare block, the least number of tokens to pad to; at most ``SMALL_STEP``.
@@ -168,10 +168,11 @@ class PackedSlices:
             blocks = np.concatenate((blocks, spare_block + padding // block_size))
             slots = np.concatenate((slots, padding % block_size))
         write_rows = {}
-        for count in geometry.head_counts:
+        for own in block_rows:
+            heads = np.arange(own.num_heads, dtype=np.int64)
             # [T, num_kv_heads]
-            rows = (blocks[:, None] * count + np.arange(count, dtype=np.int64)) * block_size + slots[:, None]
-            write_rows[count] = rows.reshape(-1)
+            rows = (blocks[:, None] * own.stride + heads) * block_size + slots[:, None]
+            write_rows[own] = rows.reshape(-1)
         return cls(num_tokens, tuple(order), tuple(offsets), tables, positions, num_positions, write_rows)
 
     def planned(self, attention: AttentionPlan) -> StepPlan:

@@ -141,7 +141,7 @@ class ModelPair:
                 drafts = target.int8_products_bytes + self._kernel_bytes(target)
         adapters = self.adapter_numbers * dtype.itemsize
         both = [target] if drafting is None else [target, drafting]
-        sections = divide([(one.geometry, one.windows) for one in both], min(one.context for one in both))
+        sections = divide([(one.geometry, one.windows) for one in both], min(one.context for one in both), self.device)
         layers = (sections.target, sections.draft)
         stored = stored_dtype(self.kv_cache_dtype, dtype)
         cache = sum(

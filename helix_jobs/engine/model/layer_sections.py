@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.cache_sections import CacheSections, num_pools
+from helix_jobs.engine.attention.block_layout import BlockLayout
+from helix_jobs.engine.cache_sections import CacheSections, KeptLayer, num_pools
+from helix_jobs.engine.devices.devices import compiles_each_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,28 +26,37 @@ def sections_of(target: Decoder, draft: Decoder | None, context: int) -> CacheSe
         context: The most tokens of a sequence.
     """
     models = [one.attention.spec for one in (target, draft) if one is not None]
-    return divide([(one.geometry, [own.window for own in one.layers]) for one in models], context)
+    return divide([(one.geometry, [own.window for own in one.layers]) for one in models], context, target.device)
 
 
-def divide(models: Sequence[tuple[CacheGeometry, Sequence[int | None]]], context: int) -> CacheSections:
+def divide(
+    models: Sequence[tuple[CacheGeometry, Sequence[int | None]]], context: int, device: torch.device
+) -> CacheSections:
     """Divide layers by their windows.
 
-    Trade-off: sections share pools, so layers of different shapes would need pools cut in more than one way. A model
-    that has such layers (Gemma 4), or a draft that has, keeps every block.
+    Trade-off: layers of different shapes share blocks as views into one pool (see ``BlockLayout``). DirectML copies a
+    whole view that begins within a tensor, so there a model with such layers (Gemma 4) keeps every block.
 
     Args:
         models: Shapes and windows of the target's layers, and of the draft's if there is one.
         context: The most tokens of a sequence.
+        device: Where they compute.
     """
-    geometries = [geometry for geometry, _ in models]
-    target, draft = ([*(windows for _, windows in models), []])[:2]
-    is_uniform = all(
-        len(one.shapes) == 1 and all(shape.source is None for shape in one.layers) for one in geometries if one.layers
+    layers = [
+        [
+            KeptLayer(window, shape.token_elements, shape.source)
+            for shape, window in zip(geometry.layers, windows, strict=True)
+        ]
+        for geometry, windows in models
+    ]
+    target, draft = ([*layers, []])[:2]
+    shares_blocks = all(
+        len(geometry.shapes) <= 1 or (geometry.can_share_blocks and not compiles_each_shape(device))
+        for geometry, _ in models
     )
-    if not is_uniform or not target:
+    if not shares_blocks or not target:
         return CacheSections(target=(0,) * len(target), draft=(0,) * len(draft))
-    costs = [one.layers[0].token_elements if one.layers else 0 for one in (*geometries, geometries[0])]
-    return CacheSections.of(target, draft, context=context, costs=(costs[0], costs[1]))
+    return CacheSections.of(target, draft, context=context)
 
 
 def block_bytes(geometry: CacheGeometry, sections: Sequence[int], block_size: int, stored: torch.dtype) -> int:
@@ -59,4 +70,7 @@ def block_bytes(geometry: CacheGeometry, sections: Sequence[int], block_size: in
     """
     if len(set(sections)) <= 1:
         return geometry.block_bytes(block_size, stored)
-    return num_pools(sections) * geometry.layers[0].token_bytes(stored) * block_size
+    if len(geometry.shapes) > 1:
+        return BlockLayout.of(geometry, sections, block_size).block_bytes(block_size, stored)
+    own = [section for section, shape in zip(sections, geometry.layers, strict=True) if shape.source is None]
+    return num_pools(own) * geometry.layers[0].token_bytes(stored) * block_size

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helix_jobs.engine.cache_sections import CacheSections, first_seen, num_pools, pools_of
+from helix_jobs.engine.cache_sections import CacheSections, KeptLayer, first_seen, num_pools, pools_of
 
 FULL = None
 GEMMA_3_1B = [FULL if layer % 6 == 5 else 512 for layer in range(26)]
@@ -15,7 +15,8 @@ GPT_OSS = [128, FULL] * 12
 
 
 def sections_of(target, draft=(), context=32768):
-    return CacheSections.of(target, draft, context=context, costs=(8, 2))
+    layers = [[KeptLayer(window, size) for window in windows] for windows, size in ((target, 8), (draft, 2))]
+    return CacheSections.of(*layers, context=context)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"sliding_window": 8, "num_hidden_layers": 4, "layer_types": [SLIDING, SLIDING, FULL, SLIDING]},
     # Sinks and experts, and as many layers with it as without: two sections.
     "gpt_oss": {"sliding_window": 7},
+    # Layers of two shapes: two with small heads lie where one with large heads does. The last two read others' keys.
+    "gemma4_text": {
+        "sliding_window": 7,
+        "num_hidden_layers": 6,
+        "layer_types": [SLIDING, SLIDING, FULL, SLIDING, SLIDING, FULL],
+    },
+    # Layers of one shape, of which the last read the keys of others.
+    "gemma3n_text": {"sliding_window": 7},
 }
-NUM_SECTIONS = {"mistral": 1, "gemma3_text": 4, "gpt_oss": 2}
+NUM_SECTIONS = {"mistral": 1, "gemma3_text": 4, "gpt_oss": 2, "gemma4_text": 3, "gemma3n_text": 2}
 
 
 @functools.cache

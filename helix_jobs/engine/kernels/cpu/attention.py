@@ -119,7 +119,9 @@ class CompiledAttention:
         """See ``AttentionBackend``. Slices stay in their order, and nothing is padded."""
         del least_tokens
         window, order = cache.sections.windows[section], range(len(slices))
-        packed = PackedSlices.of(slices, order, cache.geometry, cache.block_size, section=section, window=window)
+        packed = PackedSlices.of(
+            slices, order, cache.rows_in(section), cache.block_size, section=section, window=window
+        )
         return packed.planned(DirectSlices.of(slices, packed.offsets, cache.block_size, section, window))
 
     def begin(self, layout: StepLayout, cache: PagedKVCache) -> CompiledStep:
@@ -185,7 +187,7 @@ class CompiledStep:
         self._calls = calls
         self._rotate_and_store, self._paged_attention = native.paged(has_scales=cache.has_scales)
         # Key-value heads -> rows of the cache in which the step's tokens are written.
-        self._write_rows = {count: rows.data_ptr() for count, rows in layout.write_rows.items()}
+        self._write_rows = {own.num_heads: rows.data_ptr() for own, rows in layout.write_rows.items()}
         tables = {table: table.tables(layout.num_positions) for table in spec.rotaries}
         # The tokens' rows of cosines and signed sines, these, and the width that the kernel rotates.
         pointers = {
