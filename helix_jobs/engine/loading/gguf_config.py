@@ -96,6 +96,7 @@ def _rope(gguf: GgufFile) -> dict[str, Any]:
             "long_factor": gguf.rotary[LONG_FACTORS].tolist(),
             "original_max_position_embeddings": settings["rope.scaling.original_context_length"],
             "attention_factor": settings.get("rope.scaling.attn_factor"),
+            **family.rope,
         }
     elif kind in family.scalings:
         found |= {"rope_type": kind, "factor": settings["rope.scaling.factor"]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.loading.gguf_dense_families import (
     GRANITE_SCALES,
@@ -25,6 +25,9 @@ from helix_jobs.engine.loading.gguf_family import (
     of,
     stacks,
 )
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.loading.gguf_file import GgufFile
 
 WIDTH: Final = "expert_feed_forward_length"
 SHARED_WIDTH: Final = "expert_shared_feed_forward_length"
@@ -64,6 +67,11 @@ _GRANITE: Final = {
     "ffn_gate_inp": "block_sparse_moe.router",
     "ffn_down_shexp": "shared_mlp.output_linear",
 }
+
+
+def _has_head_bias(gguf: GgufFile) -> dict[str, Any]:
+    return {"lm_head_bias": "lm_head.bias" in gguf.tensors}
+
 
 MIXTRAL: Final = GgufFamily(
     model_type="mixtral",
@@ -213,6 +221,68 @@ EXPERT_FAMILIES: Final = {
         settings={"expert_count": "num_experts", "expert_used_count": "moe_topk"},
         optional={WIDTH: "intermediate_size"},
         neutral={**NORMALISED, "expert_shared_count": (1,)},
+        is_sparse=True,
+    ),
+    "phimoe": GgufFamily(
+        model_type="phimoe",
+        modules={**LLAMA, "ffn_gate_inp": "mlp.router"},
+        parameters=stacks("mlp"),
+        settings=_LOCAL_COUNTS,
+        constants={"router_jitter_noise": 0.01},
+        made=_has_head_bias,
+        neutral={"expert_gating_func": (0,)},
+        window="all",
+        scalings=frozenset({"longrope"}),
+        # Phi-3.5-MoE's own; llama.cpp's converter reckons another factor from the lengths of the contexts.
+        rope={"short_mscale": 1.243163121016122, "long_mscale": 1.243163121016122},
+        is_sparse=True,
+        present={"attention_bias": "self_attn.q_proj.bias"},
+    ),
+    "exaone-moe": GgufFamily(
+        model_type="exaone_moe",
+        modules={**_SPARSE, **HEAD_NORMS, **SHARED_EXPERTS},
+        parameters={**stacks("mlp"), **CORRECTION},
+        settings={
+            **COUNTS,
+            WIDTH: "moe_intermediate_size",
+            "expert_shared_count": "num_shared_experts",
+            "leading_dense_block_count": "first_k_dense_replace",
+            "expert_weights_scale": "routed_scaling_factor",
+            "expert_weights_norm": "norm_topk_prob",
+        },
+        optional=GROUPS,
+        constants={"n_group": 1, "topk_group": 1},
+        neutral={"expert_gating_func": (2,)},
+        window=4,
+        has_frequencies=True,
+        is_sparse=True,
+        has_draft_layers=True,
+    ),
+    "afmoe": GgufFamily(
+        model_type="afmoe",
+        modules={
+            **ATTENTION,
+            **HEAD_NORMS,
+            **FEED_FORWARD,
+            **SHARED_EXPERTS,
+            "attn_gate": "self_attn.gate_proj",
+            "attn_norm": "input_layernorm",
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_norm": "pre_mlp_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+            "ffn_gate_inp": "mlp.router.gate",
+        },
+        parameters={**stacks("mlp"), "mlp.expert_bias": of("exp_probs_b.bias")},
+        settings={
+            **COUNTS,
+            WIDTH: "moe_intermediate_size",
+            "expert_shared_count": "num_shared_experts",
+            "leading_dense_block_count": "num_dense_layers",
+            "expert_weights_scale": "route_scale",
+        },
+        constants={"mup_enabled": True},
+        neutral={"expert_gating_func": (0, 2), "expert_weights_norm": (True,)},
+        window=4,
         is_sparse=True,
     ),
     "lfm2moe": GgufFamily(

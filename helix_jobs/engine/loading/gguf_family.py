@@ -84,6 +84,7 @@ class GgufFamily:
         modules: Modules of a layer by the names of their tensors, without ``.weight`` and ``.bias``.
         parameters: Parameters of a layer that are not a module's weight or bias as it is stored, and their sources.
         outer: Modules outside the layers.
+        stacked: Lists of modules outside the layers, whose matrices are one tensor.
         layers: Transformers' name for the list of layers.
         permuted: Modules whose rows are those of queries or keys with pairs side by side.
         transposed: Modules whose weights transformers stores transposed.
@@ -97,7 +98,7 @@ class GgufFamily:
         epsilon: The file's name and the configuration's of what norms add.
         window: Which layers have the file's sliding window: none, all, or all but every n-th one. A file may list them.
         scalings: Kinds of scaled positions that are read.
-        rope: Settings of rotary positions that are scaled by YaRN in every file.
+        rope: Settings of rotary positions that are scaled by YaRN or LongRoPE in every file.
         depth_slope: What a file's factor of YaRN's logarithm is multiplied with.
         rope_settings: Settings without which rotary positions would be another model's, and their names there.
         local_theta: Base of the frequencies of layers with a window, where each kind of layers has its own: files may
@@ -124,6 +125,7 @@ class GgufFamily:
     modules: Mapping[str, str]
     parameters: Mapping[str, Source] = field(default_factory=dict)
     outer: Mapping[str, str] = field(default_factory=lambda: OUTER)
+    stacked: Mapping[str, str] = field(default_factory=dict)
     layers: str = "layers"
     permuted: frozenset[str] = frozenset()
     transposed: frozenset[str] = frozenset()
@@ -172,6 +174,17 @@ NORMS_AROUND: Final = {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
+}
+# An input of each layer beside the residual (Gemma 3n and 4).
+LAYER_INPUTS: Final = {
+    "inp_gate": "per_layer_input_gate",
+    "proj": "per_layer_projection",
+    "post_norm": "post_per_layer_input_norm",
+}
+LAYER_INPUTS_OUTER: Final = {
+    "per_layer_token_embd": "embed_tokens_per_layer",
+    "per_layer_model_proj": "per_layer_model_projection",
+    "per_layer_proj_norm": "per_layer_projection_norm",
 }
 _SHARES: Final[tuple[tuple[str, Share], ...]] = (("q_proj", "queries"), ("k_proj", "keys"), ("v_proj", "values"))
 PAIRS: Final = frozenset({"attn_q", "attn_k"})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.engine.loading.gguf_delta_families import DELTA_FAMILIES
 from helix_jobs.engine.loading.gguf_dense_families import DENSE_FAMILIES, MINISTRAL3, OLMO3
 from helix_jobs.engine.loading.gguf_expert_families import EXPERT_FAMILIES, GRANITE_WITH_SHARED, MIXTRAL
+from helix_jobs.engine.loading.gguf_gemma3n import GEMMA3N
 from helix_jobs.engine.loading.gguf_gemma4 import GEMMA4, GEMMA4_WITH_EXPERTS
 from helix_jobs.engine.loading.gguf_gpt_families import (
     FALCON_WITH_GROUPS,
@@ -29,6 +30,7 @@ _FIRST: Final[dict[str, GgufFamily]] = {
     **DELTA_FAMILIES,
     **GPT_FAMILIES,
     **MAMBA_FAMILIES,
+    "gemma3n": GEMMA3N,
     "gemma4": GEMMA4,
     "deepseek2": DEEPSEEK_V2,
     "minicpm3": MINICPM3,
@@ -55,7 +57,7 @@ FAMILIES: Final[dict[tuple[str, str | None], GgufFamily]] = {
 }
 # Architectures, as files name them, of families that are served from safetensors.
 # (Of GPT-J llama.cpp has the name, and writes no such files.)
-SERVED_OTHERWISE: Final = frozenset({"afmoe", "exaone-moe", "gemma3n", "gptj", "phimoe"})
+SERVED_OTHERWISE: Final = frozenset({"gptj"})
 
 # Further families that files name as another one, which computes the same.
 SAID_AS: Final = {"iquestcoder": "llama", "internlm3": "llama", "mistral": "llama", "glm4_moe_lite": "deepseek2"}

@@ -33,7 +33,7 @@ _COUNTS: Final = (
 _MAY_BE_ZERO: Final = frozenset(
     {
         *("expert_shared_count", "leading_dense_block_count", "expert_group_count", "expert_group_used_count"),
-        *("attention.shared_kv_layers", "embedding_length_per_layer_input"),
+        *("attention.shared_kv_layers", "embedding_length_per_layer_input", "altup.active_idx"),
     }
 )
 DELTA_SIZES: Final = ("ssm.state_size", "ssm.group_count", "ssm.time_step_rank", "ssm.inner_size")
@@ -41,7 +41,7 @@ _READ_COUNTS: Final = (
     _MAY_BE_ZERO
     | {*DELTA_SIZES, "ssm.conv_kernel"}
     | {"interleave_moe_layer_step", "shortconv.l_cache", "full_attention_interval"}
-    | {"attention.key_length_swa"}
+    | {"attention.key_length_swa", "altup.num_inputs"}
     | {"attention.kv_lora_rank", "attention.q_lora_rank", "attention.key_length_mla", "attention.value_length_mla"}
 )
 # Of layers with a window, where the others have widths of their own.
@@ -51,6 +51,8 @@ DRAFT_LAYERS: Final = "nextn_predict_layers"
 _FLOATS: Final = ("rope.freq_base", "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 _LOCAL_BASE: Final = "rope.freq_base_swa"
 PATTERN: Final = "attention.sliding_window_pattern"
+# For each layer, how far above their mean gates have to lie, in standard deviations; minus infinity for anywhere.
+SPARSITY: Final = "activation_sparsity_scale"
 _SCALING: Final = "rope.scaling"
 _SCALING_FLOATS: Final = tuple(
     f"{_SCALING}.{key}"
@@ -199,7 +201,7 @@ def _check_numbers(name: str, family: GgufFamily, settings: Mapping[str, Any]) -
             _check_list(name, key, settings, is_uniform=key in family.by_layer)
         else:
             _check_count(name, key, settings.get(key, 1))
-    floats = own - {*_COUNTS, PATTERN} - _READ_COUNTS - _READ_FLAGS
+    floats = own - {*_COUNTS, PATTERN, SPARSITY} - _READ_COUNTS - _READ_FLAGS
     for key in (*_FLOATS, _LOCAL_BASE, *_SCALING_FLOATS, *sorted(floats)):
         value = settings.get(key, 1.0)
         if not isinstance(value, float) or not 0 <= value < float("inf"):
@@ -207,8 +209,17 @@ def _check_numbers(name: str, family: GgufFamily, settings: Mapping[str, Any]) -
     for key in sorted(own & _READ_FLAGS):
         if not isinstance(settings.get(key, False), bool):
             raise _says(name, key, settings[key])
+    bounds, num_layers = settings.get(SPARSITY), settings["block_count"]
+    if SPARSITY in own and not (
+        isinstance(bounds, list)
+        and len(bounds) == num_layers
+        and all(isinstance(one, float) and one < float("inf") for one in bounds)
+    ):
+        raise _says(name, SPARSITY, bounds)
     pattern = settings.get(PATTERN, []) if isinstance(family.window, int) else []
-    is_whole = isinstance(pattern, list) and len(pattern) in (0, settings["block_count"])
+    # Layers that only draft may not be listed.
+    counts = (0, num_layers, num_layers - (settings.get(DRAFT_LAYERS) or 0))
+    is_whole = isinstance(pattern, list) and len(pattern) in counts
     if not is_whole or not all(isinstance(one, bool) for one in pattern):
         raise _says(name, PATTERN, pattern)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _LAYER: Final = re.compile(r"blk\.(\d{1,9})\.(.+)")
 _KINDS: Final = ("weight", "bias")
+_STACKED_DIMENSIONS: Final = 3
 # Forms in which every expert's matrix is stored by itself, and transformers has one parameter of them all.
 STACKED_FORMS: Final = frozenset({"stack", "flipped", "paired"})
 
@@ -41,6 +42,16 @@ class GgufTensor:
     def row_length(self) -> int:
         """Number of weights in a row."""
         return self.stored.shape[-1]
+
+    def matrices(self) -> list[GgufTensor]:
+        """The matrices that stand one behind another in a tensor of several."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        count, *shape = self.stored.shape
+        weights, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[self.stored.kind]]
+        size = math.prod(shape) // weights * nbytes
+        own = StoredTensor(self.stored.kind, tuple(shape))
+        return [replace(self, stored=own, place=self.place + index * size) for index in range(count)]
 
     def floats(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         """A tensor that is stored as float32, flat."""
@@ -173,6 +184,10 @@ def weights_of(family: GgufFamily, tensors: Mapping[str, GgufTensor], heads: Hea
                     )
             continue
         module, _, kind = (name if layer is None else layer[2]).rpartition(".")
+        if layer is None and module in family.stacked and len(tensor.stored.shape) == _STACKED_DIMENSIONS:
+            for index, matrix in enumerate(tensor.matrices()):
+                found[f"{family.stacked[module]}.{index}.{kind}"] = GgufWeight((matrix,), "plain")
+            continue
         theirs = (family.outer if layer is None else family.modules).get(module)
         if theirs is None or kind not in _KINDS:
             found[name] = GgufWeight((tensor,), "plain")

@@ -73,7 +73,9 @@ def build_gguf_tokenizer(name: str, architecture: str, vocabulary: Mapping[str, 
         backend, adds_bos = _sentence_pieces(name, settings), True
     else:
         raise _unknown(name, f"a vocabulary of the kind {kind!r:.40}")
-    backend.add_special_tokens(_added(settings, _CONTROL, strips=architecture == "phi3" and kind == "llama"))
+    backend.add_special_tokens(
+        _added(settings, _CONTROL, strips=architecture in {"phi3", "phimoe"} and kind == "llama")
+    )
     backend.add_tokens(_added(settings, _USER_DEFINED, strips=False))
     tokens = settings["tokens"]
     special = {token: tokens[settings[key]] for token, key in _SPECIAL_TOKENS.items() if settings.get(key) is not None}

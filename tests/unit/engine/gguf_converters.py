@@ -178,3 +178,30 @@ def activations(model: Any) -> dict[str, list[float]]:
         f"xielu.{part}": [float(getattr(function, part)) for function in functions]
         for part in ("alpha_p", "alpha_n", "beta", "eps")
     }
+
+
+class Gemma3n:
+    """Projections between residual streams as one tensor. Keeps those of one model until it has all of them."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[torch.Tensor]] = {}
+
+    def __call__(self, name: str, weight: torch.Tensor, config: Any) -> Tensors:
+        group, _, place = name.partition("_projections.")
+        if place:
+            matrices = self._found.setdefault(group, [])
+            matrices.append(weight)
+            if len(matrices) == config.altup_num_inputs - 1:
+                yield f"{group}_projections.weight", torch.stack(self._found.pop(group))
+        else:
+            yield f"{name}.weight" if name.endswith("_scale") else name, weight
+
+
+def afmoe(name: str, weight: torch.Tensor, config: Any) -> Tensors:
+    yield from with_experts_apart(name.replace(".expert_bias", ".expert_bias.bias"), weight, config)
+
+
+def exaone_moe(name: str, weight: torch.Tensor, config: Any) -> Tensors:
+    yield from with_experts_apart(
+        name.replace(".gate.e_score_correction_bias", ".e_score_correction_bias"), weight, config
+    )

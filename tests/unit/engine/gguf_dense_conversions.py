@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from tests.unit.engine.gguf_conversion_base import (
     Conversion,
 )
 from tests.unit.engine.gguf_converters import (
+    Gemma3n,
     activations,
     apertus,
     gemma4,
@@ -308,6 +310,40 @@ DENSE_CONVERSIONS = {
             "blk.2.attn_k.weight": torch.ones(32, 64),
             "blk.3.attn_k_norm.weight": torch.ones(32),
         },
+    ),
+    "gemma3n": Conversion(
+        model_type="gemma3n_text",
+        settings={
+            "attention.sliding_window": 9,
+            "attention.sliding_window_pattern": [True, False, True, False],
+            "attention.shared_kv_layers": 2,
+            "embedding_length_per_layer_input": 32,
+            "feed_forward_length": [96, 64, 96, 96],
+            "altup.active_idx": 1,
+            "altup.num_inputs": 4,
+            # The bounds of 0.95 and 0.6.
+            "activation_sparsity_scale": [1.6448533535003662, -math.inf, 0.25334715843200684, -math.inf],
+            "rope.freq_base": 1000000.0,
+        },
+        overrides={
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "sliding_window": 9,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 32,
+            "vocab_size_per_layer_input": 200,
+            "intermediate_size": [96, 64, 96, 96],
+            "altup_active_idx": 1,
+            "altup_num_inputs": 4,
+            "laurel_rank": 8,
+            "activation_sparsity_pattern": [0.95, 0.0, 0.6, 0.0],
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+            },
+        },
+        convert=Gemma3n(),
     ),
     "qwen2vl": Conversion(model_type="qwen2", settings={"rope.dimension_sections": [4, 2, 2, 0]}),
     "qwen3vl": Conversion(

@@ -145,7 +145,7 @@ def write_gguf(
 
 
 def _is_quantized(tensor: str, *, in_full: bool) -> bool:
-    kept = any(part in tensor for part in ("ffn_gate_inp", "conv1d", "shortconv.conv", "_norm"))
+    kept = any(part in tensor for part in ("ffn_gate_inp", "conv1d", "shortconv.conv", "_norm", "altup", "laurel"))
     return tensor.endswith(".weight") and not kept and (in_full or "ffn" in tensor)
 
 
