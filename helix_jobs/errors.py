@@ -225,6 +225,7 @@ class ErrorCode(StrEnum):
     PROMPT_TOO_LONG = "prompt_too_long"
     OUT_OF_MEMORY = "out_of_memory"
     WORKER_LOST = "worker_lost"
+    SERVER_LOST = "server_lost"
     DEADLINE = "deadline"
     ENGINE_ERROR = "engine_error"
     NOT_ACCEPTED = "not_accepted"

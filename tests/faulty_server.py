@@ -67,6 +67,10 @@ class FaultyServer:
         asked: The bodies of all requests for answers.
         keys: The ``Authorization`` headers of these.
         released: Set to let silent answers go.
+        deadly: Prompts over which it dies, each time.
+        beside: For each time it met such a prompt, how many other answers were under way.
+        under_way: Answers that it makes.
+        engine_is_dead: It lists its models and answers nothing else, as vLLM does whose engine has died.
     """
 
     kind: str = "vllm"
@@ -84,6 +88,10 @@ class FaultyServer:
     closed_early: threading.Event = field(default_factory=threading.Event)
     status: Status | None = None
     answers: dict[str, list[int]] = field(default_factory=dict)
+    deadly: list[Any] = field(default_factory=list)
+    beside: list[int] = field(default_factory=list)
+    engine_is_dead: bool = False
+    under_way: int = 0
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -160,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         paths: dict[str, Any] = {"/v1/models": {"object": "list", "data": state.models}}
         if state.kind == "vllm":
-            paths["/version"] = {"version": state.version}
+            paths |= {"/version": {"version": state.version}, "/health": ""}
         if state.kind == "llama-server":
             paths["/props"] = {
                 "build_info": state.version,
@@ -170,6 +178,9 @@ class _Handler(BaseHTTPRequestHandler):
             }
         if state.kind == "llama-cpp-python":
             paths["/openapi.json"] = {"info": {"title": "llama.cpp Python API", "version": state.version}}
+        if self.path == "/health" and state.engine_is_dead:
+            self._send(Status(503))
+            return
         self._send(Status(200, paths[self.path]) if self.path in paths else Status(404, {"detail": "Not Found"}))
 
     def do_POST(self) -> None:
@@ -185,13 +196,22 @@ class _Handler(BaseHTTPRequestHandler):
         state.asked.append(body)
         state.keys.append(self.headers.get("Authorization"))
         fault = state.faults.popleft() if state.faults else None
-        if isinstance(fault, Status):
+        if body["prompt"] in state.deadly:
+            fault = DIE
+            state.beside.append(state.under_way)
+        if state.engine_is_dead:
+            self._send(Status(500, "EngineCore died"))
+        elif isinstance(fault, Status):
             self._send(fault)
         elif fault == NO_STREAM:
             self._send(Status(200, "<html>no</html>"))
         else:
-            with suppress(OSError):
-                self._answer(body, fault)
+            state.under_way += 1
+            try:
+                with suppress(OSError):
+                    self._answer(body, fault)
+            finally:
+                state.under_way -= 1
 
     def _may_enter(self) -> bool:
         state = self.server_state

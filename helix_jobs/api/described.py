@@ -19,6 +19,7 @@ _WORDS: Final = {
     422: "No answer was accepted.",
     429: "Too many requests are open, or came within a minute.",
     500: "The server or the engine failed.",
+    502: "The engine's server was lost each time it computed the answer.",
     503: "No worker runs, the database does not answer, or the server stops.",
     504: "The job took too long.",
     507: "The request does not fit into memory.",

@@ -32,7 +32,7 @@ _LOOK_SECONDS: Final = 0.25
 # A proxy must neither keep nor collect the events.
 _STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
-_REFUSALS: Final = (400, 401, 403, 408, 409, 410, 413, 415, 422, 429, 500, 503, 504, 507)
+_REFUSALS: Final = (400, 401, 403, 408, 409, 410, 413, 415, 422, 429, 500, 502, 503, 504, 507)
 
 router = APIRouter(tags=["generation"])
 

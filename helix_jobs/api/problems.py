@@ -29,6 +29,7 @@ _OF_JOBS: Final[Mapping[str, tuple[int, str]]] = {
     ErrorCode.INVALID_REQUEST: (400, "invalid_request"),
     ErrorCode.PROMPT_TOO_LONG: (400, "context_length_exceeded"),
     ErrorCode.DEADLINE: (504, "deadline"),
+    ErrorCode.SERVER_LOST: (502, "server_lost"),
     ErrorCode.OUT_OF_MEMORY: (507, "out_of_memory"),
     ErrorCode.NOT_ACCEPTED: (422, "not_accepted"),
 }

@@ -26,8 +26,9 @@ def joined(results: SequenceOf[GenerationResult]) -> GenerationResult:
     failed = next((result for result in results if result.error is not None), None)
     if failed is not None:
         first = replace(first, finish_reason=None, error=failed.error)
-    elif any(result.finish_reason is FinishReason.ABORTED for result in others):
-        first = replace(first, finish_reason=FinishReason.ABORTED)
+    elif any(result.finish_reason is FinishReason.ABORTED for result in results):
+        was_lost = any(result.lost_with_server for result in results)
+        first = replace(first, finish_reason=FinishReason.ABORTED, lost_with_server=was_lost)
     siblings = tuple(replace(result, request_id=first.request_id) for result in others)
     return replace(first, siblings=siblings) if siblings else first
 

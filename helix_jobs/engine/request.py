@@ -179,6 +179,7 @@ class GenerationResult:
         reasoning_tokens: Tokens of the thinking, without its marks; None if the prompt left no room for thinking.
         tool_calls: The calls of functions in OpenAI's form; None if there are none.
         adapter: The name of the adapter that answered; None for the model itself.
+        lost_with_server: The user's server was lost while it computed this answer, perhaps over it; it is ``aborted``.
     """
 
     request_id: str
@@ -206,6 +207,7 @@ class GenerationResult:
     reasoning_tokens: int | None = None
     tool_calls: tuple[Mapping[str, Any], ...] | None = None
     adapter: str | None = None
+    lost_with_server: bool = False
 
     @classmethod
     def refused(cls, request_id: str, error: RequestError) -> GenerationResult:

@@ -44,6 +44,7 @@ _CLAIMED: Final = (
     jobs.c.request,
     jobs.c.lease,
     jobs.c.attempts,
+    jobs.c.max_attempts,
     jobs.c.queued_at,
     jobs.c.claimed_at,
     jobs.c.tries,
@@ -102,7 +103,7 @@ _FINISHED_BEFORE: Final[Select[Any]] = select(literal_column("1")).where(
     # A reclaim at the attempt cap changes neither lease nor worker: only the time tells its failure from ours.
     jobs.c.finished_at == bindparam("now"),
 )
-_RELEASE: Final = (
+_GIVE_BACK: Final = (
     update(jobs)
     .where(*_FENCE)
     .values(
@@ -110,11 +111,11 @@ _RELEASE: Final = (
         published_at=None,
         claimed_at=None,
         worker_id=None,
-        # Handing a job back in order is not a failed attempt.
-        attempts=jobs.c.attempts - 1,
         queued_at=bindparam("now"),
     )
 )
+# Handing a job back in order is not a failed attempt.
+_RELEASE: Final = _GIVE_BACK.values(attempts=jobs.c.attempts - 1)
 # An answer came, so the job is not what killed earlier workers: its attempts begin anew.
 _REFUSE: Final = _RELEASE.values(tries=jobs.c.tries + 1, attempts=0).returning(jobs.c.batch_id)
 # The job may have been claimed again since, which raises its lease but leaves the time at which it was queued.
@@ -160,7 +161,7 @@ def claim(
         worker_id: The worker that takes it.
         now: The time written.
         spare_last_attempt: Leave the job if this would be its last attempt and the earlier ones died with their
-            workers; ``retries.awaits_last_attempt`` tells whether that was the reason.
+            workers or servers; ``retries.awaits_last_attempt`` tells whether that was the reason.
 
     Raises:
         Exception: The stored row cannot be read; nothing is changed. Call ``fail_unreadable``.
@@ -258,6 +259,11 @@ def finish_not_accepted(
 def release(c: Connection, job_id: int, lease: int, worker_id: str, now: datetime) -> bool:
     """Hand a claimed job back to the queue without counting the attempt. False: fenced."""
     return c.execute(_RELEASE, {"job_id": job_id, "held": lease, "holder": worker_id, "now": now}).rowcount > 0
+
+
+def give_back(c: Connection, job_id: int, lease: int, worker_id: str, now: datetime) -> bool:
+    """Hand a claimed job back to the queue. Its attempt counts, as the engine may have failed on it. False: fenced."""
+    return c.execute(_GIVE_BACK, {"job_id": job_id, "held": lease, "holder": worker_id, "now": now}).rowcount > 0
 
 
 def fail_unreadable(c: Connection, job_id: int, reason: str, now: datetime) -> bool:

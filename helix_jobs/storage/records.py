@@ -58,6 +58,7 @@ class ClaimedJob:
         lease: The fence. Each claim raises it by one; a finish or release must carry its claim's number, so a worker
             declared lost that comes back cannot overwrite its successor's result.
         attempts: Claims of this try so far, this one included, without those that were handed back.
+        max_attempts: How many it may have.
         tries: Answers of this job that were refused so far.
         priority: 0 to 9, higher runs first.
         interactive: A person waits for its answer.
@@ -71,6 +72,7 @@ class ClaimedJob:
     attempts: int
     queued_at: datetime
     claimed_at: datetime
+    max_attempts: int = 3
     tries: int = 0
     priority: int = 0
     interactive: bool = False

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # A literal condition: SQLite uses the partial index for no other.
 _IS_RUNNING: Final = text("state = 'running'")
-# For a queued job, ``attempts`` counts the claims that never ended: a release takes its own back, a retry resets it.
+# For a queued job, ``attempts`` counts the claims that never ended, and those that were given back because the engine's
+# server was lost: a release takes its own back, a retry resets it.
 AT_LAST_ATTEMPT: Final = and_(jobs.c.attempts > 0, jobs.c.attempts + 1 >= jobs.c.max_attempts)
 _AWAITS_LAST: Final[Select[Any]] = select(literal_column("1")).where(
     jobs.c.id == bindparam("job_id"), jobs.c.state == JobState.QUEUED.value, AT_LAST_ATTEMPT
@@ -29,7 +30,7 @@ _AWAITS_LAST: Final[Select[Any]] = select(literal_column("1")).where(
 
 
 def awaits_last_attempt(c: Connection, job_id: int) -> bool:
-    """Whether the job is queued and has one attempt left, after earlier ones died with their workers."""
+    """Whether the job is queued and has one attempt left, after earlier ones died with their workers or servers."""
     return c.execute(_AWAITS_LAST, {"job_id": job_id}).first() is not None
 
 

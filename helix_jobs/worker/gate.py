@@ -29,9 +29,10 @@ class Entry(Enum):
 class JobGate:
     """Admits a worker's threads before they claim a job. Thread-safe.
 
-    A job reaches its *last attempt* because its worker died at every earlier one, and the job may be the cause. The job
-    therefore runs alone in its worker, with no other job claimed. If it kills this worker too, no other job loses an
-    attempt. If it was only a bystander, it succeeds. So a poisonous job ends as ``worker_lost`` and harms no other job.
+    A job reaches its *last attempt* because its worker died at every earlier one, or the server that computed it was
+    lost, and the job may be the cause. The job therefore runs alone in its worker, with no other job claimed. If it
+    kills this worker too, no other job loses an attempt. If it was only a bystander, it succeeds. So a poisonous job
+    ends as ``worker_lost`` or ``server_lost`` and harms no other job.
 
     The job's wait and its time alone are both limited. While it waits for the running jobs, which may take hours, it
     keeps all others out. When its patience is over, it must try later, and others are let in for a while. A poisonous

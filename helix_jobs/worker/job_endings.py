@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.errors import EngineError
+from helix_jobs.errors import EngineError, ErrorCode
 from helix_jobs.storage.records import ResultRow
 from helix_jobs.worker.engine_thread import Generated, RequestFailed
 
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineInfo
     from helix_jobs.engine.request import GenerationResult
     from helix_jobs.worker.engine_thread import Run
+
+
+_SERVER_LOST: Final = (
+    "the engine's server was lost each time it computed this job, the last time with nothing else of this worker; look "
+    "at the server's log, then retry by hand"
+)
 
 
 class Withdrawn(Enum):
@@ -61,19 +67,21 @@ class Unfinished(Enum):
     """Endings without a result."""
 
     RELEASE = "release"  # back to the queue, the attempt not counted
+    GIVE_BACK = "give back"  # back to the queue, the attempt counted
     DROP = "drop"  # another worker has it, or it was cancelled
 
 
 Decision = Succeed | Fail | Refuse | GiveUp | Unfinished
 
 
-def decide(ending: Ending, *, info: EngineInfo, waited_seconds: float) -> Decision:
+def decide(ending: Ending, *, info: EngineInfo, waited_seconds: float, is_last_attempt: bool = False) -> Decision:
     """Decide how a job's ending changes its row.
 
     Args:
         ending: How the job ended.
         info: The engine, for the result row.
         waited_seconds: From queueing to claim; the engine adds its own waiting.
+        is_last_attempt: The job has no further attempt after this one.
     """
     match ending:
         case Withdrawn.LEASE_LOST:
@@ -86,8 +94,14 @@ def decide(ending: Ending, *, info: EngineInfo, waited_seconds: float) -> Decisi
             if result.error is not None:
                 return Fail(result.error.code, str(result.error))
             if result.finish_reason is None or result.finish_reason is FinishReason.ABORTED:
-                return Unfinished.RELEASE
+                return _of_aborted(result, is_last_attempt=is_last_attempt)
             return Succeed(tuple(_row(choice, info, waited_seconds) for choice in result.choices), run)
+
+
+def _of_aborted(result: GenerationResult, *, is_last_attempt: bool) -> Fail | Unfinished:
+    if not result.lost_with_server:
+        return Unfinished.RELEASE
+    return Fail(ErrorCode.SERVER_LOST, _SERVER_LOST) if is_last_attempt else Unfinished.GIVE_BACK
 
 
 def _row(answer: GenerationResult, info: EngineInfo, waited_seconds: float) -> ResultRow:

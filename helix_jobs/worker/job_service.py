@@ -276,7 +276,10 @@ class WorkerService:
                 elif claim is Refusal.UNREADABLE:
                     self._settlement.count(Fail(InvalidRequestError.code, claim.value))
                 elif claim is Refusal.MUST_RUN_ALONE:
-                    logger.info("a job whose earlier workers died waits to run alone", extra={"job_id": active.job_id})
+                    logger.info(
+                        "a job whose earlier workers or servers were lost waits to run alone",
+                        extra={"job_id": active.job_id},
+                    )
                     continue
                 else:
                     self._serve(active, claim)
@@ -297,7 +300,8 @@ class WorkerService:
         # Clocks of submitter and worker may differ, so the difference may be negative.
         waited = max(0.0, (claim.claimed_at - claim.queued_at).total_seconds())
         ending = given_up or self._generate(active, claim)
-        decision = decide(ending, info=self._engine.info, waited_seconds=waited)
+        is_last = claim.attempts >= claim.max_attempts
+        decision = decide(ending, info=self._engine.info, waited_seconds=waited, is_last_attempt=is_last)
         try:
             decision = judged(decision, claim, self._judge)
         except ExhaustedError as error:

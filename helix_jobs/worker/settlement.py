@@ -86,6 +86,8 @@ class Settlement:
                     return claims.refuse(c, job, now)
                 case GiveUp(answers, run, reason):
                     return claims.finish_not_accepted(c, job, _of_run(answers, run), reason, now)
+                case Unfinished.GIVE_BACK:
+                    return claims.give_back(c, claim.id, claim.lease, self._worker_id, now)
                 case _:
                     return claims.release(c, claim.id, claim.lease, self._worker_id, now)
 

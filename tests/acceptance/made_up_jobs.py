@@ -59,6 +59,8 @@ def answers_of(claim: Claim) -> Answers:
 def end_claim(c: Connection, claim: Claim, end: str, code: str, now: datetime) -> bool:
     if end == "released":
         return claims.release(c, claim.job_id, claim.lease, claim.worker_id, now)
+    if end == "given back":
+        return claims.give_back(c, claim.job_id, claim.lease, claim.worker_id, now)
     job = FinishedJob(claim.job_id, claim.lease, claim.worker_id)
     if end == "refused":
         return claims.refuse(c, job, now)

@@ -35,7 +35,7 @@ MAX_LINE: Final = 2**31 - 1
 COMMITS: Final = st.sampled_from(["plain", "plain", "rolled back", "unanswered"])
 PICKS: Final = st.integers(0, 40)
 WORKERS: Final = st.sampled_from(NAMES)
-ENDS: Final = st.sampled_from(["succeeded", "failed", "released", "refused", "not accepted"])
+ENDS: Final = st.sampled_from(["succeeded", "failed", "released", "given back", "refused", "not accepted"])
 CODES: Final = st.sampled_from(["engine_error", "out_of_memory"])
 
 
@@ -183,6 +183,8 @@ class StoreMachine(ComparedStore):
     def _end(self, claim: Claim, end: str, code: str, now: datetime) -> bool:
         if end == "released":
             return self.model.release(claim, now)
+        if end == "given back":
+            return self.model.give_back(claim, now)
         if end == "refused":
             return self.model.refuse(claim, now)
         if end == "not accepted":

@@ -156,6 +156,13 @@ class StoreModel:
         self._requeue(job, now, attempts=job.attempts - 1)
         return True
 
+    def give_back(self, claim: Claim, now: datetime) -> bool:
+        if not self._holds(claim):
+            return False
+        job = self.jobs[claim.job_id]
+        self._requeue(job, now, attempts=job.attempts)
+        return True
+
     def reclaim(self, worker_id: str, seen: datetime | None, now: datetime) -> Reclaimed | None:
         worker = self.workers.get(worker_id)
         if seen is not None and worker is not None and worker.heartbeat != seen:

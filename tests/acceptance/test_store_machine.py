@@ -49,6 +49,10 @@ def _release_without_fence(monkeypatch):
     monkeypatch.setattr(claims, "_RELEASE", _without(claims._RELEASE, "jobs.lease", "jobs.worker_id"))
 
 
+def _give_back_without_fence(monkeypatch):
+    monkeypatch.setattr(claims, "_GIVE_BACK", _without(claims._GIVE_BACK, "jobs.lease", "jobs.worker_id"))
+
+
 def _refuse_without_fence(monkeypatch):
     monkeypatch.setattr(claims, "_REFUSE", _without(claims._REFUSE, "jobs.lease", "jobs.worker_id"))
 
@@ -89,6 +93,7 @@ def _mark_of_what_runs(monkeypatch):
 FAULTS = [
     _finish_without_fence,
     _release_without_fence,
+    _give_back_without_fence,
     _refuse_without_fence,
     _refusals_are_not_counted,
     _a_refused_answer_may_be_an_older_one,
@@ -111,6 +116,7 @@ def short_history(machine):
         lambda: machine.deliver(1, "w2", "plain"),
         lambda: machine.take_over(0, "lost", "w1", "plain"),
         lambda: machine.write_late(0, "released", "", "plain"),
+        lambda: machine.write_late(0, "given back", "", "plain"),
         lambda: machine.write_late(0, "refused", "", "plain"),
         lambda: machine.write_late(0, "succeeded", "", "plain"),
         lambda: machine.end([0], "refused", "", "unanswered"),

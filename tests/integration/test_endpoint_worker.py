@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.worker_box import Box
+    from tests.worker_box import Box, WorkerProcess
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the embedded broker of POSIX")
 
@@ -41,9 +42,7 @@ def endpoint(server: FaultyServer, folder: Path, **more: str) -> dict[str, str]:
     }
 
 
-def test_a_server_that_dies_in_the_middle_costs_no_job_and_no_attempt(
-    embedded_box: Box, server: FaultyServer, tmp_path: Path
-) -> None:
+def test_a_server_that_dies_in_the_middle_costs_no_job(embedded_box: Box, server: FaultyServer, tmp_path: Path) -> None:
     box = embedded_box
     texts = [f"say {letter} and {other}" for letter in "abcde" for other in "vwxyz"]
     batch = box.submit(*texts)
@@ -53,7 +52,9 @@ def test_a_server_that_dies_in_the_middle_costs_no_job_and_no_attempt(
     server.start()
     box.wait_states(batch, succeeded=25)
 
-    assert [row.attempts for row in box.rows(batch)] == [1] * 25
+    attempts = sorted(row.attempts for row in box.rows(batch))
+    assert attempts[-1] == 2, "the job over which the server died has spent an attempt"
+    assert attempts[:21] == [1] * 21, "only what the server computed when it died has spent an attempt"
     with box.client() as client:
         found = list(client.results(batch))
     assert [one.output_text for one in found] == [text[::-1] for text in texts]
@@ -66,6 +67,63 @@ def test_a_server_that_dies_in_the_middle_costs_no_job_and_no_attempt(
     assert f"server    vLLM 0.11.2 at {server.url}" in worker.log
     assert KEY not in worker.log
     assert not any(text in worker.log for text in texts), "a prompt stands in the log"
+
+
+def supervise(server: FaultyServer, worker: WorkerProcess, deaths: int) -> None:
+    """Start the server again after each of so many deaths, once the worker has noticed."""
+    for number in range(1, deaths + 1):
+        wait_until(lambda n=number: worker.log.count("takes none until it is back") == n, lambda: worker.log)
+        server.start()
+
+
+def test_a_request_that_kills_the_server_each_time_ends_as_server_lost(
+    embedded_box: Box, server: FaultyServer, tmp_path: Path
+) -> None:
+    box = embedded_box
+    settings = endpoint(server, tokenizer_folder(tmp_path))
+    poison = "kill it"
+    server.deadly.append(ids_of(poison))
+    batch = box.submit(*"abcde", poison, *"fghij")
+    worker = box.start_worker(**settings)
+    supervise(server, worker, 3)
+    box.wait_states(batch, succeeded=10, failed=1)
+
+    rows = box.rows(batch)
+    (failed,) = [row for row in rows if row.state == "failed"]
+    assert (failed.line, failed.error_code, failed.attempts) == (6, "server_lost", 3)
+    assert "look at the server's log" in failed.error_message
+    assert len(server.beside) == 3
+    assert server.beside[-1] == 0, "the last time it is alone"
+    assert all(row.attempts <= 3 for row in rows)
+    assert worker.process.poll() is None
+    assert poison not in worker.log
+    server.deadly.clear()
+    with box.client() as client:
+        assert client.retry(batch) == 1
+    box.wait_states(batch, succeeded=11)
+
+
+def test_the_next_worker_knows_which_request_killed_the_server(
+    embedded_box: Box, server: FaultyServer, tmp_path: Path
+) -> None:
+    box = embedded_box
+    settings = endpoint(server, tokenizer_folder(tmp_path))
+    poison = "kill it"
+    server.deadly.append(ids_of(poison))
+    batch = box.submit(poison)
+    for attempt in (1, 2):
+        first = box.start_worker(**settings)
+        wait_until(lambda one=first: "takes none until it is back" in one.log, lambda one=first: one.log)
+        wait_until(lambda n=attempt: box.rows(batch)[0].attempts == n, "the attempt is not counted")
+        wait_until(lambda: box.states(batch) == {"queued": 1}, "the job is not given back")
+        first.send(signal.SIGTERM)
+        first.wait()
+        server.start()
+    worker = box.start_worker(**settings)
+    supervise(server, worker, 1)
+    box.wait_states(batch, failed=1)
+    assert [row.error_code for row in box.rows(batch)] == ["server_lost"]
+    assert len(server.beside) == 3
 
 
 def test_lines_are_refused_by_name_and_the_others_go_on(

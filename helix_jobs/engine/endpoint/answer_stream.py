@@ -20,7 +20,7 @@ from helix_jobs.engine.endpoint.piece import UnreadableAnswerError, object_of
 from helix_jobs.engine.endpoint.server import bounded_body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from helix_jobs.engine.endpoint.dialect import Dialect
     from helix_jobs.engine.endpoint.piece import Piece
@@ -59,6 +59,7 @@ async def read_answer(
     *,
     take: Callable[[Piece], bool],
     on_connect: Callable[[], None],
+    on_sent: Callable[[], object],
     limits: StreamLimits,
 ) -> None:
     """Ask for one answer and hand on its pieces; the last ones say why it ends. A cancelled call closes the connection.
@@ -70,6 +71,7 @@ async def read_answer(
         take: Is called with each piece. True: the answer has all it needs, and its connection is closed.
         on_connect: Is called when a connection has been opened for the answer: another process may stand behind the
             address than before.
+        on_sent: Is called when the server has been sent the whole request.
         limits: The spans of time.
 
     Raises:
@@ -79,11 +81,6 @@ async def read_answer(
         InvalidRequestError: The server refuses the request.
         UnreadableAnswerError: The answer is none that this kind of server makes.
     """
-
-    async def trace(event: str, _info: Mapping[str, Any]) -> None:
-        if event.startswith("connection.connect_") and event.endswith(".complete"):
-            on_connect()
-
     loop = asyncio.get_running_loop()
     most_bytes = _MOST_EVENT_BYTES + _BYTES_A_PROMPT_TOKEN * len(body["prompt"])
     try:
@@ -94,7 +91,7 @@ async def read_answer(
                 dialect.path,
                 json=body,
                 timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS, write=WRITE_SECONDS),
-                extensions={"trace": trace},
+                extensions={"trace": _trace(on_connect, on_sent)},
             )
             response = await client.send(request, stream=True)
             try:
@@ -118,6 +115,18 @@ async def read_answer(
         raise fault_of_transport(error) from error
     if not has_end:
         raise ServerLostError("the server ended the answer before its end")
+
+
+def _trace(on_connect: Callable[[], None], on_sent: Callable[[], object]) -> Callable[..., Awaitable[None]]:
+    """What the client calls with each thing it does."""
+
+    async def trace(event: str, _info: Mapping[str, Any]) -> None:
+        if event.startswith("connection.connect_") and event.endswith(".complete"):
+            on_connect()
+        if event.endswith(".send_request_body.complete"):
+            on_sent()
+
+    return trace
 
 
 async def _check_status(response: httpx2.Response) -> None:

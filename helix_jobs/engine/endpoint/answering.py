@@ -43,6 +43,8 @@ class Answering:
         # The number under which the server is asked; None while it waits.
         self.ask: int | None = None
         self.cached_prompt_tokens = 0
+        # Whether the server was lost while it computed this answer.
+        self.lost_with_server = False
         self.begin()
         # Waiting counts as such until the answer is asked for.
         self.admitted_at: float | None = None
@@ -140,6 +142,7 @@ class Answering:
             target_steps=0,
             dropped_prompt_tokens=self.request.dropped_prompt_tokens,
             choice=self.request.choice,
+            lost_with_server=self.lost_with_server,
         )
 
     def _append(self, token_ids: Sequence[int], scores: Sequence[TokenScore]) -> int:

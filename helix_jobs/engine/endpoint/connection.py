@@ -73,10 +73,17 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """An answer does not come. ``error`` is None where the server is lost and the request is not to blame."""
+    """An answer does not come.
+
+    Attributes:
+        ask: Its number.
+        error: What is wrong with its request; None where the server is lost.
+        was_computed: The server was computing the answer when it was lost, and may be lost because of it.
+    """
 
     ask: int
     error: RequestError | None = None
+    was_computed: bool = False
 
 
 Event = Begun | Grown | Whole | Unanswered
@@ -114,6 +121,8 @@ class Connection:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         # Answers that have all they need.
         self._cut: set[int] = set()
+        # Answers whose request the server has had in full, and which have not come in full.
+        self._computed: set[int] = set()
         # Monotonic time before which a busy server is not asked.
         self._not_before = 0.0
         self._loop = asyncio.new_event_loop()
@@ -210,13 +219,13 @@ class Connection:
         self._tasks[ask] = self._loop.create_task(self._answer(ask, body))
 
     def _drop_all(self) -> None:
-        """End all answers, as the server is lost. The one that found it out ends by itself."""
+        """End all answers, as the server is lost. The one that found it out ends by itself, and after the others."""
         current = asyncio.current_task()
         for ask, task in list(self._tasks.items()):
             if task is not current:
                 del self._tasks[ask]
                 task.cancel()
-                self.events.put(Unanswered(ask))
+                self.events.put(self._lost(ask))
 
     async def _answer(self, ask: int, body: Mapping[str, Any]) -> None:
         try:
@@ -226,6 +235,7 @@ class Connection:
             event = Unanswered(ask, EngineError("an answer of the server could not be taken; see the worker's log"))
         finally:
             self._cut.discard(ask)
+            self._computed.discard(ask)
         if self._tasks.pop(ask, None) is not None:
             self.events.put(event)
 
@@ -245,9 +255,10 @@ class Connection:
             except RequestError as error:
                 return Unanswered(ask, error)
             except ServerRefusesError as error:
-                self._watch.lose(str(error))
+                self._watch.lose(str(error), has_failed=False)
                 return Unanswered(ask)
             except ServerBusyError as error:
+                self._computed.discard(ask)
                 pause = min(LONGEST_PAUSE, 2 * pause)
                 seconds = pause if error.seconds is None else max(self._first_pause, error.seconds)
                 self._not_before = max(self._not_before, time.monotonic() + seconds)
@@ -255,13 +266,19 @@ class Connection:
                 if not await self._watch.is_trusted():
                     return Unanswered(ask)
             except (ServerLostError, UnreadableAnswerError) as error:
+                # A server that dies may answer for a moment yet.
+                await asyncio.sleep(self._first_pause)
                 self._watch.doubt()
                 if not await self._watch.is_trusted():
-                    return Unanswered(ask)
+                    return self._lost(ask)
                 tries += 1
                 if tries >= MOST_TRIES:
                     reason = f"{error}, {tries} times, while it goes on serving others; `retry` asks again"
                     return Unanswered(ask, EngineError(reason))
+
+    def _lost(self, ask: int) -> Unanswered:
+        """The event of an answer that does not come because the server is lost."""
+        return Unanswered(ask, was_computed=self._watch.has_failed and ask in self._computed)
 
     async def _wait_for_leave(self) -> None:
         """Wait while a busy server has asked to be left alone."""
@@ -286,8 +303,10 @@ class Connection:
             body,
             take=take,
             on_connect=self._watch.doubt,
+            on_sent=lambda: self._computed.add(ask),
             limits=self._limits,
         )
+        self._computed.discard(ask)
         if not await self._watch.is_trusted():
             raise ServerLostError("the server has changed meanwhile")
 

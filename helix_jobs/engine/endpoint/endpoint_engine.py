@@ -57,7 +57,8 @@ class EndpointEngine:
     Each choice of a request is asked for by itself. Trade-off: a server that shares no prompts computes a prompt for
     each choice; in return choices stream, end and are seeded alike with every kind of server.
 
-    While the server is lost (``info.outage``), every request ends as aborted, and so goes back to the queue.
+    While the server is lost (``info.outage``), every request ends as aborted, and so goes back to the queue. Those that
+    the server was computing when it was lost say so (``lost_with_server``), as one of them may be the cause.
 
     Args:
         connection: To the server; closed with the engine.
@@ -253,7 +254,8 @@ class EndpointEngine:
                 answer.begin()
             case Grown(_, piece):
                 self._grow(answer, piece)
-            case Unanswered(_, None):
+            case Unanswered(_, None, was_computed):
+                answer.lost_with_server = was_computed
                 answer.finish(FinishReason.ABORTED)
                 self._end(answer)
             case Unanswered(_, RequestError() as error):

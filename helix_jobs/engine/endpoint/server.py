@@ -85,6 +85,7 @@ async def recognise(client: httpx2.AsyncClient, model: str | None) -> Server:
     name = str(entry["id"])
     lasting = {key: entry[key] for key in _LASTING if key in entry}
     if entry.get("owned_by") == "vllm":
+        await _check_health(client)
         version = _text(await _look(client, "/version"), "version")
         found = _NUMBERS.match(version)
         # A build from source may be called 0.1.dev.
@@ -196,6 +197,20 @@ async def _look(client: httpx2.AsyncClient, path: str) -> Mapping[str, Any]:
         return await _get(client, path)
     except (ServerRefusesError, UnreadableAnswerError):
         return {}
+
+
+async def _check_health(client: httpx2.AsyncClient) -> None:
+    """Ask a server whether it computes. vLLM lists its models for a while after its engine has died.
+
+    Raises:
+        ServerLostError, ServerBusyError: It does not.
+    """
+    try:
+        response = await client.get("/health")
+    except httpx2.HTTPError as error:
+        raise fault_of_transport(error) from error
+    if httpx2.codes.is_server_error(response.status_code):
+        raise fault_of_status(response.status_code, response.headers, b"", datetime.now(UTC))
 
 
 async def bounded_body(response: httpx2.Response, most: int) -> bytes:

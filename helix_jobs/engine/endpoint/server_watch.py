@@ -53,6 +53,7 @@ class ServerWatch:
         self._first_pause = first_pause
         self._pause = first_pause
         self._outage: str | None = None
+        self._has_failed = False
         # Looks by their numbers: the latest that has begun, the latest that has ended well, and the first that begins
         # after the latest doubt.
         self._begun = 0
@@ -71,6 +72,14 @@ class ServerWatch:
         """Why the server cannot be asked; None while it can. Read by any thread."""
         return self._outage
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the latest outage is the server's own failure: it died, fell silent or starts anew.
+
+        Otherwise it answers, and refuses this worker or serves another model.
+        """
+        return self._has_failed
+
     def answered(self) -> None:
         """Note that the server has answered a request: the next outage begins with a short pause again."""
         self._pause = self._first_pause
@@ -87,11 +96,16 @@ class ServerWatch:
                 await self._look()
         return self._outage is None
 
-    def lose(self, why: str) -> None:
-        """Count the server as lost, and look at it now and then until it is back."""
+    def lose(self, why: str, *, has_failed: bool) -> None:
+        """Count the server as lost, and look at it now and then until it is back.
+
+        Args:
+            why: The reason, for people.
+            has_failed: As the property.
+        """
         if self._outage is not None:
             return
-        self._outage = why
+        self._outage, self._has_failed = why, has_failed
         logger.warning("%s; its jobs go back to the queue, and this worker takes none until it is back", why)
         self._on_lost()
         self._waiting = asyncio.create_task(self._wait())
@@ -107,9 +121,9 @@ class ServerWatch:
         try:
             self._compare(await recognise(self._client, self._model))
         except ServerBusyError:
-            self.lose("the server is not ready")
+            self.lose("the server is not ready", has_failed=True)
         except (ServerLostError, ServerRefusesError) as error:
-            self.lose(str(error))
+            self.lose(str(error), has_failed=isinstance(error, ServerLostError))
         else:
             self._passed = number
 

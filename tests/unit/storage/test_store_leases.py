@@ -123,7 +123,7 @@ def test_a_failure_reported_after_the_attempt_cap_was_reached_is_fenced(database
         assert get_job(c, ids[0]).error_code == "worker_lost"
 
 
-@pytest.mark.parametrize("late", ["succeed", "fail", "release"])
+@pytest.mark.parametrize("late", ["succeed", "fail", "release", "give back"])
 def test_a_late_write_after_a_reclaim_is_fenced(database, late):
     batch_id, ids = stored_batch(database, 1)
     old = must_take(database, ids[0], "w1")
@@ -136,6 +136,8 @@ def test_a_late_write_after_a_reclaim_is_fenced(database, late):
             written = claims.finish_succeeded(c, ended(old), [result_row(output_text="stale")], now())
         elif late == "fail":
             written = claims.finish_failed(c, ended(old), "engine_error", "stale", now())
+        elif late == "give back":
+            written = claims.give_back(c, old.id, old.lease, "w1", now())
         else:
             written = claims.release(c, old.id, old.lease, "w1", now())
     assert not written
@@ -164,6 +166,19 @@ def test_the_attempt_is_counted_at_the_claim_and_capped(database):
     assert reclaimed == Reclaimed(failed=1)
     assert status(database, batch_id).error_counts == {"worker_lost": 1}
     assert take(database, ids[0]) is None
+
+
+def test_a_job_that_is_given_back_is_queued_unpublished_and_its_attempt_counted(database):
+    batch_id, ids = stored_batch(database, 1)
+    for attempt in (1, 2, 3):
+        claimed = must_take(database, ids[0])
+        assert (claimed.attempts, claimed.max_attempts) == (attempt, 3)
+        with database.write() as c:
+            publishing.mark_published(c, ids, now())
+            assert claims.give_back(c, claimed.id, claimed.lease, "w1", now())
+            assert [job.id for job in publishing.publishable(c, 5)] == ids
+            assert retries.awaits_last_attempt(c, ids[0]) is (attempt >= 2)
+    assert counts(database, batch_id) == {"queued": 1}
 
 
 def test_a_released_job_is_queued_unpublished_and_its_attempt_uncounted(database):

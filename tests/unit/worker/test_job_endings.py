@@ -32,6 +32,18 @@ def test_endings_without_a_result(ending: Any, decision: Any) -> None:
     assert decide(ending, info=FakeEngine().info, waited_seconds=1.0) == decision
 
 
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_job_that_was_computed_when_the_server_was_lost_spends_an_attempt(*, is_last: bool) -> None:
+    lost = Generated(replace(RESULT, finish_reason=FinishReason.ABORTED, lost_with_server=True), RUN)
+    decision = decide(lost, info=FakeEngine().info, waited_seconds=1.0, is_last_attempt=is_last)
+    if not is_last:
+        assert decision is Unfinished.GIVE_BACK
+        return
+    assert isinstance(decision, Fail)
+    assert decision.code == "server_lost"
+    assert "retry by hand" in decision.message
+
+
 def test_a_result_row_says_what_was_measured() -> None:
     decision = decide(Generated(RESULT, RUN), info=FakeEngine().info, waited_seconds=10.0)
     assert isinstance(decision, Succeed)

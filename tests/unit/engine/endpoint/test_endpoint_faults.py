@@ -103,6 +103,66 @@ def test_a_lost_server_gives_its_requests_back_and_serves_when_it_is_back(
     assert not any("hello" in text for text in texts)
 
 
+def test_only_what_a_lost_server_was_computing_may_have_killed_it(make_server: Any, open_engine: Any) -> None:
+    server = make_server()
+    engine = open_engine(server, slots=3)
+    server.faults.extend([fault.SILENT, fault.SILENT, fault.DIE])
+    results = run(engine, *(prompt("hello", str(number)) for number in range(5)))
+    assert [result.lost_with_server for result in results] == [True, True, True, False, False]
+    later = ask(engine, "hello")
+    assert (later.finish_reason, later.lost_with_server) == (FinishReason.ABORTED, False)
+    server.start()
+    wait_back(engine)
+    assert not ask(engine, "hello").lost_with_server
+
+
+def test_all_choices_are_suspected_with_one(make_server: Any, open_engine: Any) -> None:
+    server = make_server()
+    engine = open_engine(server, slots=3)
+    server.faults.extend([fault.SILENT, fault.DIE])
+    (result,) = run(engine, prompt("hello", n=2))
+    assert (result.finish_reason, result.lost_with_server) == (FinishReason.ABORTED, True)
+
+
+def test_a_server_that_lists_its_models_with_a_dead_engine_is_lost(make_server: Any, open_engine: Any) -> None:
+    """vLLM does so for a while: an answer that breaks off then is not asked for again and again."""
+    server = make_server()
+    engine = open_engine(server)
+    assert is_well(ask(engine, "hello"))
+    server.engine_is_dead = True
+    result = ask(engine, "hello")
+    assert (result.finish_reason, result.error, result.lost_with_server) == (FinishReason.ABORTED, None, True)
+    assert len(server.asked) == 2
+    assert engine.info.outage == "the server is not ready"
+    server.engine_is_dead = False
+    wait_back(engine)
+    assert is_well(ask(engine, "hello"))
+
+
+def test_a_request_that_breaks_off_before_the_server_dies_is_suspected(make_server: Any, open_engine: Any) -> None:
+    """The look at the server may meet its last moment, and the next try nobody."""
+    server = make_server()
+    engine = open_engine(server)
+    server.faults.extend([fault.CUT, fault.SILENT])
+    engine.add_request(engine.encode(prompt("hello")))
+    wait_until(lambda: not engine.step() and len(server.asked) == 2, "it is not asked for again")
+    server.kill()
+    (result,) = finish(engine)
+    assert result.lost_with_server
+
+
+def test_a_server_that_refuses_the_worker_suspects_nobody(make_server: Any, open_engine: Any) -> None:
+    server = make_server()
+    engine = open_engine(server)
+    server.faults.append(fault.SILENT)
+    engine.add_request(engine.encode(prompt("hello", "old")))
+    wait_until(lambda: not engine.step() and server.asked, "nothing is asked")
+    server.status = Status(401)
+    results = run(engine, prompt("hello", "new"))
+    results += finish(engine)
+    assert [result.lost_with_server for result in results] == [False] * len(results)
+
+
 def test_a_server_that_comes_back_with_another_model_is_not_asked(make_server: Any, open_engine: Any) -> None:
     server = make_server()
     engine = open_engine(server)
