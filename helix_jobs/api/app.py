@@ -41,9 +41,21 @@ _DESCRIPTION: Final = (
 )
 
 
+class _Described(FastAPI):
+    """The application, whose description says that requests carry a key."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI description."""
+        found = super().openapi()
+        found.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        # Without keys none has to be sent, see ``Access``.
+        found["security"] = [{"key": []}] if not self.state.context.access.is_open else [{}, {"key": []}]
+        return found
+
+
 def create_app(context: Context) -> FastAPI:
     """Build the application. Its routes find the context at ``app.state.context``."""
-    app = FastAPI(title="Helix", version=__version__, description=_DESCRIPTION, redoc_url=None)
+    app = _Described(title="Helix", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.context = context
     for router in (generation.router, files.router, batches.router, models.router, health.router):
         app.include_router(router)

@@ -117,6 +117,42 @@ def test_a_key_opens_the_page_and_signing_out_closes_it(kept_box: Box, browser: 
         assert seen.nothing()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", SIZES)
+def test_the_interface_is_shown_without_the_internet(kept_box: Box, browser: Browser, width: int, scheme: str) -> None:
+    with (
+        serving(kept_box, api_keys=KEY) as address,
+        opened(browser, address, width=width, scheme=scheme) as (page, seen),  # type: ignore[arg-type]
+    ):
+        page.route(lambda url: not url.startswith(f"{address}/"), lambda route: route.abort())
+        page.goto("/docs")
+        page.get_by_label("API key").fill(KEY)
+        page.get_by_role("button", name="Sign in").click()
+        expect(page).to_have_url(f"{address}/docs")
+        expect(page.get_by_text("/v1/chat/completions", exact=True)).to_be_visible()
+        assert overflow_of(page) <= 0
+        ask_for_models(page, KEY)
+        expect(page.locator(".live-responses-table")).to_contain_text("fake-target")
+        page.goto("/docs")  # it keeps no key
+        expect(page.get_by_text("/v1/models", exact=True)).to_be_visible()
+        ask_for_models(page, None)
+        expect(page.locator(".live-responses-table")).to_contain_text("invalid_api_key")
+        seen.errors = [text for text in seen.errors if "401" not in text]
+        assert seen.nothing()
+
+
+def ask_for_models(page: Page, key: str | None) -> None:
+    """Ask with the viewer's own buttons."""
+    if key is not None:
+        page.get_by_role("button", name="Authorize").click()
+        page.get_by_label("Value").fill(key)
+        page.get_by_role("button", name="Apply credentials").click()
+        page.get_by_role("button", name="Close", exact=True).click()
+    page.get_by_text("/v1/models", exact=True).click()
+    page.get_by_role("button", name="Try it out").click()
+    page.get_by_role("button", name="Execute").click()
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     """A folder for files to submit."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-_FOLDERS: Final = frozenset({"batches", "events", "sign-in", "sign-out", "static", "submit"})
+_FOLDERS: Final = frozenset({"batches", "docs", "events", "sign-in", "sign-out", "static", "submit"})
 # Whatever needs no session: it tells nothing about anybody's work.
 _OPEN_FOLDERS: Final = frozenset({"sign-in", "static"})
 SIGN_IN: Final = "/sign-in"
 SUBMIT: Final = "/submit"
+# The viewer of the HTTP interface.
+INTERFACE: Final = "/docs"
 # What moves comes from here, as server-sent events.
 EVENTS: Final = "/events"
 _MAX_NEXT_CHARS: Final = 2000
@@ -39,7 +41,9 @@ def local_target(text: str | None) -> str:
     except ValueError:
         return "/"
     is_local = not parts.scheme and not parts.netloc and text.startswith("/") and not text.startswith("//")
-    return text if is_local and is_page(parts.path) and _folder(parts.path) in {"", "batches", "submit"} else "/"
+    return (
+        text if is_local and is_page(parts.path) and _folder(parts.path) in {"", "batches", "docs", "submit"} else "/"
+    )
 
 
 def _folder(path: str) -> str:

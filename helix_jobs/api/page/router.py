@@ -14,6 +14,7 @@ from helix_jobs.api.page import (
     batch_list,
     downloads,
     events,
+    interface,
     one_answer,
     overview,
     signing_in,
@@ -34,6 +35,7 @@ _ROUTERS: Final = (
     downloads.router,
     events.router,
     submit.router,
+    interface.router,
     signing_in.router,
 )
 

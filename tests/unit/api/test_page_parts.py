@@ -45,7 +45,9 @@ def status(state: BatchState = BatchState.RUNNING, *, total: int | None = 100, n
     )
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/batches", "/docs", "/health", "/batchesx", "", "//batches"])
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/batches", "/openapi.json", "/docsx", "/health", "/batchesx", "", "//batches"]
+)
 def test_the_api_keeps_its_paths(path: str) -> None:
     assert not is_page(path)
 
