@@ -14,10 +14,11 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from helix_jobs.engine.loading.model_loader import load_models
+from helix_jobs.engine.loading.model_sizes import skeleton
 from helix_jobs.engine.model.families.settings import stated
 from helix_jobs.engine.model.rope_settings import rope_type
 from tests.unit.engine.block_files import scaled_blocks
-from tests.unit.engine.tiny_models import CPU, roughen, tiny_model, tokenizer
+from tests.unit.engine.tiny_models import CPU, roughen, tiny_config, tiny_model, tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -142,6 +143,29 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return model
+
+
+def write_random_gguf(path: Path, kind: str, **overrides: Any) -> None:
+    """A Llama whose matrices are random blocks: each shape has the same ones in every layer, so size costs no time."""
+    vocabulary = _byte_level_tokens()
+    config = tiny_config("llama", vocab_size=len(vocabulary), **overrides)
+    writer = gguf.GGUFWriter(path, "llama")
+    _add_sizes(writer, config)
+    _add_tokenizer(writer, vocabulary, "gpt-2")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    blocks: dict[torch.Size, torch.Tensor] = {}
+    for name, weight in skeleton("m", config).state_dict().items():
+        theirs = names.get_name(name, try_suffixes=(".weight",))
+        assert theirs is not None, name
+        if weight.dim() == 1:
+            writer.add_tensor(theirs, torch.ones(weight.shape).numpy())
+            continue
+        if weight.shape not in blocks:
+            blocks[weight.shape] = scaled_blocks(kind, rows=weight.shape[0], columns=weight.shape[1])
+        writer.add_tensor(theirs, blocks[weight.shape].numpy(), raw_dtype=gguf.GGMLQuantizationType[kind])
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
 
 
 def _is_quantized(tensor: str, *, in_full: bool) -> bool:
