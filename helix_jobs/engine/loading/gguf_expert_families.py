@@ -314,6 +314,8 @@ EXPERT_FAMILIES: Final = {
         by_layer=frozenset({"attention.head_count_kv"}),
     ),
 }
+# The language model of one that also reads images.
+EXPERT_FAMILIES_OF_TOWERS: Final = {"qwen3vlmoe": EXPERT_FAMILIES["qwen3moe"]}
 GRANITE_WITH_SHARED: Final = replace(
     EXPERT_FAMILIES["granitemoe"],
     model_type="granitemoeshared",

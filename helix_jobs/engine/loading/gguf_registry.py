@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.loading.gguf_delta_families import DELTA_FAMILIES
 from helix_jobs.engine.loading.gguf_dense_families import DENSE_FAMILIES, MINISTRAL3, OLMO3
-from helix_jobs.engine.loading.gguf_expert_families import EXPERT_FAMILIES, GRANITE_WITH_SHARED, MIXTRAL
+from helix_jobs.engine.loading.gguf_expert_families import (
+    EXPERT_FAMILIES,
+    EXPERT_FAMILIES_OF_TOWERS,
+    GRANITE_WITH_SHARED,
+    MIXTRAL,
+)
 from helix_jobs.engine.loading.gguf_gemma3n import GEMMA3N
 from helix_jobs.engine.loading.gguf_gemma4 import GEMMA4, GEMMA4_WITH_EXPERTS
 from helix_jobs.engine.loading.gguf_gpt_families import (
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 _FIRST: Final[dict[str, GgufFamily]] = {
     **DENSE_FAMILIES,
     **EXPERT_FAMILIES,
+    **EXPERT_FAMILIES_OF_TOWERS,
     **DELTA_FAMILIES,
     **GPT_FAMILIES,
     **MAMBA_FAMILIES,

@@ -45,8 +45,10 @@ _BY_REASON: Final = {
     "another name of gpt2, which config.json has to say": ("gpt-sw3",),
     "images": (
         *("cohere_compass_text", "emu3", "fuyu", "gemma4_unified", "gemma4_unified_text", "git", "got_ocr2"),
-        *("idefics3", "internvl", "llava", "mllama", "paligemma", "phi4_multimodal", "qwen2_vl"),
+        *("mllama", "paligemma", "phi4_multimodal"),
     ),
+    "a factor of logits that transformers leaves out": ("aya_vision", "cohere2_vision"),
+    "experts that are stored with rows and columns exchanged; its .gguf files are read": ("qwen3_vl_moe",),
     "sounds": ("moshi", "moss_transcribe_diarize", "musicgen", "musicgen_melody"),
     "an encoder": (
         *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus", "plbart"),

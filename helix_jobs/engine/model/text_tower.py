@@ -25,11 +25,13 @@ Value = TypeVar("Value")
 KEY_MAPPING: Final = {
     r"^language_model\.model\.": "model.",
     r"^model\.language_model\.": "model.",
+    r"^model\.text_model\.": "model.",
     r"^language_model\.lm_head\.": "lm_head.",
 }
 # The parts that read images or sounds; their tensors are not read.
 _IMAGE_PARTS: Final = re.compile(
-    r"(model\.)?(vision_tower|multi_modal_projector|visual|audio_tower|embed_vision|embed_audio)\."
+    r"(model\.)?((vision_tower|vision_model|multi_modal_projector|connector|visual|audio_tower|embed_vision|embed_audio)\."
+    r"|image_newline$)"
 )
 # Positions by row and column of an image.
 _IMAGE_POSITIONS: Final = ("mrope_section", "mrope_interleaved")
@@ -53,6 +55,15 @@ TEXT_TOWERS: Final = {
     "gemma3": TextTower("Gemma3ForConditionalGeneration", {"gemma3_text": "gemma3_text"}),
     "gemma3n": TextTower("Gemma3nForConditionalGeneration", {"gemma3n_text": "gemma3n_text"}),
     "gemma4": TextTower("Gemma4ForConditionalGeneration", {"gemma4_text": "gemma4_text"}),
+    "llava": TextTower("LlavaForConditionalGeneration", {"llama": "llama", "mistral": "mistral"}),
+    "llava_next": TextTower("LlavaNextForConditionalGeneration", {"llama": "llama", "mistral": "mistral"}),
+    "llava_onevision": TextTower("LlavaOnevisionForConditionalGeneration", {"qwen2": "qwen2"}),
+    "vipllava": TextTower("VipLlavaForConditionalGeneration", {"llama": "llama"}),
+    "internvl": TextTower("InternVLForConditionalGeneration", {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}),
+    "idefics3": TextTower("Idefics3ForConditionalGeneration", {"llama": "llama"}),
+    "smolvlm": TextTower("SmolVLMForConditionalGeneration", {"llama": "llama"}),
+    "lfm2_vl": TextTower("Lfm2VlForConditionalGeneration", {"lfm2": "lfm2"}),
+    "qwen2_vl": TextTower("Qwen2VLForConditionalGeneration", {"qwen2_vl_text": "qwen2"}),
     "qwen2_5_vl": TextTower("Qwen2_5_VLForConditionalGeneration", {"qwen2_5_vl_text": "qwen2"}),
     "qwen3_vl": TextTower("Qwen3VLForConditionalGeneration", {"qwen3_vl_text": "qwen3"}),
     "qwen3_5": TextTower("Qwen3_5ForConditionalGeneration", {"qwen3_5_text": "qwen3_5_text"}),

@@ -253,6 +253,17 @@ SPARSE_CONVERSIONS = {
         },
         convert=afmoe,
     ),
+    "qwen3vlmoe": Conversion(
+        model_type="qwen3_moe",
+        settings={
+            **_COUNTS,
+            "expert_feed_forward_length": 32,
+            "rope.dimension_sections": [4, 2, 2, 0],
+            "n_deepstack_layers": 3,
+        },
+        overrides={"moe_intermediate_size": 32, "norm_topk_prob": True},
+        convert=with_experts_apart,
+    ),
     "qwen35moe": Conversion(
         model_type="qwen3_5_moe_text",
         settings={**DELTA, **_GATED_EXPERTS},
