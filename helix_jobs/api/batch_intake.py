@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 from helix_jobs.api.batch_claim import BatchClaim, BatchInterrupted
 from helix_jobs.api.batch_duty import Duty, duty_of
 from helix_jobs.api.batch_request import ANY_ENDPOINT
+from helix_jobs.client.line_defaults import LineDefaults
 from helix_jobs.client.purge import plan_purge, purge
-from helix_jobs.client.submit_source import LineDefaults, submit_source
+from helix_jobs.client.submit_source import submit_source
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import HelixError, InputError, InvalidInputError, NotFoundError
 from helix_jobs.storage import api_batches, api_files, batch_changes, changes_in_steps

@@ -44,6 +44,7 @@ _COMMANDS: Final = {
     "list": "helix_jobs.cli.status:list_batches",
     "watch": "helix_jobs.cli.status:watch",
     "results": "helix_jobs.cli.results:results",
+    "manifest": "helix_jobs.cli.manifest:manifest",
     "cancel": "helix_jobs.cli.cancel:cancel",
     "retry": "helix_jobs.cli.cancel:retry",
     "pause": "helix_jobs.cli.pause:pause",

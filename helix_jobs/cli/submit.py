@@ -12,6 +12,7 @@ from helix_jobs.cli.acceptance_option import parse_accept
 from helix_jobs.cli.console import is_interactive, make_console, show, working
 from helix_jobs.cli.follow import follow_for_person, print_summary, worker_notice
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, fail, helix_options, open_client
+from helix_jobs.cli.like_option import like_option, options_like, other_models
 from helix_jobs.cli.local_run import run_locally
 from helix_jobs.cli.progress import all_succeeded
 from helix_jobs.cli.sampling_options import sampling_options, truncation_option
@@ -90,6 +91,7 @@ def _read_schema(ctx: click.Context, parameter: click.Parameter, file: str | Non
     metavar="FILE",
     help="Hold the answers of lines that do not say their form to the JSON schema in FILE.",
 )
+@like_option
 @sampling_options
 @truncation_option
 @helix_options
@@ -102,6 +104,7 @@ def submit(
     *,
     response_format: dict[str, Any] | None,
     accept: AcceptanceRule | None,
+    like: str | None,
     wait: bool,
     local: bool,
     name: str | None,
@@ -131,6 +134,8 @@ def submit(
         "rejects": (rejects or _place_for_bad_lines(file)) if skip_invalid else None,
     }
     with open_client(settings) as client:
+        if like is not None:
+            options |= options_like(client, like, defaults)
         submission = _store(client, file, source, options, console, as_json=as_json)
         batch_id = submission.batch_id
         if not (wait or local):
@@ -138,7 +143,7 @@ def submit(
                 echo_json(submission_json(submission))
             else:
                 click.echo(batch_id)
-                _hint(client, submission, console)
+                _hint(client, submission, console, like)
             return
         if local:
             final = run_locally(settings, client, batch_id, console, keep=idempotency_key is not None, as_json=as_json)
@@ -262,16 +267,18 @@ def _print_bad_lines(bad_lines: Sequence[BadLine], total: int, console: Console)
         console.print(f"... and {counted(more, 'fault')} more{unread}" if more else f"These are the faults{unread}.")
 
 
-def _hint(client: HelixClient, submission: Submission, console: Console) -> None:
-    """Print the next commands."""
+def _hint(client: HelixClient, submission: Submission, console: Console, like: str | None) -> None:
+    """Print the next commands, and what differs from the batch whose options are repeated."""
     console.print(f"Follow it with: {command_line('watch', submission.batch_id)}", soft_wrap=True)
     # The batch is stored: a database that goes away now must not make the command look failed.
     with suppress(UnreachableError):
         notice = worker_notice(
             client.status(submission.batch_id), list(client.live_workers()), client.time_limits.lease
         )
-        if notice:
-            console.print(notice, soft_wrap=True, style="yellow")
+        differs = None if like is None else other_models(client, like)
+        for sentence in (notice, differs):
+            if sentence:
+                console.print(printable(sentence), soft_wrap=True, style="yellow")
 
 
 @contextmanager

@@ -7,29 +7,25 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
-from helix_jobs.client.opened_database import OpenedDatabase
-from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.client.database_client import DatabaseClient
 from helix_jobs.errors import NotFoundError
-from helix_jobs.settings import Settings
 from helix_jobs.storage.states import JobState
-from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import timedelta
-    from types import TracebackType
 
     from helix_jobs.acceptance.rule import AcceptanceRule
     from helix_jobs.client.acceptance import Accept
     from helix_jobs.client.purge import Outcome, Purged, PurgePlan
     from helix_jobs.client.submission import Submission, SubmitProgress, SubmitStage
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
+    from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
-    from helix_jobs.storage.database import Database
-    from helix_jobs.storage.records import BatchStatus, JobResult, JobSummary, Worker
+    from helix_jobs.storage.records import BatchStatus, JobResult, JobSummary
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +35,7 @@ MAX_ID: Final = 2**63 - 1
 _RESULTS_PAGE: Final = 250
 
 
-class HelixClient:
+class HelixClient(DatabaseClient):
     """Client of Helix: uses the database and, to submit, the broker.
 
     A context manager; without ``with``, call ``close()`` to free the connections. Thread-safe.
@@ -48,23 +44,6 @@ class HelixClient:
         settings: The settings; by default those of the ``HELIX_*`` environment.
         time_limits: Time limits of the database, and the time after which a worker counts as silent.
     """
-
-    def __init__(self, settings: Settings | None = None, *, time_limits: TimeLimits = DEFAULT_TIME_LIMITS) -> None:
-        self.settings = Settings.from_environment() if settings is None else settings
-        self.time_limits = time_limits
-        self._opened = OpenedDatabase(self.settings, time_limits)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Free the connections. The client opens new ones when it is used again."""
-        self._opened.close()
 
     def submit(
         self,
@@ -77,6 +56,7 @@ class HelixClient:
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         accept: AcceptanceRule | Mapping[str, Any] | Accept | None = None,
+        like: str | None = None,
         skip_invalid: bool = False,
         rejects: str | os.PathLike[str] | BinaryIO | None = None,
         on_invalid: Callable[[BadLine], None] | None = None,
@@ -97,6 +77,7 @@ class HelixClient:
             metadata: Stored with the batch.
             accept: When an answer counts. A rule, or a mapping with its fields, holds for lines that do not give their
                 own, and workers judge by it. A function judges here: this call then returns when ``accept`` does.
+            like: Another batch: the four things above that are not given here are as they were for it.
             skip_invalid: Enqueue the good lines although there are bad ones.
             rejects: A path or binary stream that receives the bytes of bad lines. A path's file is made only if there
                 are bad lines, and replaced whole.
@@ -111,6 +92,7 @@ class HelixClient:
                 HELIX_MAX_JOBS_PER_BATCH; or the bad lines cannot be written; or the rule or ``response_format`` is
                 wrong.
             IdempotencyConflictError: The key names a batch with different content.
+            NotFoundError: There is no batch ``like``.
             BrokerUnreachableError: HELIX_REDIS_URL is set but does not answer; nothing was stored.
             DatabaseUnreachableError: The database does not answer. A Postgres that answered before is retried for a
                 minute.
@@ -119,18 +101,20 @@ class HelixClient:
             SchemaVersionError: The database's schema is not this version's.
         """
         from helix_jobs.client.acceptance import rule_of
-        from helix_jobs.client.submit_source import LineDefaults, submit_source
+        from helix_jobs.client.line_defaults import LineDefaults
+        from helix_jobs.client.submit_source import submit_source
         from helix_jobs.intake.constraint_fields import default_constraint
 
+        before = LineDefaults() if like is None else LineDefaults.of_batch(self.manifest(like))
         submission = submit_source(
             self.settings,
             self._database,
             source,
             LineDefaults(
-                SamplingParams() if defaults is None else defaults,
-                truncate_prompt=truncate_prompt,
-                accept=rule_of(accept),
-                constraint=default_constraint(response_format),
+                before.sampling if defaults is None else defaults,
+                truncate_prompt=before.truncate_prompt if truncate_prompt is None else truncate_prompt,
+                accept=before.accept if accept is None else rule_of(accept),
+                constraint=before.constraint if response_format is None else default_constraint(response_format),
             ),
             name=name,
             idempotency_key=idempotency_key,
@@ -272,13 +256,6 @@ class HelixClient:
 
         return pages()
 
-    def backlog(self) -> int:
-        """Return how many jobs are queued, over all batches."""
-        from helix_jobs.storage import publishing
-
-        with self._database().read() as connection:
-            return publishing.backlog(connection)
-
     def discard(self, batch_id: str) -> bool:
         """Delete a batch whose submission has not finished. Returns False, and does nothing, if there is none.
 
@@ -382,14 +359,3 @@ class HelixClient:
         if not agree(plan):
             return Purged()
         return measure(database, plan) if dry_run else purge(database, plan, on_step, vacuum=vacuum)
-
-    def live_workers(self) -> Sequence[Worker]:
-        """Return the workers that have neither stopped nor been declared lost."""
-        from helix_jobs.storage import workers
-
-        with self._database().read() as connection:
-            return workers.live_workers(connection)
-
-    def _database(self) -> Database:
-        """The database; the first use checks its schema."""
-        return self._opened.get()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -20,37 +20,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Generator, Iterable, Mapping
 
-    from helix_jobs.acceptance.rule import AcceptanceRule
+    from helix_jobs.client.line_defaults import LineDefaults
     from helix_jobs.client.submission import Submission, SubmitStage
-    from helix_jobs.engine.constraint import Constraint
-    from helix_jobs.engine.prompt_truncation import TruncatePrompt
-    from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
     from helix_jobs.new_job import NewJob
     from helix_jobs.settings import Settings
     from helix_jobs.storage.database import Database
-
-
-@dataclass(frozen=True, slots=True)
-class LineDefaults:
-    """What holds for the lines of a batch that do not say otherwise.
-
-    Attributes:
-        sampling: Sampling fields.
-        truncate_prompt: What to keep of a prompt that is too long; None fails its job.
-        accept: When an answer counts; None for any.
-        constraint: The form of an answer; None for any.
-    """
-
-    sampling: SamplingParams
-    truncate_prompt: TruncatePrompt | None = None
-    accept: AcceptanceRule | None = None
-    constraint: Constraint | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The batch's stored defaults."""
-        truncation = {} if self.truncate_prompt is None else {"truncate_prompt": self.truncate_prompt.to_dict()}
-        return self.sampling.to_dict() | truncation
 
 
 def submit_source(

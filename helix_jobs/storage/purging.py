@@ -226,9 +226,14 @@ def purge_runs(c: Connection, before: datetime, limit: int) -> int:
 
 
 def purge_workers(c: Connection, before: datetime, limit: int) -> int:
-    """Remove up to ``limit`` workers that stopped before ``before``, without runs or running jobs; returns how many."""
+    """Remove up to ``limit`` workers that stopped before ``before``, without runs or running jobs; returns how many.
+
+    One that ended jobs of a batch that is there stays: the batch's manifest says what it was.
+    """
+    named = select(batch_counters.c.writer).distinct()
     running = select(jobs.c.worker_id).where(text("state = 'running'"), jobs.c.worker_id.is_not(None))
-    old = select(workers.c.id).where(workers.c.stopped_at < before, not_(_HAS_RUN), workers.c.id.not_in(running))
+    gone = and_(workers.c.stopped_at < before, workers.c.id.not_in(running), workers.c.id.not_in(named))
+    old = select(workers.c.id).where(gone, not_(_HAS_RUN))
     return c.execute(delete(workers).where(workers.c.id.in_(old.limit(limit)))).rowcount
 
 

@@ -147,6 +147,7 @@ class NewWorker:
 
     Attributes:
         boot_id: This and the next two fields: see ``ProcessIdentity``.
+        setup: What its answers depend on: versions, digests of the models, kernels and so on; None where it is unknown.
     """
 
     id: str
@@ -159,6 +160,7 @@ class NewWorker:
     boot_id: str | None = None
     pid_namespace: str | None = None
     process_started: str | None = None
+    setup: Mapping[str, Any] | None = None
 
     @property
     def identity(self) -> ProcessIdentity:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0011"
+SCHEMA_REVISION: Final = "0012"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -257,6 +257,9 @@ workers = Table(
     _column("started_at", UTCDateTime),
     _column("heartbeat_at", UTCDateTime),
     _column("stopped_at", UTCDateTime, nullable=True),
+    # What its answers depend on, for the manifests of batches. NULL in rows of older versions. JSON, as what there is
+    # to say changes with each release.
+    _json_or_null("setup", dict),
 )
 
 # Status reads these sums instead of counting a million jobs. A transaction that stores jobs or moves one into or out of

@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import DatabaseReplacedError
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def worker_row(worker_id: str, hostname: str, info: EngineInfo) -> NewWorker:
-    """The row of this process's worker."""
+def worker_row(worker_id: str, hostname: str, info: EngineInfo, setup: Mapping[str, Any] | None = None) -> NewWorker:
+    """The row of this process's worker; ``setup`` is what its answers depend on."""
     identity = this_process()
     return NewWorker(
         id=worker_id,
@@ -43,6 +43,7 @@ def worker_row(worker_id: str, hostname: str, info: EngineInfo) -> NewWorker:
         target_model=info.target_model,
         draft_model=info.draft_model,
         slots=info.max_batch_size,
+        setup=setup,
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.bounds import interactive_slots
 from helix_jobs.broker.publisher import (
@@ -54,6 +54,7 @@ from helix_jobs.worker.job_service import WorkerService
 from helix_jobs.worker.moot_messages import MootMessages
 from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.reconciler import Reconciler
+from helix_jobs.worker.setup import worker_setup
 from helix_jobs.worker.shared_broker import clear_stranded, leave_broker, revive_broker
 from helix_jobs.worker.shutdown import EXIT_INTERRUPTED
 from helix_jobs.worker.stop_requests import StopRequests, install_signals
@@ -147,6 +148,7 @@ class _Worker:
         self._reconciler: Reconciler
         self._lock: DeviceLock
         self._engine: EngineProtocol
+        self._setup: dict[str, Any]
         self._service: WorkerService
         self._writer: GroupCommitWriter
         self._metrics: MetricsServer | None = None
@@ -192,6 +194,7 @@ class _Worker:
             self._metrics = MetricsServer(self._settings.metrics_host, self._settings.metrics_port)
             self._stack.callback(self._metrics.close)
         self._engine = load_engine(self._settings, on_progress)
+        self._setup = worker_setup(self._settings, self._engine.info, on_progress or logger.info)
         # As many threads as the batch has slots, even if the device chose the number of slots.
         self._settings = replace(self._settings, max_batch_size=self._engine.info.max_batch_size)
         slots = self._engine.info.max_batch_size
@@ -201,7 +204,7 @@ class _Worker:
     def start(self) -> WorkerBanner:
         """Start everything but Celery. The parts stop in the order: reconciler, engine, writer, heartbeat."""
         info = self._engine.info
-        row = worker_row(self._worker_id, self._hostname, info)
+        row = worker_row(self._worker_id, self._hostname, info, self._setup)
         rounds = self._rounds
         switch = DeadMansSwitch(
             rounds,

@@ -63,7 +63,7 @@ def read_adapter(name: str, folder: Path) -> PeftAdapter:
         file = _weights_file(name, folder)
         stored = _factors(config, read_safetensors_header(str(folder), file))
         pairs = {_short(module): _pair(config, module, *factors) for module, factors in stored.items()}
-        return PeftAdapter(config, Adapter(name, _digest(folder), pairs))
+        return PeftAdapter(config, Adapter(name, adapter_digest(folder), pairs))
     except OSError as error:
         raise ModelError(f"adapter {name}: its files cannot be read ({error.strerror}); fetch it again") from error
 
@@ -134,7 +134,7 @@ def _short(module: str) -> str:
     return canonical(text_name(module))
 
 
-def _digest(folder: Path) -> str:
+def adapter_digest(folder: Path) -> str:
     """Of both files' content."""
     total = hashlib.sha256()
     for file in (CONFIG_FILE, WEIGHTS_FILE):

@@ -1,0 +1,68 @@
+"""DatabaseClient: a client's database, opened when it is first used, and what it tells of batches and workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from helix_jobs.client.opened_database import OpenedDatabase
+from helix_jobs.settings import Settings
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from helix_jobs.storage.database import Database
+    from helix_jobs.storage.manifests import Manifest
+    from helix_jobs.storage.records import Worker
+
+
+class DatabaseClient:
+    """The base of ``HelixClient``, which says what its arguments are."""
+
+    def __init__(self, settings: Settings | None = None, *, time_limits: TimeLimits = DEFAULT_TIME_LIMITS) -> None:
+        self.settings = Settings.from_environment() if settings is None else settings
+        self.time_limits = time_limits
+        self._opened = OpenedDatabase(self.settings, time_limits)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the connections. The client opens new ones when it is used again."""
+        self._opened.close()
+
+    def manifest(self, batch_id: str) -> Manifest:
+        """Return what made a batch's answers: what it was submitted with, and the workers with their models.
+
+        Raises:
+            NotFoundError: No such batch.
+        """
+        from helix_jobs.storage.manifests import read_manifest
+
+        # Where a repair has counted the batch anew, the workers are read from its answers.
+        with self._database().read(unlimited=True) as connection:
+            return read_manifest(connection, batch_id)
+
+    def backlog(self) -> int:
+        """Return how many jobs are queued, over all batches."""
+        from helix_jobs.storage import publishing
+
+        with self._database().read() as connection:
+            return publishing.backlog(connection)
+
+    def live_workers(self) -> Sequence[Worker]:
+        """Return the workers that have neither stopped nor been declared lost."""
+        from helix_jobs.storage import workers
+
+        with self._database().read() as connection:
+            return workers.live_workers(connection)
+
+    def _database(self) -> Database:
+        """The database; the first use checks its schema."""
+        return self._opened.get()
