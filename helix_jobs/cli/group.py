@@ -45,6 +45,7 @@ _COMMANDS: Final = {
     "watch": "helix_jobs.cli.status:watch",
     "results": "helix_jobs.cli.results:results",
     "manifest": "helix_jobs.cli.manifest:manifest",
+    "diff": "helix_jobs.cli.diff:diff",
     "cancel": "helix_jobs.cli.cancel:cancel",
     "retry": "helix_jobs.cli.cancel:retry",
     "pause": "helix_jobs.cli.pause:pause",

@@ -9,10 +9,11 @@ from helix_jobs.settings import Settings
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from helix_jobs.storage.database import Database
+    from helix_jobs.storage.job_pairs import JobPair
     from helix_jobs.storage.manifests import Manifest
     from helix_jobs.storage.records import Worker
 
@@ -48,6 +49,18 @@ class DatabaseClient:
         # Where a repair has counted the batch anew, the workers are read from its answers.
         with self._database().read(unlimited=True) as connection:
             return read_manifest(connection, batch_id)
+
+    def pairs(self, before: str, after: str) -> Iterator[JobPair]:
+        """Yield the jobs of two batches of the same input in pairs: by ``custom_id``, or else by line.
+
+        Jobs that only the second batch has come last. Each page is its own snapshot, as for ``results``.
+
+        Raises:
+            NotFoundError: No such batch.
+        """
+        from helix_jobs.storage.job_pairs import iter_pairs
+
+        return iter_pairs(self._database().read, before, after)
 
     def backlog(self) -> int:
         """Return how many jobs are queued, over all batches."""

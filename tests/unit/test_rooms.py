@@ -50,6 +50,7 @@ ARROWS = {
     "acceptance": set(),
     "intake": {"acceptance", "values"},
     "results": {"intake", "storage"},
+    "reports": {"storage"},
     "client": {"acceptance", "broker", "intake", "observability", "storage", "values"},
     "api": {"broker", "client", "intake", "results", "storage", "values"},
     "worker": {
@@ -62,7 +63,7 @@ ARROWS = {
     },
     "cli": {
         *("acceptance", "api", "bench", "client", "doctor", "engine.devices", "engine.loading", "observability"),
-        *("results", "storage", "values", "worker"),
+        *("reports", "results", "storage", "values", "worker"),
     },
 }
 ARROWS |= {
