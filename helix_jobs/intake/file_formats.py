@@ -5,16 +5,15 @@ Without this, a file without any lines of JSON would be reported line by line, a
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import re
 import shlex
-import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import InputError
+from helix_jobs.intake.packed import KINDS, packing_of, unpacked
 from helix_jobs.intake.text_encoding import narrow_encoding, wide_encoding
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ _LOOK: Final = 64 * 1024
 _PIECE: Final = 64 * 1024
 # Bytes of a text file that are read to detect its encoding.
 _ENCODING_LOOK: Final = 16 * 1024 * 1024
-_GZIP: Final = b"\x1f\x8b\x08"
 _BOM: Final = b"\xef\xbb\xbf"
 
 _MAX_BLANK_LINES: Final = 100
@@ -41,16 +39,19 @@ class _Other:
         what: The format's name in a sentence.
         command: The command that converts the file to lines of JSON, or closer to them; FILE stands for its name.
         note: What else the command does or needs.
+        is_table: Its rows can be submitted with a prompt; the command is then that of ``helix submit`` itself.
     """
 
     what: str
     command: str
     note: str = ""
+    is_table: bool = False
 
 
-def _pandas(function: str, options: str = "") -> str:
-    code = f'import pandas, sys; print(pandas.{function}(sys.argv[1]{options}).to_json(orient="records", lines=True))'
-    return f"python -c {shlex.quote(code)} FILE"
+def _table(what: str, column: str = "COLUMN") -> _Other:
+    value = column if column.isidentifier() else f"row[{json.dumps(column)}]"
+    question = f"--prompt {shlex.quote('Summarise: {{ ' + value + ' }}')}"
+    return _Other(what, f"helix submit FILE {question}", is_table=True)
 
 
 # Two programs are called yq, and their options differ.
@@ -61,15 +62,13 @@ _FROM_YAML: Final = (
 )
 # First bytes -> the file's format.
 _SIGNATURES: Final[Mapping[bytes, _Other]] = {
-    b"\x28\xb5\x2f\xfd": _Other("compressed with zstd", "zstd -dc FILE"),
-    b"BZh": _Other("compressed with bzip2", "bzip2 -dc FILE"),
-    b"\xfd7zXZ\0": _Other("compressed with xz", "xz -dc FILE"),
     b"\x04\x22\x4d\x18": _Other("compressed with lz4", "lz4 -dc FILE"),
-    b"PAR1": _Other("Parquet", _pandas("read_parquet")),
-    b"ARROW1": _Other("Arrow (Feather)", _pandas("read_feather")),
+    b"PAR1": _table("Parquet"),
+    b"ARROW1": _table("Arrow (Feather)"),
     b"PK\x03\x04": _Other(
         "a ZIP archive or an Excel workbook",
-        f"unzip -p FILE (a workbook: {_pandas('read_excel')})",
+        "unzip -p FILE",
+        "a workbook: helix submit FILE --prompt 'Summarise: {{ COLUMN }}'",
     ),
     b"7z\xbc\xaf\x27\x1c": _Other("a 7z archive", "7z x -so FILE"),
     b"SQLite format 3\0": _Other(
@@ -83,14 +82,13 @@ _NO_TEXT: Final = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _HEADER_CELL: Final = re.compile(r'"?[A-Za-z_][\w .-]{0,63}"?')
 _YAML_LINE: Final = re.compile(r"---\s*$|%YAML|(?:- )?[A-Za-z_][\w-]*:(?:\s|$)|- \S")
 _COLUMNS: Final = frozenset({"prompt", "text", "question", "input", "instruction"})
-_COLUMN_OF_PROMPTS: Final = "the column of prompts has to be called prompt"
 _LIST_MEMBER: Final = re.compile(r'"([A-Za-z_]\w*)"\s*:\s*\[')
 # Lists that belong to one request: an object that holds one is a request, not a wrapper of many.
 _OWN_LISTS: Final = frozenset({"messages", "stop", "contents", "conversations", "input", "system", "parts"})
 
 
 def open_lines(stream: LineSource, name: str | None = None) -> LineSource:
-    """Return the stream's lines of JSON: unpacked if it is gzip, with LF ends if it has carriage returns.
+    """Return the stream's lines of JSON: unpacked if it is packed, with LF ends if it has carriage returns.
 
     Args:
         stream: The bytes, from their beginning.
@@ -100,10 +98,11 @@ def open_lines(stream: LineSource, name: str | None = None) -> LineSource:
         InputError: The file has another format; the error names the format and the command that converts it.
     """
     first = stream.readline(_LOOK)
-    if first.startswith(_GZIP):
-        if isinstance(stream, _Gzip):
-            raise _not_lines(_Other("compressed twice", "gunzip -c FILE | gunzip -c"), name)
-        return open_lines(_Gzip(_Again([first], stream)), name)
+    if (packing := packing_of(first)) is not None:
+        if isinstance(stream, _Unpacked):
+            commands = dict(KINDS.values())
+            raise _not_lines(_Other("compressed twice", f"{commands[stream.kind]} FILE | {commands[packing]}"), name)
+        return open_lines(_Unpacked(packing, _Again([first], stream)), name)
     taken = [first]
     while taken[-1] and len(taken) < _MAX_BLANK_LINES and not taken[-1].removeprefix(_BOM).strip():
         taken.append(stream.readline(_LOOK))
@@ -157,10 +156,10 @@ def _object_over_lines(first: str, second: str) -> _Other | None:
 
 def _columns(first: str, second: str) -> _Other | None:
     for separator, what in ((",", "CSV"), ("\t", "tab-separated values"), (";", "CSV with semicolons")):
-        cells = first.split(separator)
-        if len(cells) > 1 and separator in second and all(_HEADER_CELL.fullmatch(cell.strip()) for cell in cells):
-            option = "" if separator == "," else f", sep={json.dumps(separator)}"
-            return _Other(what, _pandas("read_csv", option), _COLUMN_OF_PROMPTS)
+        cells = [cell.strip() for cell in first.split(separator)]
+        if len(cells) > 1 and separator in second and all(map(_HEADER_CELL.fullmatch, cells)):
+            names = [cell.strip('"') for cell in cells]
+            return _table(what, next((name for name in names if name in _COLUMNS), names[-1]))
     return None
 
 
@@ -168,7 +167,7 @@ def _free_text(first: str, second: str) -> _Other | None:
     if not second or second.startswith(("{", "[")):
         return None
     if first.strip('"') in _COLUMNS:
-        return _Other("CSV", _pandas("read_csv"), _COLUMN_OF_PROMPTS)
+        return _table("CSV", first.strip('"'))
     if _YAML_LINE.match(first):
         return _Other("YAML", f"python -c {shlex.quote(_FROM_YAML)} FILE")
     return _Other("plain text", "jq -Rc '{prompt: .}' FILE", "each line becomes a prompt")
@@ -177,7 +176,7 @@ def _free_text(first: str, second: str) -> _Other | None:
 def _with_encoding(other: _Other, data: bytes, *, is_whole: bool) -> _Other:
     """Add the encoding of a text that is not UTF-8: the programs in the commands read UTF-8 only."""
     encoding = narrow_encoding(data, is_whole=is_whole)
-    if encoding is None:
+    if encoding is None or other.is_table:  # a table's encoding is detected when it is read
         return other
     return _Other(
         f"{other.what} in {encoding.what}",
@@ -196,6 +195,11 @@ def _beginning(stream: LineSource, size: int) -> Iterator[bytes]:
 def _not_lines(other: _Other, name: str | None) -> InputError:
     shown = _shown(name)
     command = other.command.replace("FILE", "FILE" if shown is None else shlex.quote(shown))
+    if other.is_table:
+        return InputError(
+            f"{shown or 'the input'} is {other.what}, not one JSON object a line; say what to ask about its rows: "
+            f"{command if shown else command.replace('FILE', '-', 1)}"
+        )
     # The message pipes the command's output: a file that the command wrote might be the one it reads.
     message = f"{shown or 'the input'} is {other.what}, not one JSON object a line; submit it with: {command}"
     return InputError(f"{message} | helix submit -{other.note and f' ({other.note})'}")
@@ -270,11 +274,12 @@ class _CarriageReturns:
         return line
 
 
-class _Gzip:
-    """Lines of a gzip file, unpacked as they are read: the unpacked text is never held whole."""
+class _Unpacked:
+    """Lines of a packed file, unpacked as they are read: the unpacked text is never held whole."""
 
-    def __init__(self, packed: LineSource) -> None:
-        self._stream = io.BufferedReader(gzip.GzipFile(fileobj=cast("BinaryIO", _Readable(packed)), mode="rb"))
+    def __init__(self, kind: str, packed: LineSource) -> None:
+        self.kind = kind
+        self._stream = unpacked(kind, _Readable(packed))
 
     def readline(self, limit: int, /) -> bytes:
         """Return the next line with its end, or at most ``limit`` bytes of it.
@@ -282,17 +287,11 @@ class _Gzip:
         Raises:
             InputError: The file is damaged.
         """
-        try:
-            return self._stream.readline(limit)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(
-                "the input is compressed with gzip and is damaged or cut short; make it again, or see how far "
-                "`gunzip -c` gets"
-            ) from error
+        return self._stream.readline(limit)
 
 
 class _Readable:
-    """A source of lines as the binary file that ``gzip`` reads."""
+    """A source of lines as the binary file that unpacking reads."""
 
     def __init__(self, stream: LineSource) -> None:
         self._stream = stream

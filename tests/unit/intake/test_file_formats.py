@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import shutil
 import subprocess
@@ -66,22 +68,12 @@ def test_carriage_returns_at_the_seams_of_pieces_end_one_line(size):
 @pytest.mark.parametrize(
     ("data", "what", "command"),
     [
-        (b"PAR1" + bytes(40), "Parquet", "read_parquet"),
-        (b"\x28\xb5\x2f\xfd" + bytes(40), "compressed with zstd", "zstd -dc FILE"),
-        (b"BZh9" + bytes(40), "compressed with bzip2", "bzip2 -dc FILE"),
-        (b"\xfd7zXZ\0" + bytes(40), "compressed with xz", "xz -dc FILE"),
         (b"PK\x03\x04" + bytes(40), "a ZIP archive or an Excel workbook", "unzip -p FILE"),
         (b"SQLite format 3\0" + bytes(40), "an SQLite database", "sqlite3 FILE"),
-        (b"ARROW1\0\0" + bytes(40), "Arrow (Feather)", "read_feather"),
         (b"%PDF-1.7\n" + bytes(40), "a PDF document", "pdftotext FILE -"),
         (LINES.decode().encode("utf-16"), "UTF-16 text", "iconv -f UTF-16 -t UTF-8 FILE"),
         (LINES.decode().encode("utf-16-le"), "UTF-16 text", "iconv -f UTF-16LE -t UTF-8"),
         (LINES.decode().encode("utf-16-be"), "UTF-16 text", "iconv -f UTF-16BE -t UTF-8"),
-        (b'id,prompt\n1,"Name a river"\n', "CSV", "pandas.read_csv"),
-        (BOM + b'"id","prompt"\r\n1,"Name a river"\r\n', "CSV", "pandas.read_csv"),
-        (b"prompt\nName a river\n", "CSV", "pandas.read_csv"),
-        (b"id\tprompt\n1\tName a river\n", "tab-separated values", "\\t"),
-        (b"id;prompt\n1;Name a river\n", "CSV with semicolons", "sep="),
         (b"- prompt: Name a river\n- prompt: b\n", "YAML", "yaml.safe_load_all"),
         (b"---\nprompt: Name a river\n", "YAML", "yaml.safe_load_all"),
         (b"prompt: Name a river\nmax_tokens: 4\n", "YAML", "yaml.safe_load_all"),
@@ -93,6 +85,7 @@ def test_carriage_returns_at_the_seams_of_pieces_end_one_line(size):
         (b'{\n "messages": [\n  {"role"', "JSON spread over several lines", "jq -c '.' FILE"),
         (b'{\n "requests": [\n  {"role"', "JSON spread over several lines", "jq -c '.requests[]' FILE"),
         (gzipped(gzipped(LINES)), "compressed twice", "gunzip -c FILE | gunzip -c"),
+        (bz2.compress(lzma.compress(LINES)), "compressed twice", "bzip2 -dc FILE | xz -dc"),
     ],
 )  # fmt: skip
 def test_another_format_is_one_sentence_with_the_command(data, what, command):
@@ -104,6 +97,28 @@ def test_another_format_is_one_sentence_with_the_command(data, what, command):
     assert " | helix submit -" in message
     assert "PANDAS" not in message
     assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("data", "what", "value"),
+    [
+        (b"PAR1" + bytes(40), "Parquet", "COLUMN"),
+        (b"ARROW1\0\0" + bytes(40), "Arrow (Feather)", "COLUMN"),
+        (b'id,prompt\n1,"Name a river"\n', "CSV", "prompt"),
+        (BOM + b'"id","prompt"\r\n1,"Name a river"\r\n', "CSV", "prompt"),
+        (b"prompt\nName a river\n", "CSV", "prompt"),
+        (b"text\tid\nName a river\t1\n", "tab-separated values", "text"),
+        (b"id;First name\n1;Name a river\n", "CSV with semicolons", 'row["First name"]'),
+        ("id,prompt\n1,Wie heißt er?\n".encode("latin-1"), "CSV", "prompt"),
+    ],
+)
+def test_a_table_is_refused_with_the_command_that_asks_about_its_rows(data, what, value):
+    with pytest.raises(InputError) as told:
+        prompts(data)
+    assert str(told.value) == (
+        f"the input is {what}, not one JSON object a line; say what to ask about its rows: "
+        f"helix submit - --prompt 'Summarise: {{{{ {value} }}}}'"
+    )
 
 
 GERMAN = "Grüße, wie heißt der Fluß?\nUnd „dieser“?\n"
@@ -135,11 +150,6 @@ def test_text_in_another_encoding_is_converted_by_the_command(tmp_path, data, wh
         assert prompts(printed_by(str(told.value))) == texts
 
 
-def test_csv_in_another_encoding_is_converted_before_it_is_read():
-    with pytest.raises(InputError, match=r"CSV in WINDOWS-1252.*iconv .* FILE \| python -c .* /dev/stdin \| helix"):
-        prompts("id,prompt\n1,Wie heißt er?\n".encode("latin-1"))
-
-
 @pytest.mark.parametrize(
     ("line", "command"),
     [
@@ -157,7 +167,7 @@ def test_a_line_in_another_encoding_names_the_command(line, command):
 
 @pytest.mark.parametrize(
     ("tool", "options"),
-    [("zstd", "-qc"), ("bzip2", "-c"), ("xz", "-c"), ("lz4", "-c"), ("iconv", "-f UTF-8 -t UTF-16")],
+    [("lz4", "-c"), ("iconv", "-f UTF-8 -t UTF-16")],
 )
 def test_the_command_unpacks(tmp_path, tool, options):
     if not shutil.which(tool):
@@ -219,17 +229,15 @@ def test_the_name_stands_in_the_command_as_a_shell_reads_it():
         open_lines(io.BytesIO(b"id,prompt\n1,a\n"), "it's a file.csv")
     message = str(told.value)
     assert message.startswith("it's a file.csv is CSV")
-    command = message.partition("submit it with: ")[2].partition(" | helix submit -")[0]
+    command = message.partition("about its rows: ")[2]
     assert shutil.which("bash")
     arguments = subprocess.run(
-        ["bash", "-c", f'show() {{ printf "%s\\n" "$@"; }}; {command.replace("python", "show", 1)}'],
+        ["bash", "-c", f'show() {{ printf "%s\\n" "$@"; }}; {command.replace("helix", "show", 1)}'],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.splitlines()
-    assert arguments[0] == "-c"
-    compile(arguments[1], "command", "exec")
-    assert arguments[2:] == ["it's a file.csv"]
+    assert arguments == ["submit", "it's a file.csv", "--prompt", "Summarise: {{ prompt }}"]
 
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")
