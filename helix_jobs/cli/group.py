@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 # In the order of the help page; imported when used.
 _COMMANDS: Final = {
     "submit": "helix_jobs.cli.submit:submit",
+    "preview": "helix_jobs.cli.preview:preview",
     "status": "helix_jobs.cli.status:status",
     "list": "helix_jobs.cli.status:list_batches",
     "watch": "helix_jobs.cli.status:watch",

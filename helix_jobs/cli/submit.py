@@ -17,6 +17,7 @@ from helix_jobs.cli.local_run import run_locally
 from helix_jobs.cli.progress import all_succeeded
 from helix_jobs.cli.sampling_options import sampling_options, truncation_option
 from helix_jobs.cli.streams import standard_input
+from helix_jobs.cli.table_options import InputPath, table_options
 from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json
 from helix_jobs.client.alike import alike
 from helix_jobs.errors import InvalidInputError, UnreachableError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
     from helix_jobs.settings import Settings
+    from helix_jobs.tables.ask import TableAsk
 
 _LISTED_FAULTS: Final = 20
 _STANDARD_INPUT: Final = "-"
@@ -61,7 +63,7 @@ def _read_schema(ctx: click.Context, parameter: click.Parameter, file: str | Non
 
 
 @click.command("submit", cls=HelixCommand, short_help="Validate, store and enqueue a file of prompts.")
-@click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True))
+@click.argument("file", metavar="FILE", type=InputPath(exists=True, readable=True, allow_dash=True))
 @click.option("--wait", is_flag=True, help="Stay until the batch ends, with a live progress bar.")
 @click.option(
     "--local", is_flag=True, help="Start the broker and a worker if missing, wait, show the answers, stop them."
@@ -92,6 +94,7 @@ def _read_schema(ctx: click.Context, parameter: click.Parameter, file: str | Non
     help="Hold the answers of lines that do not say their form to the JSON schema in FILE.",
 )
 @like_option
+@table_options
 @sampling_options
 @truncation_option
 @helix_options
@@ -102,6 +105,7 @@ def submit(
     truncate_prompt: TruncatePrompt | None,
     metadata: dict[str, str],
     *,
+    table: TableAsk | None,
     response_format: dict[str, Any] | None,
     accept: AcceptanceRule | None,
     like: str | None,
@@ -117,6 +121,9 @@ def submit(
 
     FILE holds one JSON object a line: {"prompt": "..."}, {"messages": [...]} or an OpenAI Batch line. If a line is
     bad, every bad line is listed and nothing is enqueued. The sampling options are defaults for lines that do not say.
+
+    With --prompt, --template or --messages FILE is a table (CSV, TSV, JSON lines, Parquet, Arrow, Excel), or a folder
+    or quoted pattern of text files: --prompt "Summarise: {{ text }}" asks this about each row.
     """
     if rejects is not None and not skip_invalid:
         raise click.UsageError("--rejects needs --skip-invalid.")
@@ -130,6 +137,7 @@ def submit(
         "idempotency_key": idempotency_key,
         "metadata": metadata or None,
         "accept": accept,
+        "table": table,
         "skip_invalid": skip_invalid,
         "rejects": (rejects or _place_for_bad_lines(file)) if skip_invalid else None,
     }
@@ -164,15 +172,16 @@ def _store(
 ) -> Submission:
     """Submit the lines through the client; report the bad ones."""
     stream = standard_input() if file == _STANDARD_INPUT else None
-    if stream is not None and stream.isatty():
+    if stream is not None and stream.isatty() and options["table"] is None:
         console.print("Reading prompts from the keyboard, one JSON object a line; end with Ctrl-D (Windows: Ctrl-Z).")
     reached = _Reached()
     try:
         with _reading(console, source) as on_progress:
             submission = client.submit(
-                Path(file) if stream is None else stream,
+                file if stream is None else stream,
                 on_progress=on_progress,
                 on_stage=reached.note,
+                on_reading=lambda reading: console.print(f"Reading {source} as {reading}", soft_wrap=True),
                 **options,
             )
     except InvalidInputError as error:

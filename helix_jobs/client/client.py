@@ -6,36 +6,34 @@ Imports neither torch nor, before it is needed, SQLAlchemy and Celery.
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
-from helix_jobs.client.database_client import DatabaseClient
-from helix_jobs.errors import NotFoundError
+from helix_jobs.client.batch_control import MAX_ID, BatchControl
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from datetime import timedelta
 
     from helix_jobs.acceptance.rule import AcceptanceRule
     from helix_jobs.client.acceptance import Accept
+    from helix_jobs.client.inputs import Input
     from helix_jobs.client.purge import Outcome, Purged, PurgePlan
     from helix_jobs.client.submission import Submission, SubmitProgress, SubmitStage
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
     from helix_jobs.storage.records import BatchStatus, JobResult, JobSummary
+    from helix_jobs.tables.ask import TableAsk
 
 logger = logging.getLogger(__name__)
 
-# The largest integer that both databases can store.
-MAX_ID: Final = 2**63 - 1
 # Rows held while results are read: few, because a row may carry a prompt of 4 MiB.
 _RESULTS_PAGE: Final = 250
 
 
-class HelixClient(DatabaseClient):
+class HelixClient(BatchControl):
     """Client of Helix: uses the database and, to submit, the broker.
 
     A context manager; without ``with``, call ``close()`` to free the connections. Thread-safe.
@@ -47,8 +45,10 @@ class HelixClient(DatabaseClient):
 
     def submit(
         self,
-        source: str | os.PathLike[str] | BinaryIO | Iterable[Mapping[str, Any]],
+        source: Input,
         *,
+        template: str | None = None,
+        table: TableAsk | None = None,
         name: str | None = None,
         defaults: SamplingParams | None = None,
         truncate_prompt: TruncatePrompt | None = None,
@@ -62,11 +62,16 @@ class HelixClient(DatabaseClient):
         on_invalid: Callable[[BadLine], None] | None = None,
         on_progress: Callable[[SubmitProgress], None] | None = None,
         on_stage: Callable[[SubmitStage, str], None] = lambda _stage, _batch_id: None,
+        on_reading: Callable[[str], None] | None = None,
     ) -> Submission:
         """Validate every line, store the batch and hand its first jobs to the broker: all or nothing.
 
         Args:
-            source: A JSONL file's path, a binary stream of JSONL, or mappings of the accepted line forms.
+            source: A JSONL file's path, a binary stream of JSONL, or mappings of the accepted line forms. Beside
+                ``template`` or ``table`` a table: a data frame, mappings, a binary stream, or the path of a table, of a
+                folder or pattern of text files.
+            template: The prompt, a Jinja2 template that is filled in for each row: short for a ``table`` of it alone.
+            table: Which rows of the table become lines, and what is asked about each.
             name: The batch's name.
             defaults: Sampling fields for lines that do not give them.
             truncate_prompt: What to keep of a prompt that is too long, for lines that do not say.
@@ -85,8 +90,11 @@ class HelixClient(DatabaseClient):
             on_progress: Called about every thousand lines.
             on_stage: Called with each new stage and the batch id. When this call is interrupted, the last stage tells
                 whether the jobs run.
+            on_reading: Called with how the table is read: its format, encoding and delimiter.
 
         Raises:
+            ConfigurationError: ``template`` and ``table`` are both given, or the table needs a library that is not
+                installed.
             InvalidInputError: There are bad lines; the error carries the first 10,000.
             InputError: There is no such file, or it holds no lines, or asks for more answers than
                 HELIX_MAX_JOBS_PER_BATCH; or the bad lines cannot be written; or the rule or ``response_format`` is
@@ -102,7 +110,7 @@ class HelixClient(DatabaseClient):
         """
         from helix_jobs.client.acceptance import rule_of
         from helix_jobs.client.line_defaults import LineDefaults
-        from helix_jobs.client.submit_source import submit_source
+        from helix_jobs.client.submit_source import asked_table, submit_source
         from helix_jobs.intake.constraint_fields import default_constraint
 
         before = LineDefaults() if like is None else LineDefaults.of_batch(self.manifest(like))
@@ -124,6 +132,8 @@ class HelixClient(DatabaseClient):
             on_invalid=on_invalid,
             on_progress=on_progress,
             on_stage=on_stage,
+            table=asked_table(template, table),
+            on_reading=on_reading,
         )
         if callable(accept):
             self.accept(submission.batch_id, accept)
@@ -264,61 +274,6 @@ class HelixClient(DatabaseClient):
         from helix_jobs.storage import batches
 
         return self._database().transact(lambda c: batches.delete_batch(c, batch_id), unlimited=True)
-
-    def cancel(self, target: str | int) -> int:
-        """Cancel a batch (``b-...``) or one job (its number) and return how many jobs that stopped.
-
-        A batch's cancel takes effect at once; its rows follow in steps, at some 10,000 a second. If it is interrupted,
-        a worker or a second cancel completes it. A batch whose submission has not finished is deleted, as by
-        ``discard``, and counts as 0 jobs.
-
-        Raises:
-            NotFoundError: No such batch or job.
-        """
-        from helix_jobs.storage import batch_changes, changes_in_steps
-
-        digits = str(target) if isinstance(target, int) or (target.isascii() and target.isdecimal()) else ""
-        if len(digits) > len(str(MAX_ID)) or int(digits or 0) > MAX_ID:
-            raise NotFoundError(f"there is no job {digits[:40]}; `helix status BATCH --jobs` lists job ids")
-        if digits:
-            job_id = int(digits)
-            return self._database().transact(lambda c: batch_changes.cancel_job(c, job_id, now=datetime.now(UTC)))
-        return changes_in_steps.cancel_batch(self._database(), str(target))
-
-    def retry(self, batch_id: str) -> int:
-        """Queue a batch's failed and cancelled jobs again and return how many. A worker publishes them.
-
-        Raises:
-            NotFoundError: No such batch.
-            UnfinishedSubmissionError: Its submission has not finished.
-        """
-        from helix_jobs.storage import changes_in_steps
-
-        return changes_in_steps.retry_batch(self._database(), batch_id)
-
-    def pause(self, batch_id: str) -> int:
-        """Let no further job of a batch begin, until ``resume``, and return how many wait. Jobs that run end.
-
-        Returns 0, and does nothing, if the batch has ended, was cancelled, or is paused already.
-
-        Raises:
-            NotFoundError: No such batch.
-            UnfinishedSubmissionError: Its submission has not finished.
-        """
-        from helix_jobs.storage import pausing
-
-        return self._database().transact(lambda c: pausing.pause_batch(c, batch_id, now=datetime.now(UTC)))
-
-    def resume(self, batch_id: str) -> int:
-        """Let the jobs of a paused batch begin again, and return how many wait. A worker publishes them.
-
-        Raises:
-            NotFoundError: No such batch.
-            UnfinishedSubmissionError: Its submission has not finished.
-        """
-        from helix_jobs.storage import pausing
-
-        return self._database().transact(lambda c: pausing.resume_batch(c, batch_id))
 
     def purge(
         self,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import (
     BadLine,
@@ -34,7 +34,7 @@ from helix_jobs.storage import batches
 from helix_jobs.storage.outage import outlast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from sqlalchemy import Connection
 
@@ -126,6 +126,7 @@ def submit_lines(
     tally: Tally,
     on_progress: Callable[[Tally], None] | None = None,
     on_stage: Callable[[SubmitStage, str], None] = lambda _stage, _batch_id: None,
+    facts: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Submission:
     """Store every good line in ``new``, or in the batch that its idempotency key names, and seal the batch.
 
@@ -139,6 +140,7 @@ def submit_lines(
         on_progress: Called every ``_PROGRESS_LINES`` lines and at the end.
         on_stage: Called with each stage the submission enters, and the batch id. If an interrupt comes during sealing,
             the database is asked whether the seal succeeded, and the answer is the last stage passed.
+        facts: Called when all lines are read; what it returns is added to the batch's defaults.
 
     Raises:
         InvalidInputError: There are bad lines (without ``skip_invalid``), or all lines are bad.
@@ -175,6 +177,7 @@ def submit_lines(
         else:
             writer.give_up()
         raise
+    writer.facts = {} if facts is None else facts()
     reused = _seal(writer, batch.id, tally.accepted, on_stage)
     return Submission(
         batch_id=batch.id,
@@ -258,7 +261,11 @@ def _has_sealed(writer: _BatchWriter, batch_id: str, on_stage: Callable[[SubmitS
 
 
 class _BatchWriter:
-    """Stores accepted lines in one batch, or only compares them with the content of a sealed batch."""
+    """Stores accepted lines in one batch, or only compares them with the content of a sealed batch.
+
+    Attributes:
+        facts: What is known of the input when it has been read; stored when the batch is sealed.
+    """
 
     def __init__(self, database: Database, batch: StoredBatch, key: str | None) -> None:
         self._database = database
@@ -268,6 +275,7 @@ class _BatchWriter:
         self._chunk: list[NewJob] = []
         self._chunk_bytes = 0
         self._digest = sha256()
+        self.facts: Mapping[str, Any] = {}
 
     def add(self, job: NewJob) -> None:
         """Take one line, and store a chunk once it is full.
@@ -297,7 +305,7 @@ class _BatchWriter:
         """
         digest = self._digest.hexdigest()
         if self._storing:
-            self._transact(lambda c: batches.seal_batch(c, self._batch.id, total, digest))
+            self._transact(lambda c: batches.seal_batch(c, self._batch.id, total, digest, self.facts))
             return False
         if (self._batch.total, self._batch.content_digest) != (total, digest):
             raise IdempotencyConflictError(

@@ -10,19 +10,24 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from helix_jobs.client.batch_labels import checked_key, storable_metadata, storable_text
 from helix_jobs.client.handover import reach_broker
 from helix_jobs.client.submission import SubmitProgress, Tally, submit_lines
+from helix_jobs.errors import ConfigurationError
 from helix_jobs.intake.limits import Limits
 from helix_jobs.intake.lines import LineReader
 from helix_jobs.intake.sources import RejectsFile, open_source
 from helix_jobs.storage.batches import new_batch_id
 from helix_jobs.storage.records import NewBatch
+from helix_jobs.tables.ask import TableAsk
+from helix_jobs.tables.table_source import TableSource
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator, Iterable, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
+    from helix_jobs.client.inputs import Input
     from helix_jobs.client.line_defaults import LineDefaults
     from helix_jobs.client.submission import Submission, SubmitStage
     from helix_jobs.errors import BadLine
+    from helix_jobs.intake.sources import Source
     from helix_jobs.new_job import NewJob
     from helix_jobs.settings import Settings
     from helix_jobs.storage.database import Database
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
 def submit_source(
     settings: Settings,
     open_database: Callable[[], Database],
-    source: str | os.PathLike[str] | BinaryIO | Iterable[Mapping[str, Any]],
+    source: Input,
     defaults: LineDefaults,
     *,
     name: str | None,
@@ -43,6 +48,8 @@ def submit_source(
     on_progress: Callable[[SubmitProgress], None] | None,
     on_stage: Callable[[SubmitStage, str], None],
     endpoint: str | None = None,
+    table: TableAsk | None = None,
+    on_reading: Callable[[str], None] | None = None,
 ) -> Submission:
     """Submit a source, see ``HelixClient.submit``.
 
@@ -60,10 +67,12 @@ def submit_source(
         on_progress: As there.
         on_stage: As there.
         endpoint: The endpoint that every line has to be for; None takes lines of every form.
+        table: What is asked of the source as a table; None for lines.
+        on_reading: As there.
     """
     limits, now = Limits.of(settings), datetime.now(UTC)
     with ExitStack() as stack:
-        lines = stack.enter_context(open_source(source))
+        lines = stack.enter_context(open_input(source, table, on_reading))
         sink = stack.enter_context(RejectsFile(rejects, source)) if rejects is not None else None
         handover = reach_broker(settings, open_database)
         if handover is not None:
@@ -109,5 +118,36 @@ def submit_source(
             tally=Tally(on_invalid=on_invalid),
             on_progress=report,
             on_stage=on_stage,
+            facts=lines.facts if isinstance(lines, TableSource) else None,
         )
         return submission if handover is None else replace(submission, published=handover.publish())
+
+
+def asked_table(template: str | None, table: TableAsk | None) -> TableAsk | None:
+    """What is asked of a table, from either of two arguments.
+
+    Raises:
+        ConfigurationError: Both are given.
+    """
+    if template is not None and table is not None:
+        raise ConfigurationError("template is short for a table of it alone; give TableAsk(prompt=...) instead of both")
+    return table if template is None else TableAsk(prompt=template)
+
+
+def open_input(source: Input, table: TableAsk | None, on_reading: Callable[[str], None] | None) -> Source:
+    """Open lines, or a table as lines.
+
+    Args:
+        source: As for ``HelixClient.submit``.
+        table: What is asked of the source as a table; None for lines. A data frame is a table in any case.
+        on_reading: Called with how a table is read.
+
+    Raises:
+        ConfigurationError: A table needs a library that is not installed.
+        InputError: The source cannot be opened.
+    """
+    if table is not None:
+        return TableSource(source, table, on_reading)
+    if hasattr(source, "__arrow_c_stream__"):
+        return TableSource(source, TableAsk(), on_reading)  # its columns are the fields
+    return open_source(source)

@@ -82,6 +82,15 @@ class LineReader:
         """
         return self._read(encode(items))
 
+    def read_raw(self, lines: Iterable[RawLine]) -> Iterator[NewJob | BadLine]:
+        """Like ``read``, for lines that somebody else has cut or made."""
+        return self._read(lines)
+
+    @property
+    def rejects(self) -> RejectSink | None:
+        """Receives the bytes of bad lines."""
+        return self._rejects
+
     def _read(self, lines: Iterable[RawLine]) -> Iterator[NewJob | BadLine]:
         with closing(CustomIds()) as custom_ids:
             for raw in lines:
@@ -91,8 +100,9 @@ class LineReader:
                         custom_ids.add(job.custom_id, raw.number)
                 except InvalidFieldError as error:
                     # The splitter has already written a line that was too long to hold.
-                    if self._rejects is not None and raw.data:
-                        self._rejects.write(raw.data + b"\n")
+                    data = raw.data if raw.original is None else raw.original
+                    if self._rejects is not None and data:
+                        self._rejects.write(data + b"\n")
                     yield _bad_line(raw.number, error)
                 else:
                     yield job

@@ -36,11 +36,19 @@ class RejectSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RawLine:
-    """A line's bytes without its end, or the reason why there are none."""
+    """A line's bytes without its end, or the reason why there are none.
+
+    Attributes:
+        number: Its number in the input.
+        data: Its bytes.
+        refusal: Why it is bad, if that is known before its JSON is parsed.
+        original: What is written to the rejects if the line is bad; None for ``data`` itself.
+    """
 
     number: int
     data: bytes
     refusal: InvalidFieldError | None = None
+    original: bytes | None = None
 
 
 def split(stream: LineSource, rejects: RejectSink | None) -> Iterator[RawLine]:

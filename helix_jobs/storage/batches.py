@@ -19,7 +19,7 @@ from helix_jobs.storage.records import NewBatch, StoredBatch
 from helix_jobs.storage.schema import BATCH_IS_THERE, batches, jobs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -133,8 +133,17 @@ def insert_jobs(c: Connection, batch_id: str, new_jobs: Sequence[NewJob], queued
     return inserted
 
 
-def seal_batch(c: Connection, batch_id: str, total: int, content_digest: str) -> None:
+def seal_batch(
+    c: Connection, batch_id: str, total: int, content_digest: str, facts: Mapping[str, Any] | None = None
+) -> None:
     """Mark the batch complete; from here on its jobs are published. Sealing twice with the same content is fine.
+
+    Args:
+        c: A write transaction.
+        batch_id: The batch.
+        total: Number of its jobs.
+        content_digest: Digest of its lines.
+        facts: What is known of the input now that it has been read; added to the batch's defaults.
 
     Raises:
         NotFoundError: The batch is gone.
@@ -142,7 +151,7 @@ def seal_batch(c: Connection, batch_id: str, total: int, content_digest: str) ->
     """
     # Lock first: either a cancel waits for the seal and then cancels the jobs, or the seal finds the batch deleted.
     row = c.execute(
-        select(batches.c.total, batches.c.content_digest)
+        select(batches.c.total, batches.c.content_digest, batches.c.defaults)
         .where(batches.c.id == batch_id, BATCH_IS_THERE)
         .with_for_update(key_share=True)
     ).first()
@@ -160,7 +169,9 @@ def seal_batch(c: Connection, batch_id: str, total: int, content_digest: str) ->
             f"batch {batch_id} holds {stored} lines and this input {total}: an earlier submission with the same "
             "idempotency key read another input; use another key"
         )
-    c.execute(update(batches).where(batches.c.id == batch_id).values(total=total, content_digest=content_digest))
+    known = {"defaults": {**row.defaults, **facts}} if facts else {}
+    sealed = {"total": total, "content_digest": content_digest, **known}
+    c.execute(update(batches).where(batches.c.id == batch_id).values(sealed))
 
 
 def is_sealed(c: Connection, batch_id: str) -> bool:

@@ -49,9 +49,10 @@ ARROWS = {
     "broker": {"observability", "storage"},
     "acceptance": set(),
     "intake": {"acceptance", "values"},
+    "tables": {"engine.text", "intake"},
     "results": {"intake", "storage"},
     "reports": {"storage"},
-    "client": {"acceptance", "broker", "intake", "observability", "storage", "values"},
+    "client": {"acceptance", "broker", "intake", "observability", "storage", "tables", "values"},
     "api": {"broker", "client", "intake", "results", "storage", "values"},
     "worker": {
         *("acceptance", "broker", "engine.loading", "engine.text", "intake", "observability", "storage", "values"),
@@ -63,7 +64,7 @@ ARROWS = {
     },
     "cli": {
         *("acceptance", "api", "bench", "client", "doctor", "engine.devices", "engine.loading", "observability"),
-        *("reports", "results", "storage", "values", "worker"),
+        *("reports", "results", "storage", "tables", "values", "worker"),
     },
 }
 ARROWS |= {

@@ -185,7 +185,10 @@ def _shown_settings(settings: BatchSettings, batch: BatchNow) -> Sequence[tuple[
     source = settings.source or label.filename
     if source:
         shown.append(("File", source))
-    shown += [(f"Default {name}", _text(value)) for name, value in settings.defaults.items()]
+    defaults = dict(settings.defaults)
+    if (table := defaults.pop("table", None)) is not None:
+        shown.append(("Rows read", f"{table['rows']:,}"))
+    shown += [(f"Default {name}", _text(value)) for name, value in defaults.items()]
     shown += [(f"Metadata {name}", _text(value)) for name, value in settings.metadata.items()]
     return shown
 

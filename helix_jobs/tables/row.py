@@ -1,0 +1,80 @@
+"""Row: one row of a table, whatever file it came from; BadRow: one that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row.
+
+    Attributes:
+        number: Where it stands: the line of a text file on which it begins, as an editor counts; the row of a
+            worksheet; otherwise its position, from 1.
+        values: Column -> value: text, number, boolean, None, or lists and mappings of these; from typed files also
+            dates, times and decimals.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be read or asked about.
+
+    Attributes:
+        number: As in ``Row``.
+        field: The column at fault, or ``(row)``.
+        reason: What is wrong with it.
+        remedy: What to do.
+        original: The row as a line of JSON, for the file of bad lines.
+    """
+
+    number: int
+    field: str
+    reason: str
+    remedy: str
+    original: bytes
+
+
+WHOLE_ROW: Final = "(row)"
+
+
+def row_json(values: object) -> bytes:
+    """A row, or a part of one, as JSON text in ASCII. Dates and times are written as ISO 8601, decimals as text.
+
+    Raises:
+        ValueError: A value has no JSON form, such as bytes that are no text.
+    """
+    try:
+        return _ENCODER.encode(values).encode()
+    except (TypeError, RecursionError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID | timedelta):
+        return str(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise TypeError("holds bytes that are no text") from None
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset | tuple):
+        return list(value)
+    raise TypeError(f"holds a {type(value).__name__}, which has no JSON form")
+
+
+_ENCODER: Final = json.JSONEncoder(default=_plain)

@@ -1,0 +1,202 @@
+"""TableSource: a table as a source of lines, for a submission or a preview."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from helix_jobs.errors import InputError, InvalidFieldError
+from helix_jobs.intake.line_faults import short
+from helix_jobs.intake.raw_lines import MAX_LINE_BYTES, RawLine
+from helix_jobs.tables.columns import no_such_column
+from helix_jobs.tables.digest import TableDigest
+from helix_jobs.tables.opened_table import open_table
+from helix_jobs.tables.row import WHOLE_ROW, BadRow, Row, row_json
+from helix_jobs.tables.row_renderer import DEFAULT_LIMITS, AskedRow, RenderLimits, RowRenderer
+from helix_jobs.tables.shuffle import shuffled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+    from types import TracebackType
+
+    from helix_jobs.errors import BadLine
+    from helix_jobs.intake.lines import LineReader
+    from helix_jobs.new_job import NewJob
+    from helix_jobs.tables.ask import TableAsk
+
+_TOO_LONG: Final = ("is longer than 4 MiB as a line", "shorten it")
+
+
+class TableSource:
+    """The lines that a table and templates make. Reads the table once, and never holds it.
+
+    Args:
+        source: As for ``open_table``.
+        ask: What is asked of it.
+        on_reading: Called with how the table is read, once that is known.
+        limits: Limits of filling templates in.
+
+    Attributes:
+        name: The table's path.
+
+    Raises:
+        ConfigurationError: A library for the format is not installed.
+        InputError: The table cannot be opened.
+    """
+
+    def __init__(
+        self,
+        source: object,
+        ask: TableAsk,
+        on_reading: Callable[[str], None] | None = None,
+        limits: RenderLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self._ask = ask
+        self._limits = limits
+        self._stack = ExitStack()
+        self._digest = TableDigest()
+        self._rejects = _LateSink()
+        self._table = self._stack.enter_context(open_table(source, ask.reading, self._rejects))
+        self.name = self._table.name
+        if on_reading is not None:
+            on_reading(self._table.reading)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def read(self, reader: LineReader) -> Iterator[NewJob | BadLine]:
+        """Yield the lines in the order in which the rows come.
+
+        Raises:
+            InputError: The table cannot be read further, or a template cannot be used.
+        """
+        self._rejects.sink = reader.rejects
+        return reader.read_raw(self._lines())
+
+    def position(self) -> tuple[int | None, int | None]:
+        """Bytes read and in total, of a plain file."""
+        return self._table.position()
+
+    def facts(self) -> dict[str, Any]:
+        """What was read, to be stored with the batch; complete when all lines have been read."""
+        return {"table": self._digest.to_dict()}
+
+    def _lines(self) -> Generator[RawLine, None, None]:
+        self._check_columns()
+        line = self._ask.line()
+        rows: Iterable[Row | BadRow] = self._digest.noting(self._table.rows())
+        if self._ask.select is not None:
+            rows = map(self._selected, rows)
+        with ExitStack() as stack:
+            renderer = None
+            if line is not None or self._ask.where is not None:
+                renderer = stack.enter_context(RowRenderer(self._ask.where, line, self._limits))
+            if self._ask.where is not None and renderer is not None:
+                rows = _kept(renderer.ask("keep", rows))
+            if self._ask.shuffle is not None:
+                rows = shuffled(rows, self._ask.shuffle, self._ask.limit)
+            elif self._ask.limit is not None:
+                rows = _first(rows, self._ask.limit)
+            if line is None or renderer is None:
+                yield from map(_row_as_line, rows)
+            else:
+                yield from map(self._filled_line, renderer.ask("fill", rows))
+
+    def _check_columns(self) -> None:
+        """Refuse a table whose every row lacks a column that an option names."""
+        columns = self._table.columns
+        if columns is None:
+            return
+        select, identity = self._ask.select, self._ask.id
+        wanted = [] if select is None else [("--select", column) for column in select.sources.values()]
+        if identity is not None:
+            wanted.append(("--id", identity))
+        kept = columns if select is None else (*columns, *select.sources)
+        for option, column in wanted:
+            if column not in (kept if option == "--id" else columns):
+                raise InputError(
+                    f"{option} {short(column)}: the table has no such column; {no_such_column(columns, column)}"
+                )
+
+    def _selected(self, row: Row | BadRow) -> Row | BadRow:
+        select = self._ask.select
+        if isinstance(row, BadRow) or select is None:
+            return row
+        if (column := select.missing(row.values)) is not None:
+            return _bad(row, column, "is no column of the row", no_such_column(row.values, column))
+        return Row(row.number, select.of(row.values))
+
+    def _filled_line(self, asked: AskedRow | BadRow) -> RawLine:
+        if isinstance(asked, BadRow):
+            return _raw_bad(asked)
+        row, text = asked.row, str(asked.answer)
+        original = row_json(row.values)
+        column = self._ask.id
+        if column is not None:
+            if (value := row.values.get(column)) in (None, ""):
+                reason = "has no value" if column in row.values else "is no column of the row"
+                return _raw_bad(_bad(row, column, reason, "give each row an id of its own, or leave out --id"))
+            text = f'{{"custom_id": {row_json(str(value)).decode()}, {text[1:]}'
+        return _raw(row, text.encode(), original)
+
+
+class _LateSink:
+    """Passes bytes on to a sink that is known later."""
+
+    sink: Any = None
+
+    def write(self, data: bytes, /) -> object:
+        """Append bytes."""
+        return None if self.sink is None else self.sink.write(data)
+
+
+def _first(rows: Iterable[Row | BadRow], limit: int) -> Iterator[Row | BadRow]:
+    """The rows up to the limit, bad ones not counted."""
+    left = limit
+    for row in rows:
+        yield row
+        left -= isinstance(row, Row)
+        if not left:
+            return
+
+
+def _kept(asked: Iterable[AskedRow | BadRow]) -> Iterator[Row | BadRow]:
+    for one in asked:
+        if isinstance(one, BadRow):
+            yield one
+        elif one.answer:
+            yield one.row
+
+
+def _row_as_line(row: Row | BadRow) -> RawLine:
+    """A row whose columns are the fields of a line; empty cells are fields that are not given."""
+    if isinstance(row, BadRow):
+        return _raw_bad(row)
+    given = {name: value for name, value in row.values.items() if value is not None and value != ""}
+    try:
+        return _raw(row, row_json(given), row_json(row.values))
+    except ValueError as error:
+        return _raw_bad(_bad(row, WHOLE_ROW, str(error), "leave the column out, with --select"))
+
+
+def _raw(row: Row, data: bytes, original: bytes) -> RawLine:
+    if len(data) > MAX_LINE_BYTES:
+        return _raw_bad(BadRow(row.number, WHOLE_ROW, *_TOO_LONG, original))
+    return RawLine(row.number, data, original=original)
+
+
+def _raw_bad(bad: BadRow) -> RawLine:
+    return RawLine(bad.number, b"", InvalidFieldError(bad.field, bad.reason, bad.remedy), bad.original)
+
+
+def _bad(row: Row, field: str, reason: str, remedy: str) -> BadRow:
+    try:
+        original = row_json(row.values)
+    except ValueError:
+        original = b""
+    return BadRow(row.number, field, reason, remedy, original)
