@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PretrainedConfig
 
     from helix_jobs.engine.weights.block_matrix import BlockMatrix
@@ -19,6 +23,12 @@ def compute_frequencies(base: Any, config: PretrainedConfig) -> None:  # noqa: A
     for name, module in list(base.named_children()):  # most call it rotary_emb
         if any(buffer.endswith("inv_freq") for buffer, _ in module.named_buffers(recurse=False)):
             setattr(base, name, type(module)(config))
+
+
+def set_generation(model: Any, folder: Path) -> None:  # noqa: ANN401  (the architecture's class)
+    """Give the model the settings of generation beside it, as ``from_pretrained`` does."""
+    with contextlib.suppress(OSError):  # there are none
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
 
 
 def put(module: Any, kind: str, value: torch.Tensor | BlockMatrix | BlockStack) -> None:  # noqa: ANN401  (its parameters' names are the file's)

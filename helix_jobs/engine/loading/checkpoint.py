@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from helix_jobs.engine.loading.demo_model import DEMO_DIRECTORY, DEMO_MODEL, ensure_demo_model, is_current
-from helix_jobs.engine.loading.expert_tensors import is_mxfp4, with_plain_experts, with_stacked_experts
+from helix_jobs.engine.loading.expert_tensors import (
+    is_mxfp4,
+    with_plain_experts,
+    with_stacked_experts,
+    with_upright_experts,
+)
 from helix_jobs.engine.loading.folder_files import PICKLES, not_a_model, safetensors_files
 from helix_jobs.engine.loading.gguf_file import GgufFile, read_gguf
 from helix_jobs.engine.loading.gguf_hub import HubFile
@@ -34,7 +39,7 @@ from helix_jobs.engine.loading.tensor_names import canonical, is_computed, witho
 from helix_jobs.engine.model.architecture import check_model_type, stores_mxfp4, without_mxfp4
 from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.engine.model.model_words import subject
-from helix_jobs.engine.model.text_tower import TEXT_TOWERS, text_tensors
+from helix_jobs.engine.model.text_tower import TEXT_TOWERS, text_settings, text_tensors
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.engine.weights.level_layouts import LEVEL_LAYOUTS
 from helix_jobs.engine.weights.packed_int8_linear import BYTE_LAYOUTS
@@ -346,8 +351,10 @@ def _as_modules_have_them(
     name: str, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
 ) -> dict[str, StoredTensor]:
     """A checkpoint's tensors under the names, and in the shapes, of transformers' modules."""
-    if config["model_type"] in TEXT_TOWERS:
-        return with_stacked_experts(name, text_tensors(tensors))
+    tower = TEXT_TOWERS.get(config["model_type"])
+    if tower is not None:
+        own = with_stacked_experts(name, text_tensors(tensors))
+        return with_upright_experts(own, text_settings(config).get("hidden_size")) if tower.may_flip_experts else own
     family = FAMILIES[config["model_type"]]
     if family.further_layers is not None and config.get(family.further_layers):
         tensors = without_layers_from(config.get("num_hidden_layers"), tensors)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from helix_jobs.engine.loading.stored_tensor import StoredTensor
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 # Mixtral's names, and everybody else's.
 _EXPERT: Final = re.compile(
@@ -19,6 +20,7 @@ _STACKS: Final = {
     **dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), "gate_up_proj"),
     **dict.fromkeys(("down_proj", "w2"), "down_proj"),
 }
+_STACK: Final = re.compile(r".*\.experts\.(?P<part>gate_up_proj|down_proj)")
 # GPT-OSS' experts in blocks of 32 four-bit numbers, two a byte, each block with its exponent, see ``mxfp4_weights``.
 _MXFP4: Final = re.compile(r"(?P<stack>.*\.experts\.(?:gate_up|down)_proj)_(?P<part>blocks|scales)")
 _MXFP4_BLOCK: Final = 32
@@ -68,6 +70,29 @@ def with_stacked_experts(
         own = stack.replace("gate_up_proj", "up_proj") if is_ungated else stack
         found[own] = _stacked(name, own, experts)
     return found
+
+
+def with_upright_experts(tensors: Mapping[str, StoredTensor], hidden_size: object) -> dict[str, StoredTensor]:
+    """The tensors, with stacks of experts whose rows and columns are exchanged as transformers' modules have them.
+
+    Args:
+        tensors: A checkpoint's tensors, experts stacked.
+        hidden_size: The width that gates read and that experts yield.
+    """
+    return {
+        tensor: replace(stored, shape=(stored.shape[0], stored.shape[2], stored.shape[1]))
+        if is_flipped(tensor, stored.shape, hidden_size)
+        else stored
+        for tensor, stored in tensors.items()
+    }
+
+
+def is_flipped(tensor: str, shape: Sequence[int], hidden_size: object) -> bool:
+    """Whether a tensor is a stack of experts whose rows and columns are exchanged."""
+    found = _STACK.fullmatch(tensor)
+    if found is None or len(shape) != 3:  # noqa: PLR2004  (expert, row, column)
+        return False
+    return shape[2 if found["part"] == "gate_up_proj" else 1] != hidden_size
 
 
 class Mxfp4Parts(NamedTuple):

@@ -16,10 +16,11 @@ from helix_jobs.engine.loading.mxfp4_weights import read_mxfp4_weights
 from helix_jobs.engine.loading.pretrained import pretrained_arguments
 from helix_jobs.engine.loading.quantized_weights import read_quantized_weights
 from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed, is_of_layer_from
+from helix_jobs.engine.loading.tower_weights import read_tower_weights
 from helix_jobs.engine.model.architecture import stores_mxfp4
 from helix_jobs.engine.model.families.registry import FAMILIES, describe
 from helix_jobs.engine.model.model_words import in_words
-from helix_jobs.engine.model.text_tower import KEY_MAPPING, is_image_part, text_tensors
+from helix_jobs.engine.model.text_tower import KEY_MAPPING, TEXT_TOWERS, is_image_part, text_tensors
 from helix_jobs.engine.text.library_panics import panics_as_errors
 from helix_jobs.errors import HelixError, ModelError
 
@@ -58,6 +59,8 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
                 if source.config.tie_word_embeddings:
                     _check_tied_head(checkpoint, f"{describe(source.config).embedding}.weight")
                 return read_mxfp4_weights(checkpoint, source.config)
+            if _may_flip_experts(checkpoint):
+                return read_tower_weights(checkpoint, source.config)
             return _read_safetensors(source, dtype)
     except HelixError:
         raise
@@ -67,6 +70,16 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
         raise ModelError(
             f"model {checkpoint.name}: the weights cannot be read ({in_words(error)}); fetch the model again"
         ) from error
+
+
+def _may_flip_experts(checkpoint: Checkpoint) -> bool:
+    """Whether stacks of experts may be stored with rows and columns exchanged; experts by themselves never are."""
+    tower = TEXT_TOWERS.get(str(checkpoint.settings.get("model_type")))
+    return (
+        tower is not None
+        and tower.may_flip_experts
+        and not any(stored.is_merged for stored in checkpoint.tensors.values())
+    )
 
 
 def _read_quantized(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from safetensors import safe_open
-from transformers import GenerationConfig
 
-from helix_jobs.engine.loading.bare_model import compute_frequencies, put
+from helix_jobs.engine.loading.bare_model import compute_frequencies, put, set_generation
 from helix_jobs.engine.loading.expert_tensors import mxfp4_parts
 from helix_jobs.engine.loading.model_sizes import skeleton
 from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed
@@ -24,8 +23,6 @@ from helix_jobs.engine.weights.block_matrix import BlockMatrix
 from helix_jobs.engine.weights.block_stack import BlockStack
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PretrainedConfig, PreTrainedModel
 
     from helix_jobs.engine.loading.checkpoint import Checkpoint
@@ -66,7 +63,7 @@ def read_mxfp4_weights(checkpoint: Checkpoint, config: PretrainedConfig) -> PreT
                 put(base.get_submodule(module_name), kind, _stack(file.get_slice(tensor), scales))
     if not has_head:
         put(head, "weight", embedding.weight)
-    _set_generation(model, checkpoint.folder)
+    set_generation(model, checkpoint.folder)
     read: PreTrainedModel = model
     return read
 
@@ -95,9 +92,3 @@ def gguf_blocks(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     numbers = torch.stack((blocks & 15, blocks >> 4), dim=-1).flatten(-2)
     packed = numbers[..., :nbytes] | numbers[..., nbytes:] << 4
     return torch.cat((scales.unsqueeze(-1), packed), dim=-1).view(rows, row_blocks * _LAYOUT.nbytes)
-
-
-def _set_generation(model: Any, folder: Path) -> None:  # noqa: ANN401  (the architecture's class)
-    """Give the model the settings of generation beside it, as ``from_pretrained`` does."""
-    with contextlib.suppress(OSError):  # there are none
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)

@@ -48,7 +48,6 @@ _BY_REASON: Final = {
         *("mllama", "paligemma", "phi4_multimodal"),
     ),
     "a factor of logits that transformers leaves out": ("aya_vision", "cohere2_vision"),
-    "experts that are stored with rows and columns exchanged; its .gguf files are read": ("qwen3_vl_moe",),
     "sounds": ("moshi", "moss_transcribe_diarize", "musicgen", "musicgen_melody"),
     "an encoder": (
         *("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "marian", "mbart", "mvp", "pegasus", "plbart"),

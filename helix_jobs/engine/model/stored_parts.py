@@ -91,7 +91,8 @@ class StoredParts:
         if isinstance(stored, BlockStack):
             return self._stacked_blocks(stored.matrix(index), bias, is_interleaved=is_interleaved)
         weight = stored[index]
-        if not (is_transposed or is_interleaved):
+        # Rows and columns that a reader has exchanged are a view, and kernels read rows where they lie.
+        if not (is_transposed or is_interleaved) and weight.is_contiguous():
             return DenseLinear(place.take(weight), None if bias is None else place.take(bias))
         weight = place.cast(weight)
         weight = weight.t() if is_transposed else weight

@@ -7,7 +7,7 @@ columns of an image are then the plain ones, and nothing is added to the embeddi
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from transformers import CONFIG_MAPPING
@@ -44,10 +44,14 @@ class TextTower:
     Attributes:
         class_name: The class of transformers that generates text with it.
         families: The language model's type in config.json -> the family that computes it.
+        constants: Settings that the family has, and this kind of checkpoint in one way alone.
+        may_flip_experts: Whether the stacks of experts may be stored with rows and columns exchanged.
     """
 
     class_name: str
     families: Mapping[str, str]
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    may_flip_experts: bool = False
 
 
 TEXT_TOWERS: Final = {
@@ -66,6 +70,12 @@ TEXT_TOWERS: Final = {
     "qwen2_vl": TextTower("Qwen2VLForConditionalGeneration", {"qwen2_vl_text": "qwen2"}),
     "qwen2_5_vl": TextTower("Qwen2_5_VLForConditionalGeneration", {"qwen2_5_vl_text": "qwen2"}),
     "qwen3_vl": TextTower("Qwen3VLForConditionalGeneration", {"qwen3_vl_text": "qwen3"}),
+    "qwen3_vl_moe": TextTower(
+        "Qwen3VLMoeForConditionalGeneration",
+        {"qwen3_vl_moe_text": "qwen3_moe"},
+        constants={"norm_topk_prob": True},
+        may_flip_experts=True,
+    ),
     "qwen3_5": TextTower("Qwen3_5ForConditionalGeneration", {"qwen3_5_text": "qwen3_5_text"}),
     "qwen3_5_moe": TextTower("Qwen3_5MoeForConditionalGeneration", {"qwen3_5_moe_text": "qwen3_5_moe_text"}),
 }
@@ -117,7 +127,7 @@ def text_config(name: str, config: PretrainedConfig, *, is_tied: bool) -> Pretra
     for key in ("rope_parameters", "rope_scaling"):
         if key in settings:
             settings[key] = _text_rope(settings[key])
-    return CONFIG_MAPPING[family](**{**settings, "tie_word_embeddings": is_tied})
+    return CONFIG_MAPPING[family](**{**settings, **tower.constants, "tie_word_embeddings": is_tied})
 
 
 def _text_rope(rope: Any) -> Any:  # noqa: ANN401  (a part of a configuration)

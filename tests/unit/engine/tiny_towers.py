@@ -50,6 +50,7 @@ VISION: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {**QWEN_VISION, "fullatt_block_indexes": [0]},
     "qwen3_5": {**QWEN_VISION, "num_position_embeddings": 16},
     "qwen3_5_moe": {**QWEN_VISION, "num_position_embeddings": 16},
+    "qwen3_vl_moe": {**QWEN_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
     "qwen3_vl": {**QWEN_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
 }
 

@@ -49,6 +49,7 @@ CASES = [
     ("qwen2_5_vl", "qwen2", {}),
     ("qwen2_5_vl", "qwen2", {**WINDOW, "use_sliding_window": True}),
     ("qwen3_vl", "qwen3", {}),
+    ("qwen3_vl_moe", "qwen3_moe", {"initializer_range": 0.2, "moe_intermediate_size": 20}),
     ("qwen3_5", "qwen3_5_text", {}),
     ("qwen3_5_moe", "qwen3_5_moe_text", {"initializer_range": 0.2}),
 ]
@@ -100,6 +101,27 @@ def test_the_names_that_newer_releases_give_are_read_too(tmp_path: Path) -> None
     folder = edit_weights(save_checkpoint(tmp_path, model), renamed("language_model.model.", "model.language_model."))
     found = decoder_logits(load(folder).target.decoder, PROMPT)
     torch.testing.assert_close(found, reference_logits(model, PROMPT), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_experts_may_be_stored_with_rows_and_columns_exchanged(tmp_path: Path, dtype: str) -> None:
+    model = tiny_tower("qwen3_vl_moe", "qwen3_moe", {"initializer_range": 0.2, "moe_intermediate_size": 20})
+    folder = save_checkpoint(tmp_path, model)
+    answers = []
+
+    def flip(weights: dict[str, torch.Tensor]) -> None:
+        shapes.append([weight.shape for name, weight in weights.items() if ".experts." in name])
+        weights.update({name: weight.transpose(1, 2) for name, weight in weights.items() if ".experts." in name})
+
+    shapes: list[list[torch.Size]] = []
+    for _ in range(2):
+        answers.append(decoder_logits(load(folder, dtype=dtype).target.decoder, PROMPT))
+        edit_weights(folder, flip)
+    assert shapes[0]
+    assert shapes[0] != shapes[1]
+    assert torch.equal(*answers)
+    if dtype == "float32":
+        torch.testing.assert_close(answers[0], reference_logits(model, PROMPT), rtol=1e-4, atol=1e-4)
 
 
 def test_experts_may_be_stored_stacked(tmp_path: Path) -> None:
