@@ -159,6 +159,7 @@ class _Assembly:
             recurrence=None if recurrence is None else build_recurrence(parts, recurrence),
             attention_width=0 if own is None or recurrence is None else self._description.qkv_width,
             has_gate=own is not None and own.has_gate,
+            gates_heads=own is not None and own.gates_heads,
             query_lift=lift,
             layer_input=None if layer.layer_input is None else _layer_input(parts, layer.layer_input, size),
             altup=None if layer.altup is None else build_altup(parts, layer.altup, size),

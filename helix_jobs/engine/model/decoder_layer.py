@@ -48,6 +48,7 @@ class DecoderLayer:
         is_parallel: Whether the feed-forward reads the layer's input, as attention does (GPT-NeoX).
         has_gate: Whether attention's result is multiplied by the sigmoid of a gate: as many outputs of ``qkv`` as
             queries, behind the values (Qwen3-Next).
+        gates_heads: Whether these are one for each head instead, and multiply it as a whole (LFM3).
         recurrence: What stands in the place of attention (LFM2's convolutions) or beside it (Falcon-H1), or None.
         query_lift: Makes queries of what ``qkv`` yields in their place (DeepSeek-V2), or None.
         attention_width: Where attention stands beside ``recurrence``, the outputs of ``qkv`` that it reads, before
@@ -67,6 +68,7 @@ class DecoderLayer:
     residual_scale: float = 1.0
     is_parallel: bool = False
     has_gate: bool = False
+    gates_heads: bool = False
     recurrence: Recurrence | None = None
     query_lift: QueryLift | None = None
     attention_width: int = 0

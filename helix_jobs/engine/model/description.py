@@ -133,6 +133,7 @@ class AttentionDescription:
         has_gate: Whether attention's result is multiplied by the sigmoid of a gate (Qwen3-Next). ``qkv`` then yields,
             in the place of each query head, the query and its gate.
         is_gate_apart: Whether gates stand behind the values in ``qkv`` instead (AFMoE).
+        gates_heads: Whether a gate is one number for each head (LFM3); given with ``is_gate_apart``.
         cache: What the layer keeps of a token, where neither ``latent`` nor the model says that for it.
         latent: Latent attention, or None. ``cache``, ``query_norm``, ``clip`` and ``is_grouped`` have no meaning beside
             it.
@@ -155,6 +156,7 @@ class AttentionDescription:
     sinks: str | None = None
     has_gate: bool = False
     is_gate_apart: bool = False
+    gates_heads: bool = False
     cache: CacheShape | None = None
     latent: LatentDescription | None = None
     value_norm: NormDescription | None = None

@@ -44,9 +44,14 @@ class Mixers:
         index = next(self._attentions)
         if not layer.has_gate:
             return self._step.attend(index, qkv)
-        width = self._spec.width(index)
+        width = self._spec.num_heads if layer.gates_heads else self._spec.width(index)
         qkv, gate = qkv.split((qkv.shape[1] - width, width), dim=1)
-        return self._step.attend(index, qkv) * torch.sigmoid(gate)
+        attended = self._step.attend(index, qkv)
+        if not layer.gates_heads:
+            return attended * torch.sigmoid(gate)
+        # [T, num_heads, value_width]
+        by_head: torch.Tensor = attended.unflatten(1, (width, -1))
+        return (by_head * torch.sigmoid(gate).unsqueeze(-1)).flatten(1)
 
     def _advanced(self, recurrence: Recurrence, given: torch.Tensor) -> torch.Tensor:
         assert self._recurrent is not None, "a model with recurrent layers has states"

@@ -35,8 +35,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     # Layers of one shape, of which the last read the keys of others.
     "gemma3n_text": {"sliding_window": 7},
+    # Convolutions beside attention, with a window and without.
+    "lfm3": {"sliding_window": 7},
 }
-NUM_SECTIONS = {"mistral": 1, "gemma3_text": 4, "gpt_oss": 2, "gemma4_text": 3, "gemma3n_text": 2}
+NUM_SECTIONS = {"mistral": 1, "gemma3_text": 4, "gpt_oss": 2, "gemma4_text": 3, "gemma3n_text": 2, "lfm3": 2}
 
 
 @functools.cache

@@ -144,6 +144,11 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
         "layer_types": ["conv", "full_attention", "conv"],
         "block_auto_adjust_ff_dim": False,
     },
+    "lfm3": {
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", "sliding_attention", "full_attention", "conv"],
+        "sliding_window": 300,
+    },
     "qwen3_5_text": _DELTA,
     "qwen3_next": {**_DELTA, **_GATED_EXPERTS},
     "qwen3_5_moe_text": {**_DELTA, **_GATED_EXPERTS},

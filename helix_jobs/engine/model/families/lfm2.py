@@ -19,11 +19,19 @@ from helix_jobs.engine.model.recurrence_description import ShortConvDescription
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_CONV: Final = "conv"
+CONV: Final = "conv"
 
 
-def describe(config: PretrainedConfig, rotary: RotaryDescription | None = None) -> ModelDescription:
-    """The model's description; ``rotary`` is where its frequencies are, if not where other families have them."""
+def describe(
+    config: PretrainedConfig, rotary: RotaryDescription | None = None, windowed: str | None = None
+) -> ModelDescription:
+    """The model's description.
+
+    Args:
+        config: Its configuration.
+        rotary: Where its frequencies are, if not where other families have them.
+        windowed: The kind of layers with attention that is not full, where there is one.
+    """
     norm = rms_norm(config.norm_eps)
     attending = LayerDescription(
         attention_norm=norm("operator_norm"),
@@ -49,12 +57,12 @@ def describe(config: PretrainedConfig, rotary: RotaryDescription | None = None) 
             inner=projection("conv.in_proj"), conv="conv.conv", out=projection("conv.out_proj")
         ),
     )
-    layers = {FULL: attending, _CONV: convolving}
+    layers = {FULL: attending, CONV: convolving} | ({} if windowed is None else {windowed: attending})
     return ModelDescription(
         num_heads=config.num_attention_heads,
         num_kv_heads=num_kv_heads(config),
         head_dim=head_dim(config),
-        layers=tuple(layers[kind] for kind in mixed_types(config, _CONV)),
+        layers=tuple(layers[kind] for kind in mixed_types(config, *sorted({*layers} - {FULL}))),
         final_norm=norm("embedding_norm"),
     )
 

@@ -15,7 +15,7 @@ from helix_jobs.engine.model.description import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PretrainedConfig
 
@@ -103,9 +103,17 @@ def mixed_types(
     return types
 
 
-def with_windows(model: ModelDescription, config: PretrainedConfig) -> ModelDescription:
-    """The same model with the configuration's window in the layers whose type says so."""
-    types, window = layer_types(config), _window(config)
+def with_windows(
+    model: ModelDescription, config: PretrainedConfig, types: Sequence[str] | None = None
+) -> ModelDescription:
+    """The same model with the configuration's window in the layers whose type says so.
+
+    Args:
+        model: The model.
+        config: Its configuration.
+        types: The kind of each layer; None for what ``layer_types`` says.
+    """
+    types, window = layer_types(config) if types is None else types, _window(config)
     if window is None and SLIDING in types and config.sliding_window is None:
         raise UnsupportedSettingError(f"has layers of type {SLIDING!r} and no sliding_window")
     return model.with_attention(lambda index, own: replace(own, window=window if types[index] == SLIDING else None))

@@ -61,6 +61,7 @@ LAYER_FEATURES: dict[str, Any] = {
     "residual_scale": 0.5,
     "is_parallel": True,
     "has_gate": True,
+    "gates_heads": True,
     "recurrence": ShortConv(torch.ones(3, 48), None),
     "query_lift": QueryLift(HEAD_NORM, DenseLinear(torch.ones(96, 16), None)),
     "attention_width": 48,

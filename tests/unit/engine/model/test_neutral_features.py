@@ -51,6 +51,7 @@ LAYER = {
 # Fields that have a test of their own below: the layer's products, or other parts, go with them.
 OWN_TEST = {
     "has_gate",
+    "gates_heads",
     "recurrence",
     "query_lift",
     "attention_width",
@@ -108,19 +109,20 @@ def test_a_feature_of_a_layer_counts(name: str) -> None:
     assert differs(LAYER[name], neutral) > 1e-3
 
 
-def test_a_gate_of_attention_counts() -> None:
+@pytest.mark.parametrize(("family", "gates_heads"), [("qwen3_5_text", False), ("lfm3", True)])
+def test_a_gate_of_attention_counts(family: str, *, gates_heads: bool) -> None:
     def neutral(decoder: Decoder) -> Decoder:
         def ungated(layer: DecoderLayer) -> DecoderLayer:
             if not layer.has_gate:
                 return layer
-            weight = dense(layer.qkv).weight
-            rows = len(weight) - decoder.attention.spec.width(0)
-            return replace(layer, has_gate=False, qkv=DenseLinear(weight[:rows], None))
+            weight, spec = dense(layer.qkv).weight, decoder.attention.spec
+            rows = len(weight) - (spec.num_heads if layer.gates_heads else spec.width(0))
+            return replace(layer, has_gate=False, gates_heads=False, qkv=DenseLinear(weight[:rows], None))
 
-        assert any(layer.has_gate for layer in decoder.layers)
+        assert {layer.gates_heads for layer in decoder.layers if layer.has_gate} == {gates_heads}
         return replace(decoder, layers=tuple(map(ungated, decoder.layers)))
 
-    assert differs(Case("qwen3_5_text"), neutral) > 1e-3
+    assert differs(Case(family), neutral) > 1e-3
 
 
 @pytest.mark.parametrize("family", RECURRENT)
