@@ -61,6 +61,7 @@ class ComparedStore(RuleBasedStateMachine):
             for name in NAMES:
                 held = {j.id: j.lease for j in rows.values() if j.state == "running" and j.worker_id == name}
                 assert claims.held_leases(c, name) == held
+            assert publishing.any_waits(c) == bool(model.takable())
             counted = {
                 (row.batch_id, row.outcome): (int(row.jobs), int(row.tokens), int(row.refused))
                 for row in c.execute(COUNTED)
@@ -68,8 +69,8 @@ class ComparedStore(RuleBasedStateMachine):
             assert {key: sums for key, sums in counted.items() if any(sums)} == recounted(rows)
             statuses = {status.id: status for status in list_batches(c, 1000)}
             backlog = publishing.backlog(c)
-        assert {i: (s.total, s.cancelled_at is not None) for i, s in statuses.items()} == {
-            batch_id: (batch.total, batch.cancelled) for batch_id, batch in model.batches.items()
+        assert {i: (s.total, s.cancelled_at is not None, s.paused_at is not None) for i, s in statuses.items()} == {
+            batch_id: (batch.total, batch.cancelled, batch.paused) for batch_id, batch in model.batches.items()
         }
         for batch_id, status in statuses.items():
             states = Counter(job.state for job in rows.values() if job.batch_id == batch_id)

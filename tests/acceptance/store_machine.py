@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 from sqlalchemy import delete, select
 
-from helix_jobs.storage import batch_changes, claims, publishing, retries
+from helix_jobs.storage import batch_changes, claims, pausing, publishing, retries
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.batches import create_batch, delete_batch, insert_jobs, seal_batch
 from helix_jobs.storage.records import NewBatch
@@ -250,6 +250,17 @@ class StoreMachine(ComparedStore):
         self._both(
             lambda c: batch_changes.cancel_job(c, job_id, now=now), lambda: self.model.cancel_job(job_id, now), commit
         )
+
+    @precondition(lambda self: self.batch_ids)
+    @rule(which=PICKS, resumed=st.booleans(), commit=COMMITS)
+    def pause(self, which: int, *, resumed: bool, commit: str) -> None:
+        """A pause, or its end; a second call finds nothing to do."""
+        batch_id, now = _pick(self.batch_ids, which), self._now()
+        calls = {
+            True: (lambda c: pausing.resume_batch(c, batch_id), lambda: self.model.resume_batch(batch_id)),
+            False: (lambda c: pausing.pause_batch(c, batch_id, now=now), lambda: self.model.pause_batch(batch_id)),
+        }
+        self._both(*calls[resumed], commit)
 
     @precondition(lambda self: self.batch_ids)
     @rule(which=PICKS, commit=COMMITS)

@@ -43,6 +43,7 @@ class Batch:
     key: str | None
     total: int | None = None
     cancelled: bool = False
+    paused: bool = False
 
 
 @dataclass
@@ -103,8 +104,11 @@ class StoreModel:
 
     # -- publishing
 
+    def takable(self) -> list[Job]:
+        return [job for job in self.jobs.values() if self._runnable(job)]
+
     def publishable(self) -> list[int]:
-        waiting = [job for job in self.jobs.values() if self._runnable(job) and job.published_at is None]
+        waiting = [job for job in self.takable() if job.published_at is None]
         return [job.id for job in sorted(waiting, key=lambda job: (-job.priority, job.id))]
 
     def mark_published(self, ids: Iterable[int], now: datetime | None) -> int:
@@ -212,8 +216,28 @@ class StoreModel:
         if batch.total is None:
             self._remove(batch_id)
             return 0
-        batch.cancelled = True
+        batch.cancelled, batch.paused = True, False
         return self._cancel(self.of(batch_id), now)
+
+    def pause_batch(self, batch_id: str) -> int:
+        return self._pause(batch_id, paused=True)
+
+    def resume_batch(self, batch_id: str) -> int:
+        return self._pause(batch_id, paused=False)
+
+    def _pause(self, batch_id: str, *, paused: bool) -> int:
+        """Nobody knows any more which messages there are: a delivery while the batch is paused leads to nothing."""
+        batch = self._batch(batch_id)
+        if batch.total is None:
+            raise UnfinishedSubmissionError
+        runnable = [job for job in self.of(batch_id) if job.state in ("queued", "running")]
+        if not runnable or batch.cancelled or batch.paused == paused:
+            return 0
+        batch.paused = paused
+        waiting = [job for job in runnable if job.state == "queued"]
+        for job in waiting:
+            job.published_at = None
+        return len(waiting)
 
     def refuse_stored(self, batch_id: str, job_id: int, seen: datetime, max_tries: int, now: datetime) -> int:
         batch = self.batches.get(batch_id)
@@ -261,7 +285,7 @@ class StoreModel:
 
     def _runnable(self, job: Job) -> bool:
         batch = self.batches[job.batch_id]
-        return job.state == "queued" and batch.total is not None and not batch.cancelled
+        return job.state == "queued" and batch.total is not None and not batch.cancelled and not batch.paused
 
     def _holds(self, claim: Claim) -> bool:
         job = self.jobs[claim.job_id]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from sqlalchemy import text
+from sqlalchemy import exists, text
 
-from helix_jobs.storage import batch_changes, claims, publishing, refusals
+from helix_jobs.storage import batch_changes, claims, pausing, publishing, refusals
 from helix_jobs.storage import status_counters as counters
-from helix_jobs.storage.schema import jobs
+from helix_jobs.storage.schema import batches, jobs
 from tests.acceptance.store_machine import StoreMachine
 
 QUICK = settings(
@@ -90,6 +90,18 @@ def _mark_of_what_runs(monkeypatch):
     monkeypatch.setitem(publishing._MARK, "sqlite", plain.bindparams(publishing._NOW))
 
 
+def _claim_in_a_pause(monkeypatch):
+    takes_jobs = exists().where(
+        batches.c.id == jobs.c.batch_id, batches.c.total.is_not(None), batches.c.cancelled_at.is_(None)
+    )
+    monkeypatch.setattr(claims, "_CLAIM", _without(claims._CLAIM, "EXISTS").where(takes_jobs))
+
+
+def _pause_remembers_messages(monkeypatch):
+    """A delivery within the pause leads to nothing, and nobody sends the job again."""
+    monkeypatch.setattr(pausing, "text", lambda _: text("1 = 0"))
+
+
 FAULTS = [
     _finish_without_fence,
     _release_without_fence,
@@ -102,6 +114,8 @@ FAULTS = [
     _claim_of_what_runs,
     _cancel_is_not_counted,
     _mark_of_what_runs,
+    _claim_in_a_pause,
+    _pause_remembers_messages,
 ]
 
 
@@ -132,6 +146,13 @@ def short_history(machine):
         lambda: machine.refuse_what_was_seen(0, 3, "plain"),
         machine.look_at_answers,
         lambda: machine.refuse_what_was_seen(0, 2, "unanswered"),
+        lambda: machine.retry(0, "plain"),
+        lambda: machine.send(5),
+        lambda: machine.mark("mark", 0, "plain"),
+        lambda: machine.pause(0, resumed=False, commit="unanswered"),
+        lambda: machine.deliver(0, "w1", "plain"),
+        lambda: machine.pause(0, resumed=True, commit="unanswered"),
+        lambda: machine.deliver_what_waits(0, "w1", "plain"),
         lambda: machine.cancel(0, one_job=False, commit="rolled back"),
     ):
         step()
