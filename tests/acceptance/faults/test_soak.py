@@ -129,6 +129,7 @@ class Soak:
         actions: list[tuple[str, Callable[[], None]]] = [
             ("SIGKILL", self._kill),
             ("cancel and retry", self._cancel_and_retry),
+            ("pause and resume", self._pause_and_resume),
             ("SIGSTOP and SIGCONT", lambda: self._stop(SHORT_STOP)),
             ("FLUSHALL", self._flush),
             ("SIGTERM", self._terminate),
@@ -188,6 +189,13 @@ class Soak:
             self.retried.add(batch.batch_id)
             time.sleep(self.dice.uniform(0.0, 2.0))
             client.retry(batch.batch_id)
+
+    def _pause_and_resume(self) -> None:
+        batch = self.dice.choice(self.batches[-3:])
+        with self.installation.client() as client:
+            client.pause(batch.batch_id)
+            time.sleep(self.dice.uniform(0.0, 5.0))
+            client.resume(batch.batch_id)
 
     def _look(self) -> None:
         assert self.survivor.process.poll() is None, f"the survivor has ended: {self.survivor.log[-3000:]}"
