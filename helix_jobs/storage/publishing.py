@@ -145,9 +145,13 @@ def published_queued(c: Connection) -> dict[int, datetime]:
     return {int(row.id): row.published_at for row in rows}
 
 
-def queued_among(c: Connection, ids: Sequence[int]) -> set[int]:
-    """The ids among these, some hundred, whose jobs are queued."""
-    return set(c.execute(select(jobs.c.id).where(jobs.c.id.in_(ids), jobs.c.state == JobState.QUEUED.value)).scalars())
+def wanted_among(c: Connection, ids: Sequence[int]) -> set[int]:
+    """The ids among these, some hundred, whose messages are needed: the jobs are queued, and their batch not paused.
+
+    A resume has every job of its batch sent anew.
+    """
+    wanted = select(jobs.c.id).join_from(jobs, batches).where(batches.c.paused_at.is_(None))
+    return set(c.execute(wanted.where(jobs.c.id.in_(ids), jobs.c.state == JobState.QUEUED.value)).scalars())
 
 
 def latest_published_at(c: Connection) -> datetime | None:

@@ -1,8 +1,8 @@
 """MootMessages: messages of jobs that need none, dropped in blocks.
 
-Duplicates and forged ids are harmless, as no claim succeeds for them. But each is delivered, taken by a thread and
-looked up alone, and thousands hold up the jobs behind them. So when many messages in a short time led to nothing, the
-next ones in line are looked up by the hundred, and dropped if their jobs do not wait.
+Duplicates, forged ids and messages of a paused batch are harmless, as no claim succeeds for them. But each is
+delivered, taken by a thread and looked up alone, and thousands hold up the jobs behind them. So when many messages in a
+short time led to nothing, the next ones in line are looked up by the hundred, and dropped if no job waits for them.
 
 No job loses its message. A job that begins to wait after the look-up gets a new message, published later. Only messages
 that were in the broker before are dropped, and only while they are still next in line (see ``junk_sweep``).
@@ -69,7 +69,7 @@ class MootMessages:
                 break
             total += dropped
         if total:
-            logger.warning("dropped %s of jobs that do not wait, or do not exist", counted(total, "message"))
+            logger.warning("dropped %s of jobs that do not wait, are paused, or do not exist", counted(total, "message"))
         return total
 
     def close(self) -> None:
@@ -86,7 +86,7 @@ class MootMessages:
     def _are_wanted(self, texts: Sequence[bytes]) -> list[bool]:
         ids = [_job_id(text, self._publisher.names.queue) for text in texts]
         with self._database.read() as c:
-            waiting = publishing.queued_among(c, [job_id for job_id in ids if job_id is not None])
+            waiting = publishing.wanted_among(c, [job_id for job_id in ids if job_id is not None])
         return [job_id in waiting for job_id in ids]
 
 

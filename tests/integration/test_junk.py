@@ -141,7 +141,7 @@ def test_forged_ids_do_not_hold_up_the_jobs_behind(box: Box, client: Redis) -> N
     assert client.info("commandstats")["cmdstat_brpop"]["calls"] < JUNK, "they were popped one by one"
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
-    assert "of jobs that do not wait, or do not exist" in worker.log
+    assert "of jobs that do not wait, are paused, or do not exist" in worker.log
     assert "Traceback" not in worker.log
 
 

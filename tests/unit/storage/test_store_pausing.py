@@ -89,3 +89,20 @@ def test_what_is_not_there_or_not_stored_is_not_paused(database: Database) -> No
             change(database, "b-none")
         with pytest.raises(UnfinishedSubmissionError):
             change(database, unsealed)
+
+
+def test_messages_of_a_paused_batch_are_wanted_by_nobody(database: Database) -> None:
+    """Thousands of them would hold up the jobs of others."""
+    register(database, "w1")
+    batch_id, ids = stored_batch(database, 3)
+    must_take(database, ids[0])
+
+    def wanted() -> set[int]:
+        with database.read() as c:
+            return publishing.wanted_among(c, [*ids, 10**6])
+
+    assert wanted() == set(ids[1:])
+    pause(database, batch_id)
+    assert wanted() == set()
+    resume(database, batch_id)
+    assert wanted() == set(ids[1:])
