@@ -69,7 +69,8 @@ class MootMessages:
                 break
             total += dropped
         if total:
-            logger.warning("dropped %s of jobs that do not wait, are paused, or do not exist", counted(total, "message"))
+            messages = counted(total, "message")
+            logger.warning("dropped %s of jobs that do not wait, are paused, or do not exist", messages)
         return total
 
     def close(self) -> None:
