@@ -23,10 +23,6 @@ using Multiplied = float;
 
 // A line of weights, rounded to bfloat16.
 #if HAS_BF16_DOT
-// Subnormal numbers become zero, as they do in the product.
-inline void store_line(bf16 *out, __m512 low, __m512 high) {
-    _mm512_storeu_si512(out, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
-}
 inline void round_line(const float *weights, bf16 *out) {
     store_line(out, _mm512_loadu_ps(weights), _mm512_loadu_ps(weights + 16));
 }
@@ -68,10 +64,10 @@ inline void decode_block(const uint8_t *block, float *out) {
 
 #if HAS_BF16_DOT
 // Sixteen weights of two groups, rounded: a table of what four bits stand for in each of both.
-inline __m512i two_tables(const int8_t *table, const float *scales, const float *offsets) {
+inline __m512i two_tables(const int8_t *table, const float *scales, const float *offsets, int first, int second) {
     __m512 levels = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(table))));
-    __m512 low = _mm512_fmadd_ps(levels, _mm512_set1_ps(scales[0]), _mm512_set1_ps(offsets[0]));
-    __m512 high = _mm512_fmadd_ps(levels, _mm512_set1_ps(scales[1]), _mm512_set1_ps(offsets[1]));
+    __m512 low = _mm512_fmadd_ps(levels, _mm512_set1_ps(scales[first]), _mm512_set1_ps(offsets[first]));
+    __m512 high = _mm512_fmadd_ps(levels, _mm512_set1_ps(scales[second]), _mm512_set1_ps(offsets[second]));
     return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
 // Where the lowest four bits of words stand in two tables; `added` is sixteen for the second.
@@ -101,7 +97,7 @@ inline void decode_nibbles(const uint8_t *blocks, int64_t columns, bf16 *out, in
         _mm512_storeu_si512(out + line * step, _mm512_permutexvar_epi16(places_of(words, added), table));
     };
     for (int64_t line = 0; line < lines; line += 2) {
-        __m512i table = two_tables(Block::kTable, scales + line, offsets + line);
+        __m512i table = two_tables(Block::kTable, scales + line, offsets + line, 0, 1);
         put(line, table, none);
         if (line + 1 < lines) put(line + 1, table, sixteen);
     }
@@ -120,15 +116,21 @@ inline void decode_pairs(const uint8_t *block, bf16 *out, int64_t step) {
     const __m512i sixteen = _mm512_set1_epi16(16);
 #pragma GCC unroll 4
     for (int64_t line = 0; line < Block::kWeights / kLine; line += 2, out += 2 * step) {
-        __m512i table = two_tables(Block::kTable, scales + line, offsets + line);
+        // The second line's table comes first: what is shifted down is a place in it as it is.
+        __m512i table = two_tables(Block::kTable, scales + line, offsets + line, 1, 0);
         const __m256i *from = reinterpret_cast<const __m256i *>(block + Block::kPairs + line * 16);
         __m512i words = _mm512_cvtepu8_epi16(_mm256_loadu_si256(from));
-        __m512i low = places_of(words, _mm512_setzero_si512());
-        __m512i high = _mm512_or_si512(_mm512_srli_epi16(words, 4), sixteen);
+        __m512i low = places_of(words, sixteen), high = _mm512_srli_epi16(words, 4);
         _mm512_storeu_si512(out, _mm512_permutexvar_epi16(low, table));
         _mm512_storeu_si512(out + step, _mm512_permutexvar_epi16(high, table));
     }
 }
+
+// Layouts that write their lines themselves.
+template <typename Block, typename = void>
+constexpr bool has_lines = false;
+template <typename Block>
+constexpr bool has_lines<Block, std::void_t<decltype(&Block::lines)>> = true;
 
 // A line of levels, scaled. A group of weights is a line or half a line.
 template <int kSame>
@@ -174,6 +176,9 @@ void decode_row(const uint8_t *blocks, int64_t columns, Multiplied<T> *out, int6
     } else if constexpr (has_pairs<Block>) {
         for (int64_t k = 0; k < columns; k += Block::kWeights, blocks += Block::kBytes)
             decode_pairs<Block>(blocks, out + k / kLine * step, step);
+    } else if constexpr (has_lines<Block>) {
+        for (int64_t k = 0; k < columns; k += Block::kWeights, blocks += Block::kBytes)
+            Block::lines(blocks, out + k / kLine * step, step);
     } else if constexpr (!has_decode<Block>) {
         for (int64_t k = 0; k < columns; k += Block::kWeights, blocks += Block::kBytes)
             decode_levels<Block>(blocks, out + k / kLine * step, step);

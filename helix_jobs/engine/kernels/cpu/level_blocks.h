@@ -6,6 +6,7 @@
 #pragma once
 
 #include "blocks.h"
+#include "pairs.h"
 
 namespace {
 
@@ -62,6 +63,13 @@ inline void put_fp8(float *out, const uint8_t *codes, float scale) {
 #endif
 }
 
+#if HAS_BF16_DOT
+// Sixteen E4M3 numbers, as `put_fp8` scales them.
+inline __m512 fp8_numbers(__m256i bits, __m512 scale) {
+    return _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtph_ps(bits), _mm512_set1_ps(256.0f)), scale);
+}
+#endif
+
 template <int kSize, bool kHasZero>
 struct Int4 : BlockOf<kSize, 4 + kHasZero + kSize / 2, kHasZero ? 0 : -8, kHasZero ? 15 : 7, 32, kHasZero> {
     static constexpr int kStart = 4 + kHasZero;
@@ -70,6 +78,21 @@ struct Int4 : BlockOf<kSize, 4 + kHasZero + kSize / 2, kHasZero ? 0 : -8, kHasZe
         int8_t zero = kHasZero ? static_cast<int8_t>(b[4]) : int8_t{8};
         for (int i = 0; i < kSize; i += 32) store_weights(out + i, (Levels)nibbles(b + kStart + i / 2) - zero, scale);
     }
+#if HAS_BF16_DOT
+    static void lines(const uint8_t *b, bf16 *out, int64_t step) {
+        // What four bits stand for, twice: of a place of five bits the highest may be any.
+        const __m512 places = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        __m512 levels = _mm512_sub_ps(places, _mm512_set1_ps(kHasZero ? b[4] : 8));
+        levels = _mm512_mul_ps(levels, _mm512_set1_ps(scale_of(b)));
+        __m512i table = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(levels, levels));
+        const __m512i halves = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
+        for (int i = 0; i < kSize; i += 32, out += step) {
+            __m128i both = _mm_loadu_si128(reinterpret_cast<const __m128i *>(b + kStart + i / 2));
+            __m512i words = _mm512_cvtepu8_epi16(_mm256_broadcastsi128_si256(both));
+            _mm512_storeu_si512(out, _mm512_permutexvar_epi16(_mm512_srlv_epi16(words, halves), table));
+        }
+    }
+#endif
     template <typename Put>
     static void levels(const uint8_t *b, Put put) {
         for (int i = 0; i < kSize; i += 32) put((Levels)nibbles(b + kStart + i / 2) + int8_t{Int4::kLowest});
@@ -107,6 +130,19 @@ struct Fp8 {
         float scale = scale_of(b);
         for (const uint8_t *p = b + 4; p < b + kBytes; p += 16, out += 16) put_fp8(out, p, scale);
     }
+#if HAS_BF16_DOT
+    static void lines(const uint8_t *b, bf16 *out, int64_t step) {
+        __m512 scale = _mm512_set1_ps(scale_of(b));
+        for (const uint8_t *p = b + 4; p < b + kBytes; p += 32, out += step) {
+            __m512i codes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+            __m512i sign = _mm512_slli_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(0x80)), 8);
+            __m512i rest = _mm512_slli_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(0x7f)), 7);
+            __m512i bits = _mm512_or_si512(sign, rest);
+            store_line(out, fp8_numbers(_mm512_castsi512_si256(bits), scale),
+                       fp8_numbers(_mm512_extracti64x4_epi64(bits, 1), scale));
+        }
+    }
+#endif
 };
 
 // Numbers of 16 bits as they are.
@@ -121,6 +157,12 @@ struct Float16 {
     static void decode(const uint8_t *b, float *out) {
         for (int i = 0; i < kWeights; i++) out[i] = half(b + 2 * i);
     }
+#if HAS_BF16_DOT
+    static void lines(const uint8_t *b, bf16 *out, int64_t) {
+        const __m256i *halves = reinterpret_cast<const __m256i *>(b);
+        store_line(out, _mm512_cvtph_ps(_mm256_loadu_si256(halves)), _mm512_cvtph_ps(_mm256_loadu_si256(halves + 1)));
+    }
+#endif
 };
 
 }  // namespace

@@ -34,5 +34,10 @@ inline __m512i load32(const int8_t *p, bool is_there) {
     return in_pairs(_mm_maskz_loadu_epi8(mask, p), _mm_maskz_loadu_epi8(mask, p + 16));
 }
 
+// Two vectors of numbers side by side, rounded. Subnormal numbers become zero, as they do in a product.
+inline void store_line(bf16 *out, __m512 low, __m512 high) {
+    _mm512_storeu_si512(out, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+}
+
 }  // namespace
 #endif
