@@ -83,7 +83,7 @@ _COMMON: Final = _Library(
     sources=("experts", "kernels", "packed_linear", "packed_int8", "int8_linear", "tiled_linear"),
     headers=(
         *("lanes", "activations", "pairs", "tiles", "transpose", "bytes", "shortage"),
-        *("blocks", "level_blocks", "decoded_rows", "row_products", "panel_sums", "block_tiles"),
+        *("blocks", "level_blocks", "decoded_rows", "row_products", "panel_sums", "block_tiles", "expert_products"),
         "layer_outputs",
         *("rounded_blocks", "byte_tiles", "byte_products"),
     ),

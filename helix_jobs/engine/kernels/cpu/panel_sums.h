@@ -1,8 +1,8 @@
-// Sums of 32 rows of weights, a panel, with one or two groups of at most sixteen tokens, in the processor's matrix tiles.
+// Sums of 32 rows of weights, a panel, with one or two groups of at most sixteen tokens, in matrix tiles (Intel AMX).
 //
 // Rows are decoded into tiles as they lie: they are the first operand, and tokens, transposed once, are the second. Each
-// output is one sum over the columns, from the first to the last: a token's numbers are the same bits whatever the number
-// of tokens.
+// output is one sum over the columns, from the first to the last: a token's numbers are the same bits whatever the
+// number of tokens.
 
 #pragma once
 

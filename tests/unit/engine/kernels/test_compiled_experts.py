@@ -143,6 +143,17 @@ def test_a_token_has_the_same_bits_in_any_company(kernels: Kernels, kinds: tuple
             assert torch.equal(expert(hidden[first:last]), expert(hidden)[first:last])
 
 
+def test_an_expert_of_many_tokens(kernels: Kernels) -> None:
+    """More than are multiplied together; each token alone is computed another way."""
+    native, dtype = kernels
+    ours = compiled(some_experts(dtype, kinds=("Q4_1", "Q5_0"), outer=("Q8_0",), has_bias=True), native)
+    hidden = torch.randn(1, HIDDEN).to(dtype).repeat(300, 1)  # all choose the same experts
+    hidden[150:] = torch.randn(150, HIDDEN).to(dtype)
+    together = ours(hidden)
+    for first, last in ((0, 1), (149, 151), (200, 240), (250, 300)):
+        assert torch.equal(ours(hidden[first:last]), together[first:last])
+
+
 def test_what_the_kernels_do_not_compute_stays_as_it_is(compiled_folder: Path) -> None:
     native = load_kernels(compiled_folder, torch.float32, CPU, 16)
     assert CompiledExperts.of(some_experts(torch.float32, functional.relu), native) is None
