@@ -127,7 +127,11 @@ def _asked(found: Manifest) -> Iterator[tuple[str, str]]:
     yield "Jobs", "being submitted" if found.total is None else f"{found.total:,}"
     if found.content_digest:
         yield "Lines' digest", found.content_digest
-    for name, value in found.defaults.items():
+    defaults = dict(found.defaults)
+    if (table := defaults.pop("table", None)) is not None:
+        yield "Rows read", f"{table['rows']:,}"
+        yield "Rows' digest", table["digest"]
+    for name, value in defaults.items():
         yield f"Default {name}", _text(value)
     for name, value in found.metadata.items():
         yield f"Metadata {name}", _text(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -13,6 +14,7 @@ import click
 
 from helix_jobs.cli.console import make_console
 from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options, open_client
+from helix_jobs.cli.join_options import join_options
 from helix_jobs.cli.views import print_answers
 from helix_jobs.plain_text import escape_in_json, paragraphs, printable
 from helix_jobs.storage.states import JobState
@@ -22,11 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from helix_jobs.results.export import ByteSink
+    from helix_jobs.results.joined import JoinOptions
     from helix_jobs.settings import Settings
     from helix_jobs.storage.records import BatchStatus, JobResult
 
 # This module writes "text", the export module the others (a test holds the names equal).
 FILE_FORMATS: Final = ("jsonl", "csv", "parquet", "openai")
+# Suffixes that only a joined table may have beside these.
+_JOINED_SUFFIXES: Final = {".arrow": "arrow", ".feather": "arrow"}
+_BINARY: Final = ("parquet", "arrow")
 _SUFFIXES: Final = {"": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _SHOWN: Final = 20
 
@@ -37,7 +43,7 @@ _SHOWN: Final = 20
 @click.option(
     "--format",
     "fmt",
-    type=click.Choice(("text", *FILE_FORMATS)),
+    type=click.Choice(("text", *FILE_FORMATS, "arrow")),
     help="Default: by the name of -o; text on a terminal; otherwise jsonl.",
 )
 @click.option(
@@ -50,6 +56,7 @@ _SHOWN: Final = 20
     show_default=True,
     help="Order of the input file, or in which jobs ended.",
 )
+@join_options
 @helix_options
 def results(
     settings: Settings,
@@ -58,26 +65,43 @@ def results(
     fmt: str | None,
     order: Literal["line", "completion"],
     *,
+    join: str | None,
+    joining: JoinOptions,
     failed: bool,
     as_json: bool,
 ) -> None:
     """Print or write a batch's answers; what is there so far if it still runs.
 
+    With --join FILE the answers stand as columns beside the rows of the table that was submitted.
+
     On a terminal the first answers are shown shortened. Files and pipes get everything. With --json: jsonl on standard
     output, or with -o a summary of what was written.
     """
-    chosen = fmt or _default_format(output, as_json=as_json)
+    chosen = fmt or _default_format(output, as_json=as_json, joined=join is not None)
+    if join is not None and (chosen in ("text", "openai") or order != "line" or failed):
+        raise click.UsageError(
+            "--join writes jsonl, csv, parquet or arrow, in the table's order and with failed jobs: leave out "
+            "--failed, --order and other formats."
+        )
+    if chosen == "arrow" and join is None:
+        raise click.UsageError("--format arrow needs --join; choose parquet, which Arrow reads.")
     if chosen == "text" and (output is not None or as_json):
         raise click.UsageError("--format text is for terminals; choose jsonl, csv, parquet or openai.")
-    if chosen == "parquet" and output is None and sys.stdout.isatty():
-        raise click.UsageError("Parquet is binary; give -o FILE.")
+    if chosen in _BINARY and output is None and sys.stdout.isatty():
+        raise click.UsageError(f"{chosen.capitalize()} is binary; give -o FILE.")
+    from helix_jobs.results.export import export_results
+
     with open_client(settings) as client:
         status = client.status(batch)
         if chosen == "text":
             _show(status, client.results(batch, only_failed=failed, order=order), failed=failed)
             return
-        rows = client.results(batch, include_failed=failed, order=order)
-        written = _write(rows, output, chosen)
+        if join is None:
+            rows = client.results(batch, include_failed=failed, order=order)
+            written = _write(partial(export_results, rows, fmt=chosen), output, chosen)
+        else:
+            joined = client.joined(batch, join, joining)
+            written = _write(partial(joined.write, fmt=chosen), output, chosen)
     if output is None:
         return
     if as_json:
@@ -89,28 +113,28 @@ def results(
             click.echo(f"{what}; more results will come.", err=True)
 
 
-def _default_format(output: str | None, *, as_json: bool) -> str:
+def _default_format(output: str | None, *, as_json: bool, joined: bool) -> str:
     if output is not None:
         suffix = Path(output).suffix.lower()
+        if joined and suffix in _JOINED_SUFFIXES:
+            return _JOINED_SUFFIXES[suffix]
         if suffix not in _SUFFIXES:
             raise click.UsageError(
                 f"The name {printable(output)} says no format that Helix writes; name a .jsonl, .csv or .parquet file, "
                 "or give --format."
             )
         return _SUFFIXES[suffix]
-    return "text" if sys.stdout.isatty() and not as_json else "jsonl"
+    return "text" if sys.stdout.isatty() and not as_json and not joined else "jsonl"
 
 
-def _write(rows: Iterator[JobResult], output: str | None, fmt: str) -> int:
-    from helix_jobs.results.export import export_results
-
+def _write(write: Callable[[str | ByteSink], int], output: str | None, fmt: str) -> int:
     if output is not None:
-        return export_results(rows, output, fmt)
+        return write(output)
     stream: ByteSink = sys.stdout.buffer
     if sys.stdout.isatty():
         stream = _Terminal(paragraphs if fmt == "csv" else escape_in_json)
     try:
-        written = export_results(rows, stream, fmt)
+        written = write(stream)
         sys.stdout.flush()
     except OSError as error:
         # Windows reports a closed reader as EINVAL.

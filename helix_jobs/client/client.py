@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
+    from helix_jobs.results.joined import JoinedAnswers, JoinOptions
     from helix_jobs.storage.records import BatchStatus, JobResult, JobSummary
     from helix_jobs.tables.ask import TableAsk
 
@@ -249,6 +250,25 @@ class HelixClient(BatchControl):
             only_failed=only_failed,
             chunk=_RESULTS_PAGE,
         )
+
+    def joined(self, batch_id: str, table: Input, options: JoinOptions | None = None) -> JoinedAnswers:
+        """The rows of the table that a batch was submitted from, with their answers as columns.
+
+        Args:
+            batch_id: The batch.
+            table: The table: a path, a data frame or a list of mappings, as it was submitted.
+            options: Which columns; None for the common ones.
+
+        Raises:
+            NotFoundError: No such batch.
+            ConfigurationError: Two columns have the same name, or there is no schema to unnest by.
+            InputError: It is not the table that the batch was submitted from.
+        """
+        from helix_jobs.results.joined import JoinedAnswers, JoinOptions
+
+        stored = self.manifest(batch_id).defaults.get("table")
+        options = JoinOptions() if options is None else options
+        return JoinedAnswers(table, batch_id, stored, lambda: self.results(batch_id, include_failed=True), options)
 
     def jobs(self, batch_id: str, *states: JobState) -> Iterator[JobSummary]:
         """Yield id, line, custom id and state of a batch's jobs, in the order of ``states``; without any, all jobs.

@@ -50,9 +50,9 @@ ARROWS = {
     "acceptance": set(),
     "intake": {"acceptance", "values"},
     "tables": {"engine.text", "intake"},
-    "results": {"intake", "storage"},
+    "results": {"intake", "storage", "tables"},
     "reports": {"storage"},
-    "client": {"acceptance", "broker", "intake", "observability", "storage", "tables", "values"},
+    "client": {"acceptance", "broker", "intake", "observability", "results", "storage", "tables", "values"},
     "api": {"broker", "client", "intake", "results", "storage", "values"},
     "worker": {
         *("acceptance", "broker", "engine.loading", "engine.text", "intake", "observability", "storage", "values"),
