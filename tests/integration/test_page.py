@@ -59,6 +59,9 @@ def test_nothing_yet(embedded_box: Box, browser: Browser) -> None:
         page.get_by_role("link", name="Batches").click()
         expect(page.get_by_role("heading", name="Batches")).to_be_visible()
         expect(page.get_by_text("No batches yet")).to_be_visible()
+        batch_id = embedded_box.submit("the first of all")  # a list that somebody looks at has it at once
+        expect(page.locator(f"#row-{batch_id}")).to_be_visible()
+        expect(page.get_by_text("No batches yet")).to_have_count(0)
         assert seen.nothing()
 
 

@@ -15,13 +15,14 @@ import pytest
 from playwright.sync_api import expect
 from sqlalchemy import text
 
-from helix_jobs.api.page import answers
+from helix_jobs.api.page import answers, one_answer
 from helix_jobs.results.export import result_row
 from helix_jobs.storage.answer_records import Effort
 from helix_jobs.storage.results import iter_results
 from tests.answer_scene import ALL_HOSTILE, HOSTILE, every_kind, hostile_batch
 from tests.integration.chromium import faults_of, opened, overflow_of
 from tests.integration.http_server import asking, serving
+from tests.store_helpers import must_take, register, stored_batch, succeed
 from tests.varied_batches import varied_batch_of
 from tests.worker_box import Box, make_box
 
@@ -143,6 +144,60 @@ def test_a_search_goes_on_by_itself_until_it_has_looked_everywhere(
         # Line 205 is in the first slice, and the second has none.
         expect(page.get_by_text("Looked through about 600 of 2,100 lines.")).to_be_visible()
         expect(page.get_by_role("row")).to_have_count(2)
+        assert seen.nothing()
+
+
+def test_the_neighbours_of_an_answer_are_those_of_the_list_that_led_to_it(
+    scene: Scene, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(browser, scene.address) as (page, seen):
+        page.goto(scene.path(scene.many, "?mark=thought"))
+        page.locator("#line-782").click()
+        expect(page).to_have_url(f"{scene.address}{scene.path(scene.many, '/782?mark=thought')}")
+        assert faults_of(page) == []
+        page.get_by_role("link", name="Next in this list").click()
+        expect(page.get_by_role("heading", name="Line 1,559")).to_be_visible()
+        page.get_by_role("link", name="Next in this list").click()
+        expect(page.get_by_role("status")).to_contain_text("This is the last line of the list")
+        expect(page.get_by_role("link", name="Next in this list")).to_have_count(0)
+        assert faults_of(page) == []
+        for line in ("782", "5"):
+            page.get_by_role("link", name="Previous in this list").click()
+            expect(page.get_by_role("heading", name=f"Line {line}")).to_be_visible()
+        page.get_by_role("link", name="Previous in this list").click()
+        expect(page.get_by_role("status")).to_contain_text("This is the first line of the list")
+        page.get_by_role("link", name="Back to the list").click()
+        expect(page.get_by_role("status")).to_have_text("3 jobs found, lines 5 to 1,559")
+        # A search that takes long goes on in the list.
+        monkeypatch.setattr(one_answer, "_EFFORT", Effort(seconds=0.0, first_texts=50))
+        page.goto(scene.path(scene.many, "/3?q=line+1777"))
+        page.get_by_role("link", name="Next in this list").click()
+        expect(page.locator("#line-1777")).to_be_visible()
+        assert seen.nothing()
+
+
+def test_the_list_of_a_running_batch_moves(scene: Scene, browser: Browser) -> None:
+    register(scene.database, "w1")
+    batch_id, ids = stored_batch(scene.database, 3)
+    with opened(browser, scene.address) as (page, seen):
+        for path in (scene.path(batch_id), f"/batches/{batch_id}"):
+            page.goto(path)
+            row = page.get_by_role("row").filter(has=page.locator(f"#line-{len(ids)}"))
+            expect(row.locator(".badge")).to_have_text("queued")
+            page.locator(f"#line-{len(ids)}").focus()
+            assert succeed(scene.database, must_take(scene.database, ids.pop()))
+            expect(row.locator(".badge")).to_have_text("succeeded")
+            expect(page.locator(f"#line-{len(ids) + 1}")).to_be_focused()
+        # A search is left alone, as it costs more, and so is a list of what has ended.
+        page.goto(scene.path(batch_id, "?q=line"))
+        expect(page.locator("[data-poll]")).to_have_count(0)
+        page.goto(scene.path(scene.many))
+        expect(page.locator("[data-poll]")).to_have_count(0)
+        # The last job ends: the page asks no more.
+        page.goto(scene.path(batch_id))
+        expect(page.locator("[data-poll]")).to_have_count(1)
+        assert succeed(scene.database, must_take(scene.database, ids.pop()))
+        expect(page.locator("[data-poll]")).to_have_count(0)
         assert seen.nothing()
 
 

@@ -117,6 +117,12 @@ class AnswerWish:
         return bool(self.before) and not self.after
 
     @property
+    def is_quick(self) -> bool:
+        """Whether an index finds the rows: then they may be asked for every few seconds."""
+        is_found = self.show in ("", JobState.FAILED, JobState.CANCELLED, JobState.RUNNING)
+        return is_found and not (self.q or self.mark or self.found)
+
+    @property
     def is_all(self) -> bool:
         """Whether every job of the batch is asked for."""
         return not (self.q or self.show or self.mark or self.order == AnswerOrder.NEWEST)

@@ -69,6 +69,7 @@ class AnswerList:
         found: Rows that this search has found so far.
         looked: How many lines it has looked through so far.
         total: Lines of the batch, as far as they are stored.
+        moves: Whether its jobs have not all ended.
     """
 
     batch_id: str
@@ -85,6 +86,7 @@ class AnswerList:
     found: int
     looked: int
     total: int
+    moves: bool
 
     @property
     def first(self) -> str:
@@ -95,6 +97,16 @@ class AnswerList:
     def last(self) -> str:
         """The query string of the last page."""
         return self.wish.parameters(before=_END if self.wish.order != AnswerOrder.NEWEST else "0-0")
+
+    @property
+    def poll(self) -> str | None:
+        """The address to which the page asks now and then for these rows anew; None if they stay as they are."""
+        if not (self.moves and self.wish.is_quick):
+            return None
+        query = self.wish.query()
+        places = {name: value for name, value in (("after", query.after), ("before", query.before)) if value}
+        part = {"part": self.wish.part} if self.wish.part else {}
+        return f"/batches/{self.batch_id}/answers{self.wish.parameters(**places, **part)}"
 
     @property
     def goes_on_by_itself(self) -> bool:
@@ -134,6 +146,7 @@ def show_answers(request: Request, batch_id: str) -> Response:
         found=wish.found + len(rows),
         looked=_looked(found.looked_to, status, is_descending=backwards != (wish.order == AnswerOrder.NEWEST)),
         total=status.stored,
+        moves=not status.done,
     )
     if "hx-request" not in request.headers:
         return page(request, "answers.html", listed=listed, is_part=False, is_preview=False)

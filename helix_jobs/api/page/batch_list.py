@@ -47,6 +47,18 @@ def rows_of(snapshot: Snapshot, ids: Sequence[str]) -> list[BatchRow]:
     return [batch_row(snapshot.batches[batch_id]) for batch_id in ids if batch_id in snapshot.batches]
 
 
+def newest_ids(snapshot: Snapshot, viewer: Viewer, ids: Sequence[str]) -> list[str]:
+    """The ids of the list's first page, from those that it had: batches that came since stand before them."""
+    known = frozenset(ids)
+    newer = []
+    for batch_id, batch in snapshot.batches.items():
+        if batch_id in known:
+            break
+        if viewer.sees(batch.label.owner):
+            newer.append(batch_id)
+    return [*newer, *ids][:LISTED]
+
+
 def write_place(place: Place) -> str:
     """A place in the list, as a link carries it."""
     return f"{place.created_at.isoformat()}{_SEPARATOR}{place.batch_id}"

@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 
 from helix_jobs.api.ids import known_id
 from helix_jobs.api.page.batch import batch_view
-from helix_jobs.api.page.batch_list import LISTED, rows_of
+from helix_jobs.api.page.batch_list import LISTED, newest_ids, rows_of
 from helix_jobs.api.page.overview import overview_of
 from helix_jobs.api.page.templates import render
 from helix_jobs.api.page.viewer import Viewer, viewer_of
@@ -69,12 +69,13 @@ class Listeners:
 async def show_events(request: Request, view: str = "overview", ids: str = "") -> StreamingResponse:
     """The markup of a view, whenever it has changed.
 
-    Views are ``overview``, ``batches`` with the ids of their rows, and ``batch`` with one id.
+    Views are ``overview``, ``batches`` with the ids of their rows, ``newest`` with the same and batches that are newer,
+    and ``batch`` with one id.
     """
     context: Context = request.app.state.context
     viewer = viewer_of(request)
     wanted = [known_id(one) for one in ids.split(",")[:LISTED] if one]
-    if view not in ("overview", "batches", "batch") or (view == "batch" and len(wanted) != 1):
+    if view not in ("overview", "batches", "newest", "batch") or (view == "batch" and len(wanted) != 1):
         raise Problem(404, "there is no such view", code="not_found")
     await run_in_threadpool(_require_seen, context, viewer, wanted)
     stream = _stream(request, context, lambda snapshot: _markup(view, snapshot, viewer, wanted), wanted)
@@ -105,6 +106,9 @@ async def _stream(
 def _markup(view: str, snapshot: Snapshot, viewer: Viewer, ids: Sequence[str]) -> str:
     if view == "batches":
         return render("_batch_table.html", batches=rows_of(snapshot, ids))
+    if view == "newest":
+        rows = rows_of(snapshot, newest_ids(snapshot, viewer, ids))
+        return render("_batch_table.html", batches=rows) if rows else render("_no_batches.html", is_first=True)
     if view == "batch":
         found = snapshot.batches.get(ids[0])
         return _GONE if found is None else render("_batch.html", batch=batch_view(found))

@@ -1,5 +1,6 @@
 // What moves: an element with data-live takes its markup from that address, as server-sent events.
 // A page that nobody looks at holds no connection, as a browser keeps six for a server.
+// An element with data-poll is asked for anew every few seconds, and what else came with it where that stands.
 (() => {
   "use strict";
   const streams = new Map();
@@ -28,6 +29,32 @@
     }
   }
 
+  async function refresh(element) {
+    const answer = await fetch(element.dataset.poll, { headers: { "HX-Request": "true" } });
+    if (!answer.ok) return;
+    const found = document.createElement("template");
+    found.innerHTML = await answer.text();
+    // Meanwhile another page of the list may have taken its place.
+    if (!element.isConnected) return;
+    const said = found.content.querySelector("#answers-said");
+    const old = document.getElementById("answers-said");
+    if (said && old && said.textContent !== old.textContent) old.textContent = said.textContent;
+    said?.remove();
+    const next = found.content.getElementById(element.id);
+    Idiomorph.morph(element, next.outerHTML, { morphStyle: "outerHTML", ignoreActiveValue: true });
+    htmx.process(document.getElementById(element.id));
+  }
+
+  async function poll() {
+    try {
+      if (!document.hidden) await Promise.all([...document.querySelectorAll("[data-poll]")].map(refresh));
+    } catch {
+      // The server will come back, and the list is as it was.
+    }
+    setTimeout(poll, 3000);
+  }
+
+  setTimeout(poll, 3000);
   document.addEventListener("visibilitychange", follow);
   document.addEventListener("htmx:afterSettle", follow);
   window.addEventListener("pagehide", () => [...streams.keys()].forEach(close));
