@@ -298,10 +298,12 @@ class ModelDescription:
     def decoded_matrices(self) -> frozenset[str]:
         """The matrices that do not stay in blocks, by their names in a layer.
 
-        They are those kept as plain numbers, those whose rows have factors, and those whose results are added before
-        anything else is done with them.
+        They are those kept as plain numbers, those whose rows have factors, those whose results are added before
+        anything else is done with them, and the table that each layer's own input is read from.
         """
         decoded = {name for one in self.projections if one.factors for name in one.names}
+        if self.layer_inputs is not None:
+            decoded.add(self.layer_inputs.table)
         for layer in self.layers:
             if layer.attention is not None and layer.recurrence is not None:
                 decoded |= {*layer.attention.out.names, *layer.recurrence.out.names}

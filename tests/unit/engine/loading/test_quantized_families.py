@@ -126,6 +126,33 @@ FAMILIES = {
     "qwen3_next": Family("qwen3_next", {**EXPERTS}, RECURRENT),
     "granitemoehybrid": Family("granitemoehybrid", {**HEADS, "mamba_n_heads": 8}, RECURRENT),
     "gemma4_text": Family("gemma4_text", {"hidden_size": 64, "intermediate_size": 96}),
+    # What mixes residual streams is published as it is.
+    "gemma3n_text": Family(
+        "gemma3n_text",
+        {**HEADS, "head_dim": 16, "intermediate_size": [96] * 4, "hidden_size_per_layer_input": 32, "laurel_rank": 32},
+        ("modality_router.weight", "prediction_coefs.weight", "correction_coefs.weight"),
+    ),
+    "phimoe": Family("phimoe"),
+    "lfm3": Family("lfm3", {**HEADS, "head_dim": 16, "intermediate_size": 96}),
+    # Experts without gates; and rows with factors, which become plain numbers.
+    "nemotron_h": Family(
+        "nemotron_h",
+        {
+            **HEADS,
+            "head_dim": 16,
+            "intermediate_size": 96,
+            "moe_intermediate_size": 64,
+            "moe_shared_expert_intermediate_size": 64,
+            "mamba_num_heads": 8,
+            "time_step_min": 1e-9,  # transformers raises shorter time steps of a prompt
+        },
+        RECURRENT,
+    ),
+    "falcon_h1": Family(
+        "falcon_h1",
+        {**HEADS, "head_dim": 16, "intermediate_size": 96, "mamba_n_heads": 8, "mamba_d_ssm": 128},
+        RECURRENT,
+    ),
 }
 
 
