@@ -18,7 +18,6 @@ _BY_REASON: Final = {
     ),
     "attention to keys that an index chooses": ("minimax_m3_vl_text",),
     "gates of attention with a bias for each head, and factors of the residual by layer": ("beam",),
-    "latent attention, and norms of what experts yield": ("axk1",),
     "residual streams that are mixed by hyper-connections": ("deepseek_v4", "hy_v4"),
     "two latent attentions a layer, and experts that compute nothing": ("longcat_flash",),
     "attention that weighs keys by distance, and experts": ("inkling2_text", "inkling_text"),

@@ -136,6 +136,7 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {**DEEPSEEK, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "deepseek_v3": {**DEEPSEEK, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
     "glm4_moe_lite": DEEPSEEK,
+    "axk1": {**DEEPSEEK, "n_group": 1, "topk_group": 1},
     "minicpm3": LATENT,
     "youtu": LATENT,
     "gpt_oss": {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 7},

@@ -6,6 +6,7 @@ from typing import Final
 
 from helix_jobs.engine.model.families import (
     afmoe,
+    axk1,
     deepseek_v2,
     deepseek_v3,
     dots1,
@@ -55,6 +56,7 @@ SPARSE_FAMILIES: Final = tuple(
         deepseek_v2,
         deepseek_v3,
         glm4_moe_lite,
+        axk1,
         lfm2_moe,
         nemotron_h,
         afmoe,

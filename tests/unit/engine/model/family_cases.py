@@ -379,6 +379,10 @@ CASES = [
     Case("deepseek_v3", {"n_group": 2, "topk_group": 1}),
     Case("deepseek_v3", {"norm_topk_prob": False}),
     Case("deepseek_v3", {"rope_interleave": False, "attention_bias": True}),
+    Case("axk1", changes=False),
+    Case("axk1", {"n_group": 2, "topk_group": 1, "norm_topk_prob": False}),
+    Case("axk1", {"mlp_layer_types": ["sparse", "sparse"], "routed_scaling_factor": 1.7}),
+    Case("axk1", {"rope_interleave": False, "attention_bias": True}),
     Case("glm4_moe_lite", {"mlp_layer_types": ["sparse", "sparse"]}),
     Case("glm4_moe_lite", {"rope_interleave": False}),
 ]
