@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 
 from helix_jobs._version import __version__
 from helix_jobs.api import batches, files, generation, health, models
+from helix_jobs.api.batch_readings import Forgetting
 from helix_jobs.api.figures import Counted
 from helix_jobs.api.guards import MAX_BODY_BYTES, Guard
 from helix_jobs.api.page.headers import PageHeaders
@@ -69,6 +70,7 @@ def create_app(context: Context) -> FastAPI:
     def limit_of(path: str) -> int:
         return upload_bytes if path in (files.FILES_PATH, SUBMIT) else MAX_BODY_BYTES
 
+    app.add_middleware(Forgetting, readings=context.readings)
     app.add_middleware(health.Alive)
     if context.settings.requests_per_minute is not None:
         app.add_middleware(Paced, rate=RequestRate(context.settings.requests_per_minute))

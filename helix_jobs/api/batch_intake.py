@@ -53,11 +53,13 @@ class BatchIntake:
     Args:
         settings: The limits, and where the broker is.
         database: The database.
+        on_change: Called after each duty, which may have changed a batch.
     """
 
-    def __init__(self, settings: Settings, database: Database) -> None:
+    def __init__(self, settings: Settings, database: Database, on_change: Callable[[], None]) -> None:
         self._settings = settings
         self._database = database
+        self._on_change = on_change
         self._lease = database.time_limits.submitter_silence
         self._wanted = threading.Condition()
         self._stopping = False
@@ -136,6 +138,7 @@ class BatchIntake:
         except BatchInterrupted:
             next_due = datetime.now(UTC)
         finally:
+            self._on_change()
             with self._wanted:
                 self._claims.discard(claim)
             # Only where the duty has not set it itself.

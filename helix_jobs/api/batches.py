@@ -7,31 +7,30 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from helix_jobs.api.batch_cancel import begin_api_cancel
-from helix_jobs.api.batch_object import batch_object
+from helix_jobs.api.batch_reading import read_batch, shown_batch
 from helix_jobs.api.batch_request import read_batch_request
 from helix_jobs.api.described import BATCH_BODY, refusals
 from helix_jobs.api.generation import read_object
 from helix_jobs.api.ids import known_id
 from helix_jobs.api.listing import MAX_BATCHES, list_object
 from helix_jobs.api.problems import Problem
+from helix_jobs.api.request_memo import Again, answer_again
 from helix_jobs.errors import NotFoundError
 from helix_jobs.storage import api_batches, api_files
 from helix_jobs.storage.api_records import Page
 from helix_jobs.storage.status import batch_statuses
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sqlalchemy import Connection
 
     from helix_jobs.api.context import Context
     from helix_jobs.storage.api_records import ApiBatch, NewApiBatch
-    from helix_jobs.storage.records import BatchStatus
 
 _PATH: Final = "/v1/batches"
+_ONE: Final = _PATH + "/{batch_id}"
 _USUAL_LIMIT: Final = 20
 
 router = APIRouter(tags=["batches"])
@@ -50,7 +49,7 @@ async def create_batch(request: Request, idempotency_key: Annotated[str | None, 
     new = read_batch_request(body, request.state.owner, idempotency_key, datetime.now(UTC))
     batch = await run_in_threadpool(context.database.transact, lambda c: _create(c, new))
     context.intake.wake()
-    return JSONResponse(await run_in_threadpool(_shown, context, batch))
+    return JSONResponse(await run_in_threadpool(_shown, context, batch.id))
 
 
 @router.get(_PATH, summary="List the batches", responses=refusals(400, 401, 404, 503))
@@ -63,34 +62,35 @@ def list_batches(
     with context.database.read() as c:
         found = api_batches.list_api_batches(c, request.state.owner, page)
         statuses = batch_statuses(c, [batch.batch_id for batch in found if batch.batch_id is not None])
-    return list_object([_object(context, batch, statuses) for batch in found], limit)
+    return list_object([shown_batch(batch, statuses, context.thought) for batch in found], limit)
 
 
-@router.get(_PATH + "/{batch_id}", summary="Look up a batch", responses=refusals(401, 404, 503))
-def get_batch(request: Request, batch_id: str) -> dict[str, Any]:
+@router.get(_ONE, summary="Look up a batch", response_model=dict[str, Any], responses=refusals(401, 404, 503))
+async def get_batch(request: Request, batch_id: str) -> Response:
     """How far a batch is, and the ids of its output files."""
     context: Context = request.app.state.context
-    with context.database.read() as c:
-        batch = api_batches.get_api_batch(c, request.state.owner, known_id(batch_id))
-    return _shown(context, batch)
+    owner, api_id = request.state.owner, known_id(batch_id)
+    is_shared = "no-cache" not in request.headers.get("cache-control", "").lower()
+    body = await context.readings.body(owner, api_id, anew=not is_shared)
+    if is_shared:
+        answer_again(request.scope["state"], Again(_ONE, lambda: context.readings.at_hand(owner, api_id)))
+    return Response(body, media_type="application/json")
 
 
-@router.post(_PATH + "/{batch_id}/cancel", summary="Cancel a batch", responses=refusals(401, 404, 409, 429, 503))
+@router.post(_ONE + "/cancel", summary="Cancel a batch", responses=refusals(401, 404, 409, 429, 503))
 def cancel_batch(request: Request, batch_id: str) -> dict[str, Any]:
     """Cancel what is not answered yet. No further request of the batch begins; answers that there are stay."""
     context: Context = request.app.state.context
     now = datetime.now(UTC)
     with context.database.read() as c:
         batch = api_batches.get_api_batch(c, request.state.owner, known_id(batch_id))
-    state = _shown(context, batch)["status"]
+    state = _shown(context, batch.id)["status"]
     if state in ("failed", "completed", "expired", "finalizing"):
         raise Problem(409, f"the batch is {state}, and cannot be cancelled any more", code="conflict")
     if state in ("validating", "in_progress"):
         context.database.transact(lambda c: begin_api_cancel(c, batch.id, now))
         context.intake.wake()
-    with context.database.read() as c:
-        batch = api_batches.get_api_batch(c, request.state.owner, known_id(batch_id))
-    return _shown(context, batch)
+    return _shown(context, batch.id)
 
 
 def _create(c: Connection, new: NewApiBatch) -> ApiBatch:
@@ -105,17 +105,6 @@ def _create(c: Connection, new: NewApiBatch) -> ApiBatch:
     return batch
 
 
-def _shown(context: Context, batch: ApiBatch) -> dict[str, Any]:
-    statuses: Mapping[str, BatchStatus] = {}
-    if batch.batch_id is not None:
-        with context.database.read() as c:
-            statuses = batch_statuses(c, [batch.batch_id])
-            if not statuses:
-                raise NotFoundError("there is no such batch any more; it was removed")
-    return _object(context, batch, statuses)
-
-
-def _object(context: Context, batch: ApiBatch, statuses: Mapping[str, BatchStatus]) -> dict[str, Any]:
-    status = statuses.get(batch.batch_id or "")
-    thought = None if status is None or not status.done else context.thought.tokens(status)
-    return batch_object(batch, status, thought)
+def _shown(context: Context, api_id: str) -> dict[str, Any]:
+    _, shown = read_batch(context.database, context.thought, api_id)
+    return shown

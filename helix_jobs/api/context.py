@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Self
 
 from helix_jobs.api.access import Access
 from helix_jobs.api.batch_intake import BatchIntake
+from helix_jobs.api.batch_reading import read_batch
+from helix_jobs.api.batch_readings import BatchReadings
 from helix_jobs.api.body_room import BodyRoom
 from helix_jobs.api.ending import Ending
 from helix_jobs.api.figures import Figures
@@ -45,6 +47,7 @@ class Context:
     intake: BatchIntake
     body_room: BodyRoom
     thought: Thought
+    readings: BatchReadings
     ending: Ending
     board: Board
     listeners: Listeners
@@ -59,6 +62,8 @@ class Context:
         """
         access = Access.of(settings.api_keys, settings.serve_host)
         open_requests = OpenRequests(settings.max_open_requests, is_shared=len(access.digests) > 1)
+        thought = Thought(database)
+        readings = BatchReadings(lambda api_id: read_batch(database, thought, api_id))
         return cls(
             settings=settings,
             database=database,
@@ -71,9 +76,10 @@ class Context:
             workers=Workers(database, database.time_limits.lease),
             retention=Retention(database, settings.request_retention),
             figures=Figures(lambda: open_requests.total),
-            intake=BatchIntake(settings, database),
+            intake=BatchIntake(settings, database, readings.forget),
             body_room=BodyRoom(),
-            thought=Thought(database),
+            thought=thought,
+            readings=readings,
             ending=Ending(),
             board=Board(database),
             listeners=Listeners(),

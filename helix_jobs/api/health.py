@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from helix_jobs.api.described import refusals
+from helix_jobs.api.request_memo import Again, answer_again
 from helix_jobs.errors import HelixError
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from helix_jobs.api.context import Context
 
 HEALTH_PATH: Final = "/health"
+READY_PATH: Final = "/ready"
+_NOT_READY: Final[dict[int | str, dict[str, Any]]] = {503: {"description": "They would not."}}
 _BODY: Final = {"status": "ok"}
 _OK: Final = JSONResponse(_BODY)
 
@@ -45,16 +48,20 @@ class Alive:
         """Answer, or pass on."""
         if scope["type"] == "http" and scope["path"] == HEALTH_PATH and scope["method"] == "GET":
             scope["route"] = _ROUTE
+            answer_again(scope.setdefault("state", {}), _AGAIN)
             await _OK(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
 
+_AGAIN: Final = Again(HEALTH_PATH, lambda: bytes(_OK.body))
 _ROUTE: Final = next(route for route in router.routes if getattr(route, "path", None) == HEALTH_PATH)
 
 
-@router.head("/ready", include_in_schema=False)
-@router.get("/ready", summary="Whether requests would be answered", responses={503: {"description": "They would not."}})
+@router.head(READY_PATH, include_in_schema=False)
+@router.get(
+    READY_PATH, summary="Whether requests would be answered", responses={503: {"description": "They would not."}}
+)
 def ready(request: Request) -> JSONResponse:
     """Whether the database answers, and a worker runs."""
     context: Context = request.app.state.context
@@ -62,8 +69,18 @@ def ready(request: Request) -> JSONResponse:
         workers = len(context.workers.alive())
     except HelixError:
         return JSONResponse({"status": "unavailable", "database": False, "workers": 0}, status_code=503)
-    body = {"status": "ok" if workers else "no worker", "database": True, "workers": workers}
-    return JSONResponse(body, status_code=200 if workers else 503)
+    if workers and request.method == "GET":
+        answer_again(request.scope["state"], Again(READY_PATH, lambda: _ready_again(context)))
+    return JSONResponse(_standing(workers), status_code=200 if workers else 503)
+
+
+def _standing(workers: int) -> dict[str, str | bool | int]:
+    return {"status": "ok" if workers else "no worker", "database": True, "workers": workers}
+
+
+def _ready_again(context: Context) -> bytes | None:
+    workers = context.workers.at_hand()
+    return bytes(JSONResponse(_standing(len(workers))).body) if workers else None
 
 
 @router.get("/metrics", summary="Figures for Prometheus", response_class=Response, responses=refusals(401))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import socket
 from contextlib import closing
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import uvicorn
 
 from helix_jobs.api.app import create_app
 from helix_jobs.api.connection import Connection
 from helix_jobs.api.context import Context
+from helix_jobs.api.request_memo import RequestMemo
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ class Server:
         self.address: Final = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         config = uvicorn.Config(
             create_app(self._context),
-            http=Connection,
+            # uvicorn only calls it, as it would call the class.
+            http=cast("Any", partial(Connection, memo=RequestMemo(self._context.figures))),
             ws="none",
             log_config=None,  # our own logging
             access_log=False,  # paths do not belong into a log

@@ -48,6 +48,12 @@ class Workers:
                 self._read_at = time.monotonic()
             return self._found
 
+    def at_hand(self) -> Sequence[Worker] | None:
+        """Those that ``alive`` has read a moment ago; None if they have to be read. Waits for nothing."""
+        read_at = self._read_at  # before what was read then: another thread may read anew meanwhile
+        found = self._found
+        return found if time.monotonic() - read_at <= _FRESH_SECONDS else None
+
     def require_one(self) -> Worker:
         """One of them. Refuses a request that nobody would answer: its client waits.
 

@@ -73,6 +73,15 @@ def get_api_batch(c: Connection, owner: str, api_id: str) -> ApiBatch:
     return _one(c, api_batches.c.id == api_id, api_batches.c.owner == owner, _IS_THERE)
 
 
+def find_api_batch(c: Connection, api_id: str) -> ApiBatch:
+    """A batch, whoever's it is.
+
+    Raises:
+        NotFoundError: There is no such batch.
+    """
+    return _one(c, api_batches.c.id == api_id, _IS_THERE)
+
+
 def list_api_batches(c: Connection, owner: str, page: Page) -> list[ApiBatch]:
     """A page of an owner's batches, and one more if there are more.
 
