@@ -20,7 +20,7 @@ from helix_jobs.json_line import json_line
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from helix_jobs.bench.percentiles import Percentiles
     from helix_jobs.client.client import HelixClient
@@ -46,11 +46,13 @@ class LoadPlan:
         turns: How often each side is measured, one after the other.
         seconds: How long a turn takes.
         max_tokens: New tokens of a bulk job.
+        is_apart: The worker has one processor for itself, and server and clients have the others.
     """
 
     turns: int
     seconds: float
     max_tokens: int
+    is_apart: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +64,13 @@ class Turn:
         bulk_tokens_per_second: Of the bulk work.
         worker: Processor time of the worker.
         server: Of the server.
-        client: Of this process, which asks.
+        client: Of the threads that ask.
         health_per_second: Requests of ``/health`` that were answered, a second.
         health: Seconds to the answer.
         status_per_second: Requests of a batch's status that were answered, a second.
         status: Seconds to the answer.
+        server_per_request: Seconds of processor time that a request took of the server.
+        client_per_request: Of the client.
     """
 
     is_loaded: bool
@@ -78,6 +82,8 @@ class Turn:
     health: Percentiles | None = None
     status_per_second: float = 0.0
     status: Percentiles | None = None
+    server_per_request: float | None = None
+    client_per_request: float | None = None
 
 
 class LoadedBench:
@@ -104,7 +110,7 @@ class LoadedBench:
     ) -> None:
         self._client = client
         self._address = address
-        self._processes = psutil.Process(worker), psutil.Process(server), psutil.Process()
+        self._processes = psutil.Process(worker), psutil.Process(server)
         self._plan = plan
         self._say = say
         self._slots = client.live_workers()[0].slots
@@ -136,13 +142,15 @@ class LoadedBench:
                 health = stack.enter_context(ServerLoad(self._address, "/health", HEALTH_RATE))
                 path = f"/v1/batches/{self._batches[-1]}"
                 status = stack.enter_context(ServerLoad(self._address, path, STATUS_RATE))
-            began, tokens, used = time.perf_counter(), self._tokens(), self._processor_seconds()
+            loads = [load for load in (health, status) if load is not None]
+            began, tokens, used = time.perf_counter(), self._tokens(), self._processor_seconds(loads)
             while time.perf_counter() - began < self._plan.seconds:
                 self._fill()
                 time.sleep(min(1.0, self._plan.seconds / 10))
-            more, used_then = self._tokens() - tokens, self._processor_seconds()
+            more, used_then = self._tokens() - tokens, self._processor_seconds(loads)
             seconds = time.perf_counter() - began
         worker, server, client = ((after - before) / seconds for before, after in zip(used, used_then, strict=True))
+        asked = sum(load.answered for load in loads) / seconds
         return Turn(
             is_loaded=is_loaded,
             bulk_tokens_per_second=more / seconds,
@@ -153,10 +161,14 @@ class LoadedBench:
             health=None if health is None else health.waits,
             status_per_second=0.0 if status is None else status.answered / seconds,
             status=None if status is None else status.waits,
+            server_per_request=server / asked if asked else None,
+            client_per_request=client / asked if asked else None,
         )
 
-    def _processor_seconds(self) -> tuple[float, ...]:
-        return tuple(process.cpu_times().user + process.cpu_times().system for process in self._processes)
+    def _processor_seconds(self, loads: Sequence[ServerLoad]) -> tuple[float, ...]:
+        """Of the worker, the server and the threads that ask."""
+        times = [process.cpu_times() for process in self._processes]
+        return (*(each.user + each.system for each in times), sum(load.spent for load in loads))
 
     def _tokens(self) -> int:
         """Tokens of all answers that are stored."""

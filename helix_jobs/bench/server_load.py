@@ -35,6 +35,7 @@ class ServerLoad:
         self._request = f"GET {path} HTTP/1.1\r\nHost: {self._place.netloc}\r\n\r\n".encode()
         self._rate = rate
         self._waits: list[float] = []
+        self._spent = 0.0
         self._error: OSError | HelixError | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="helix-load", daemon=True)
@@ -55,6 +56,11 @@ class ServerLoad:
     def answered(self) -> int:
         """Requests that were answered so far."""
         return len(self._waits)
+
+    @property
+    def spent(self) -> float:
+        """Seconds of processor time that asking has taken so far."""
+        return self._spent
 
     @property
     def waits(self) -> Percentiles | None:
@@ -85,6 +91,7 @@ class ServerLoad:
                 _read_answer(connection)
                 self._waits.append(time.perf_counter() - asked_at)
             rounds += 1
+            self._spent = time.thread_time()
             ahead = began + rounds * len(connections) / self._rate - time.perf_counter()
             if ahead > 0:
                 self._ended.wait(ahead)

@@ -14,15 +14,17 @@ import subprocess
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from helix_jobs.bench.bulk_work import BulkWork
 from helix_jobs.bench.loaded import LoadedBench
 from helix_jobs.bench.machine import Machine
 from helix_jobs.bench.percentiles import Percentiles
+from helix_jobs.bench.processors import ProcessorShare
 from helix_jobs.bench.prompts import task
 from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.client.client import HelixClient
@@ -33,10 +35,9 @@ from helix_jobs.settings import sqlite_url
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import upgrade
 from helix_jobs.storage.results import answers_of
-from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from helix_jobs.bench.loaded import LoadPlan, Turn
     from helix_jobs.settings import Settings
@@ -46,8 +47,11 @@ _REQUEST_SECONDS: Final = 600.0
 _STOP_SECONDS: Final = 30.0
 _WORKER_READY: Final = "Ready."
 _SERVER_READY: Final = "Serving at "
-# Bulk jobs for each slot, so that slots are filled anew while requests are measured.
-_BULK_PER_SLOT: Final = 40
+# Jobs that each slot has ended before anything is measured. The first ones of all slots begin at once, and so end at
+# once: a short time has none of them or all.
+_ENDED_PER_SLOT: Final = 3
+# Bulk work is measured alone and beside requests in so many turns.
+_TURNS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +81,7 @@ class Waits:
         engine: The engine's own part of it: from the request's admission to its first token.
         above: The difference of the two: network, database, broker, and the wait for a slot.
         bulk_tokens_per_second: Of the bulk work, while the requests were measured.
+        bulk_alone_tokens_per_second: Of the bulk work without them, in turns with it, for as long.
     """
 
     beside: str
@@ -84,6 +89,7 @@ class Waits:
     engine: Percentiles | None
     above: Percentiles | None
     bulk_tokens_per_second: float | None = None
+    bulk_alone_tokens_per_second: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +106,25 @@ class ServingReport:
     def to_json(self) -> dict[str, Any]:
         """For programs."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Requests of one part: seconds to the first piece, and the engine's own part of them."""
+
+    firsts: list[float] = field(default_factory=list)
+    engines: list[float] = field(default_factory=list)
+
+    def waits(self, beside: str, bulk: float | None = None, bulk_alone: float | None = None) -> Waits:
+        """The part's figures."""
+        return Waits(
+            beside=beside,
+            first_piece=Percentiles.of(self.firsts),
+            engine=Percentiles.of(self.engines),
+            above=Percentiles.of([first - own for first, own in zip(self.firsts, self.engines, strict=True)]),
+            bulk_tokens_per_second=bulk,
+            bulk_alone_tokens_per_second=bulk_alone,
+        )
 
 
 class ServingBench:
@@ -149,7 +174,13 @@ class ServingBench:
             stack.callback(database.dispose)
             upgrade(database)
             self._say("starting a worker")
+            share = ProcessorShare() if self._plan.load is not None and self._plan.load.is_apart else None
+            if share is not None:
+                stack.callback(share.take_all)
+                share.take_first()
             worker, _ = _start(stack, settings, "worker", _WORKER_READY, directory)
+            if share is not None:
+                share.take_others()
             server, line = _start(stack, settings, "serve", _SERVER_READY, directory)
             address = line.split()[2].removesuffix(",").removesuffix("/v1")
             self._say("warming up")
@@ -162,43 +193,43 @@ class ServingBench:
                     self._turns = loaded.turns
                     loaded.run()
                     return
-                self._parts.append(self._measure(database, address, "nothing"))
+                alone = _Asked()
+                self._ask_some(database, address, range(self._plan.requests), "nothing", alone)
+                self._parts.append(alone.waits("nothing"))
                 slots = client.live_workers()[0].slots
                 self._parts.append(self._beside_bulk(database, address, client, slots))
 
     def _beside_bulk(self, database: Database, address: str, client: HelixClient, slots: int) -> Waits:
         self._say("filling the batch with bulk work")
-        lines = [
-            {"prompt": task(number), "max_tokens": self._plan.max_tokens, "ignore_eos": True}
-            for number in range(slots * _BULK_PER_SLOT)
-        ]
-        batch_id = client.submit(lines).batch_id
-        while (status := client.status(batch_id)).counts[JobState.RUNNING] < slots:
-            if status.done:
-                raise HelixError("the bulk work ended before it had filled the batch; give a larger --max-tokens")
+        bulk = BulkWork(client, slots, self._plan.max_tokens)
+        bulk.fill()
+        while bulk.ended() < slots * _ENDED_PER_SLOT:
             time.sleep(0.1)
-        began, before = time.perf_counter(), client.status(batch_id).completion_tokens
-        waits = self._measure(database, address, "bulk")
-        tokens = client.status(batch_id).completion_tokens - before
-        client.cancel(batch_id)
-        return replace(waits, bulk_tokens_per_second=tokens / (time.perf_counter() - began))
+        asked, requests = _Asked(), self._plan.requests
+        turns = min(_TURNS, requests)
+        seconds, tokens, tokens_alone = 0.0, 0, 0
+        for turn in range(turns):
+            bulk.fill()
+            numbers = range(requests * turn // turns, requests * (turn + 1) // turns)
+            began, before = time.perf_counter(), bulk.tokens()
+            self._ask_some(database, address, numbers, "bulk", asked)
+            spent, between = time.perf_counter() - began, bulk.tokens()
+            time.sleep(spent)
+            seconds += spent
+            tokens += between - before
+            tokens_alone += bulk.tokens() - between
+        bulk.cancel()
+        return asked.waits("bulk", tokens / seconds, tokens_alone / seconds)
 
-    def _measure(self, database: Database, address: str, beside: str) -> Waits:
-        firsts, engines = [], []
-        for number in range(1, self._plan.requests + 1):
-            self._say(f"beside {beside}: request {number} of {self._plan.requests}")
-            first, job_id = self._ask(address, number)
+    def _ask_some(self, database: Database, address: str, numbers: Iterable[int], beside: str, asked: _Asked) -> None:
+        for number in numbers:
+            self._say(f"beside {beside}: request {number + 1} of {self._plan.requests}")
+            first, job_id = self._ask(address, number + 1)
             with database.read() as connection:
                 answer = answers_of(connection, job_id)[0]
             if answer.ttft_seconds is not None:
-                firsts.append(first)
-                engines.append(answer.ttft_seconds)
-        return Waits(
-            beside=beside,
-            first_piece=Percentiles.of(firsts),
-            engine=Percentiles.of(engines),
-            above=Percentiles.of([first - own for first, own in zip(firsts, engines, strict=True)]),
-        )
+                asked.firsts.append(first)
+                asked.engines.append(answer.ttft_seconds)
 
     def _ask(self, address: str, number: int) -> tuple[float, int]:
         """Seconds to the first piece of an answer, and the job's id.
