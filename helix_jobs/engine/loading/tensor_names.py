@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from helix_jobs.engine.loading.stored_tensor import StoredTensor
 
 HEAD: Final = "lm_head.weight"
-# The name of GPT-NeoX's output head in transformers 4.
-_OLD_HEAD: Final = "embed_out.weight"
-_PREFIX: Final = re.compile(r"(model|transformer|gpt_neox)\.")
+# The names of GPT-NeoX's output head in transformers 4, and of BioGPT's.
+_OTHER_HEADS: Final = ("embed_out.weight", "output_projection.weight")
+_PREFIX: Final = re.compile(r"(model|transformer|gpt_neox|biogpt)\.")
 _LAYER: Final = re.compile(r"(?:decoder\.)?(?:layers|h)\.(\d{1,9})\.")
 # Buffers that older releases stored beside the weights and every release computes anew: the inverse frequencies of
 # rotary positions, which follow from config.json, and GPT-2's and GPT-NeoX's causal masks with the number they masked
@@ -31,7 +31,7 @@ def canonical(tensor: str) -> str:
     """Return a tensor's name without the prefix that only models with a head have."""
     found = _PREFIX.match(tensor)
     short = tensor[found.end() :] if found else tensor
-    return HEAD if short == _OLD_HEAD else short
+    return HEAD if short in _OTHER_HEADS else short
 
 
 def is_computed(tensor: str) -> bool:

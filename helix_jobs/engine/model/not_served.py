@@ -38,7 +38,6 @@ _BY_REASON: Final = {
     "queries, keys and values in an order of its own": ("codegen", "persimmon"),
     "a bias in the last layer alone": ("gpt_neox_japanese",),
     "norms behind the residual alone": ("openai-gpt",),
-    "layers of an encoder-decoder's decoder": ("biogpt",),
     "a layer between the last norm and the output head": ("modernbert-decoder",),
     "a draft head, which is no model by itself": ("gemma4_assistant", "gemma4_unified_assistant"),
     "another name of gpt2, which config.json has to say": ("gpt-sw3",),

@@ -187,4 +187,4 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
 
 
 # Families whose heads are equal parts of the hidden size.
-WITHOUT_HEAD_SETTINGS = ("falcon", "gpt_neo", "gptj", "gpt_bigcode", "opt")
+WITHOUT_HEAD_SETTINGS = ("falcon", "gpt_neo", "gptj", "gpt_bigcode", "opt", "biogpt")

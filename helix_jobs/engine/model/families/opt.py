@@ -23,6 +23,11 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     served = {"do_layer_norm_before": True, "_remove_final_layer_norm": False, "layer_norm_elementwise_affine": True}
     for key, value in {**served, "word_embed_proj_dim": config.hidden_size}.items():
         check_setting(config, key, value, is_read=True)
+    return with_layers(config, str(config.activation_function))
+
+
+def with_layers(config: PretrainedConfig, activation: str) -> ModelDescription:
+    """A model of OPT's layers with this activation."""
     norm = layer_norm(1e-5)
     head_dim = config.hidden_size // config.num_attention_heads
     layer = LayerDescription(
@@ -37,7 +42,7 @@ def describe(config: PretrainedConfig) -> ModelDescription:
         feed_forward=FeedForwardDescription(
             inner=projection("fc1"),
             outer=projection("fc2"),
-            activation=str(config.activation_function),
+            activation=activation,
             is_gated=False,
         ),
     )
