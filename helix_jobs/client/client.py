@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
+    from helix_jobs.results.frames import Results
     from helix_jobs.results.joined import JoinedAnswers, JoinOptions
-    from helix_jobs.storage.records import BatchStatus, JobResult, JobSummary
+    from helix_jobs.storage.records import BatchStatus, JobSummary
     from helix_jobs.tables.ask import TableAsk
 
 logger = logging.getLogger(__name__)
@@ -221,8 +222,10 @@ class HelixClient(BatchControl):
         include_failed: bool = False,
         only_failed: bool = False,
         order: Literal["line", "completion"] = "line",
-    ) -> Iterator[JobResult]:
-        """Yield the results so far, page by page, also while the batch runs.
+    ) -> Results:
+        """Yield the results so far, page by page, also while the batch runs; or give them as a data frame.
+
+        ``to_pandas()``, ``to_polars()`` and ``to_arrow()`` of what is returned have the columns of result files.
 
         Trade-off: each page is its own snapshot, so a slow reader (a pager) does not make the database keep old row
         versions. In return, a job that ends meanwhile may be included or not, and a job that is retried meanwhile may
@@ -237,12 +240,13 @@ class HelixClient(BatchControl):
         Raises:
             NotFoundError: No such batch.
         """
+        from helix_jobs.results.frames import Results
         from helix_jobs.storage import results
 
         # Check the id in this call, not at the first next().
         self.status(batch_id)
 
-        return results.iter_results(
+        found = results.iter_results(
             self._database().read,
             batch_id,
             order=order,
@@ -250,6 +254,7 @@ class HelixClient(BatchControl):
             only_failed=only_failed,
             chunk=_RESULTS_PAGE,
         )
+        return Results(found)
 
     def joined(self, batch_id: str, table: Input, options: JoinOptions | None = None) -> JoinedAnswers:
         """The rows of the table that a batch was submitted from, with their answers as columns.

@@ -19,6 +19,7 @@ from helix_jobs.results.openai import openai_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from types import ModuleType
 
     from helix_jobs.storage.records import JobResult
 
@@ -178,21 +179,31 @@ def write_parquet(results: Iterable[JobResult], stream: ByteSink) -> int:
         raise ConfigurationError(
             'Parquet needs pyarrow, which is not installed; take jsonl, or run pip install -e ".[parquet]" in the clone'
         ) from error
-    kinds = {
-        "bool": pa.bool_(),
-        "int64": pa.int64(),
-        "double": pa.float64(),
-        "string": pa.string(),
-        "timestamp": pa.timestamp("us", "UTC"),
-    }
-    schema = pa.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
     count = 0
-    rows = iter(results)
-    with pq.ParquetWriter(pa.PythonFile(stream, mode="w"), schema, compression="zstd") as writer:
-        while group := _row_group(rows):
-            writer.write_table(pa.Table.from_pylist(group, schema=schema))
-            count += len(group)
+    with pq.ParquetWriter(pa.PythonFile(stream, mode="w"), results_schema(pa), compression="zstd") as writer:
+        for table in arrow_groups(results, pa):
+            writer.write_table(table)
+            count += table.num_rows
     return count
+
+
+def results_schema(pyarrow: ModuleType) -> Any:  # noqa: ANN401  (pyarrow is untyped)
+    """Arrow's schema of ``COLUMNS``."""
+    kinds = {
+        "bool": pyarrow.bool_(),
+        "int64": pyarrow.int64(),
+        "double": pyarrow.float64(),
+        "string": pyarrow.string(),
+        "timestamp": pyarrow.timestamp("us", "UTC"),
+    }
+    return pyarrow.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
+
+
+def arrow_groups(results: Iterable[JobResult], pyarrow: ModuleType) -> Iterator[Any]:
+    """The results as Arrow tables of a thousand rows or fewer; JSON as text."""
+    schema, rows = results_schema(pyarrow), iter(results)
+    while group := _row_group(rows):
+        yield pyarrow.Table.from_pylist(group, schema=schema)
 
 
 def _writer(fmt: str) -> Callable[[Iterable[JobResult], ByteSink], int]:

@@ -17,8 +17,10 @@ from helix_jobs.errors import ConfigurationError, InputError
 from helix_jobs.output_file import written_whole
 from helix_jobs.results.export import COLUMNS, result_row
 from helix_jobs.results.field_kinds import FieldKind, common, fields_of_schema, fitted, kind_of_value, merged
-from helix_jobs.results.row_writers import write_rows
+from helix_jobs.results.frames import AsFrames
+from helix_jobs.results.row_writers import arrow_schema, arrow_tables, write_rows
 from helix_jobs.storage.states import JobState
+from helix_jobs.tables.arrow_rows import import_pyarrow
 from helix_jobs.tables.digest import TableDigest
 from helix_jobs.tables.opened_table import ReadOptions, open_table
 from helix_jobs.tables.row import Row
@@ -68,7 +70,7 @@ class JoinOptions:
                 raise ConfigurationError(f"{name!r} is no column of results; use some of {', '.join(COLUMNS)}")
 
 
-class JoinedAnswers:
+class JoinedAnswers(AsFrames):
     """The rows of a table with their answers.
 
     Args:
@@ -147,6 +149,16 @@ class JoinedAnswers:
             return write_rows(self.rows(), self.fields, destination, fmt)
         with written_whole(Path(destination)) as stream:
             return write_rows(self.rows(), self.fields, stream, fmt)
+
+    def to_arrow(self) -> Any:  # noqa: ANN401  (pyarrow is untyped)
+        """A pyarrow table of all rows.
+
+        Raises:
+            ConfigurationError: pyarrow is not installed.
+        """
+        schema = arrow_schema(self.fields)
+        pyarrow = import_pyarrow("data frames")
+        return pyarrow.concat_tables([schema.empty_table(), *arrow_tables(self.rows(), self.fields, schema)])
 
     def _checked_fields(self, batch_id: str, stored: Mapping[str, Any]) -> dict[str, Any]:
         """The table's own columns, after a reading that compares its rows with those that were submitted."""
