@@ -46,6 +46,7 @@ _COMMANDS: Final = {
     "watch": "helix_jobs.cli.status:watch",
     "results": "helix_jobs.cli.results:results",
     "manifest": "helix_jobs.cli.manifest:manifest",
+    "report": "helix_jobs.cli.report:report",
     "diff": "helix_jobs.cli.diff:diff",
     "cancel": "helix_jobs.cli.cancel:cancel",
     "retry": "helix_jobs.cli.cancel:retry",

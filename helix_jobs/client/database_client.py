@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
+    from helix_jobs.storage.batch_facts import BatchFacts
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.job_pairs import JobPair
     from helix_jobs.storage.manifests import Manifest
@@ -49,6 +50,16 @@ class DatabaseClient:
         # Where a repair has counted the batch anew, the workers are read from its answers.
         with self._database().read(unlimited=True) as connection:
             return read_manifest(connection, batch_id)
+
+    def facts(self, batch_id: str, *, samples: int = 12) -> BatchFacts:
+        """Return what a report of a batch is made of: its sums by time and length, runs, errors and a sample.
+
+        Raises:
+            NotFoundError: No such batch.
+        """
+        from helix_jobs.storage.batch_facts import batch_facts
+
+        return batch_facts(self._database().read, batch_id, samples)
 
     def pairs(self, before: str, after: str) -> Iterator[JobPair]:
         """Yield the jobs of two batches of the same input in pairs: by ``custom_id``, or else by line.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.reports.comparison import Change
 from helix_jobs.reports.json_diff import NOTHING, read_json
+from helix_jobs.reports.prompts import prompt_of
 from helix_jobs.reports.text_diff import Piece, around_changes, text_diff
 from helix_jobs.wording import duration, percent
 
@@ -153,16 +154,7 @@ def _sums_json(sums: Sums) -> dict[str, Any]:
 
 
 def _prompt(job: PairedJob | None) -> str | None:
-    """The job's prompt, or the last message of its chat."""
-    if job is None or job.request is None:
-        return None
-    prompt, messages = job.request.get("prompt"), job.request.get("messages")
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-        content = messages[-1].get("content")
-        return content if isinstance(content, str) else _value(content)
-    return None
+    return None if job is None or job.request is None else prompt_of(job.request)
 
 
 def _notes(before: PairedJob | None, after: PairedJob | None) -> list[str]:
