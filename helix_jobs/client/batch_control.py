@@ -35,15 +35,26 @@ class BatchControl(DatabaseClient):
             return self._database().transact(lambda c: batch_changes.cancel_job(c, job_id, now=datetime.now(UTC)))
         return changes_in_steps.cancel_batch(self._database(), str(target))
 
-    def retry(self, batch_id: str) -> int:
+    def retry(self, batch_id: str, *, where: str | None = None, invalid: bool = False) -> int:
         """Queue a batch's failed and cancelled jobs again and return how many. A worker publishes them.
+
+        Args:
+            batch_id: The batch.
+            where: Instead, the jobs that match this condition of SQL. Those with an answer lose it, and the next one
+                has a fresh seed.
+            invalid: Instead, the jobs with an answer that does not keep its constraint whole; with ``where``, of these.
 
         Raises:
             NotFoundError: No such batch.
+            InputError: The condition is wrong.
             UnfinishedSubmissionError: Its submission has not finished.
         """
         from helix_jobs.storage import changes_in_steps
 
+        if where is not None or invalid:
+            from helix_jobs.storage.chosen_retries import retry_chosen
+
+            return retry_chosen(self._database(), batch_id, where, invalid=invalid)
         return changes_in_steps.retry_batch(self._database(), batch_id)
 
     def pause(self, batch_id: str) -> int:

@@ -60,19 +60,29 @@ def retry_batch(database: Database, batch_id: str) -> int:
         NotFoundError: No such batch.
         UnfinishedSubmissionError: Its submission did not finish.
     """
-    with database.read() as c:
-        interrupted = [change for change in batch_changes.unfinished_cancels(c) if change.batch_id == batch_id]
-    for change in interrupted:
-        # Workers may already have refused messages of jobs that the cancel has not reached. Only a cancelled job is
-        # published again, so finish the cancel first.
-        finish_cancel(database, change)
-    begun = database.transact(lambda c: batch_changes.begin_retry(c, batch_id))
+    begun = begin_retry(database, batch_id)
     now = datetime.now(UTC)
 
     def step(c: Connection, change: Change, after: int, last: int) -> int | None:
         return batch_changes.retry_lines(c, change, after, last, now=now)
 
     return _in_steps(database, begun, _UNSUCCESSFUL, step, lambda: True)
+
+
+def begin_retry(database: Database, batch_id: str) -> Change:
+    """Mark the batch not cancelled, after the end of a cancel that was interrupted.
+
+    Raises:
+        NotFoundError: No such batch.
+        UnfinishedSubmissionError: Its submission did not finish.
+    """
+    with database.read() as c:
+        interrupted = [change for change in batch_changes.unfinished_cancels(c) if change.batch_id == batch_id]
+    for change in interrupted:
+        # Workers may already have refused messages of jobs that the cancel has not reached. Only a cancelled job is
+        # published again, so finish the cancel first.
+        finish_cancel(database, change)
+    return database.transact(lambda c: batch_changes.begin_retry(c, batch_id))
 
 
 def _in_steps(

@@ -1,0 +1,160 @@
+"""Chosen jobs are queued again, with counters that stay right; a condition can do nothing but choose."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import func, select, text
+
+from helix_jobs.errors import InputError, NotFoundError
+from helix_jobs.storage import batch_changes, chosen_retries
+from helix_jobs.storage.changes_in_steps import cancel_batch
+from helix_jobs.storage.chosen_retries import retry_chosen
+from helix_jobs.storage.schema import jobs, results
+from tests.store_helpers import counts, fail, get_job, must_take, register, result_row, stored_batch, succeed
+
+
+@pytest.fixture
+def batch(database):
+    """Six jobs: two whole answers, one that breaks its form, two failures, and one that waits."""
+    register(database, "w1")
+    batch_id, ids = stored_batch(database, 6)
+    succeed(database, must_take(database, ids[0]), output_text="it's a: b?", is_valid=True)
+    succeed(database, must_take(database, ids[1]), output_text="longer than that", completion_tokens=40)
+    succeed(database, must_take(database, ids[2]), output_text='{"a":', is_valid=False, finish_reason="length")
+    fail(database, must_take(database, ids[3]), code="deadline")
+    fail(database, must_take(database, ids[4]))
+    return batch_id, ids
+
+
+@pytest.fixture(params=[2, 20_000], autouse=True)
+def _slices(request, monkeypatch):
+    monkeypatch.setattr(chosen_retries, "_SLICE", request.param)
+
+
+def queued(database, batch_id):
+    with database.read() as c:
+        query = select(jobs.c.line).where(jobs.c.batch_id == batch_id, jobs.c.state == "queued").order_by(jobs.c.line)
+        return list(c.execute(query).scalars())
+
+
+@pytest.mark.parametrize(
+    ("where", "lines"),
+    [
+        ("error_code = 'deadline'", [4]),
+        ("completion_tokens > 30 OR custom_id IN ('c5')", [2, 5]),
+        ("output_text LIKE '%a: b?%'", [1]),
+        ("output_text = 'it''s a: b?' AND NOT (length(output_text) < 5)", [1]),
+        ("state = 'succeeded' AND finish_reason <> 'length'", [1, 2]),
+        ("CAST(request ->> 'prompt' AS text) = 'Wörter 5'", [5]),
+        ("line = 6", []),
+        ("tries > 0", []),
+    ],
+)
+def test_jobs_that_match_are_queued_again(database, batch, where, lines):
+    batch_id, ids = batch
+    before = queued(database, batch_id)
+    assert retry_chosen(database, batch_id, where, invalid=False) == len(lines)
+    assert queued(database, batch_id) == sorted({*before, *lines})
+    counts(database, batch_id)
+    with database.read() as c:
+        left = c.execute(select(func.count()).select_from(results)).scalar_one()
+        assert left == 3 - len({*lines} & {1, 2, 3})
+        for line in lines:
+            job = get_job(c, ids[line - 1])
+            # An answered one has used a try, so that its next seed is another; a failed one begins anew.
+            assert (job.tries, job.attempts, job.error_code) == (1 if line <= 3 else 0, 0, None)
+
+
+def test_answers_that_break_their_form(database, batch):
+    batch_id, ids = batch
+    assert retry_chosen(database, batch_id, "line > 3", invalid=True) == 0
+    assert retry_chosen(database, batch_id, None, invalid=True) == 1
+    assert queued(database, batch_id) == [3, 6]
+    assert succeed(database, must_take(database, ids[2]), is_valid=True)
+    assert retry_chosen(database, batch_id, None, invalid=True) == 0
+
+
+def test_a_job_of_several_answers_is_queued_once(database):
+    from helix_jobs.storage import claims
+    from tests.store_helpers import ended, now
+
+    register(database, "w1")
+    batch_id, (job_id,) = stored_batch(database, 1)
+    done = ended(must_take(database, job_id))
+    with database.write() as c:
+        claims.finish_succeeded(c, done, [result_row(), result_row(choice=1, is_valid=False)], now())
+    assert retry_chosen(database, batch_id, None, invalid=True) == 1
+    with database.read() as c:
+        assert c.execute(select(func.count()).select_from(results)).scalar_one() == 0
+
+
+def test_an_answer_that_came_since_stays(database, batch, monkeypatch):
+    batch_id, ids = batch
+    refuse = chosen_retries.refuse_stored
+
+    def late(c, *arguments, **named):
+        c.execute(text("UPDATE jobs SET finished_at = claimed_at WHERE line = 1"))
+        return refuse(c, *arguments, **named)
+
+    monkeypatch.setattr(chosen_retries, "refuse_stored", late)
+    assert retry_chosen(database, batch_id, "line = 1", invalid=False) == 0
+    assert queued(database, batch_id) == [6]
+    assert ids
+
+
+def test_a_cancelled_batch_goes_on_with_the_chosen_jobs(database, batch):
+    batch_id, _ = batch
+    cancel_batch(database, batch_id)
+    assert retry_chosen(database, batch_id, "line <= 2", invalid=False) == 2
+    assert queued(database, batch_id) == [1, 2]
+    assert counts(database, batch_id) == {"queued": 2, "succeeded": 1, "failed": 2, "cancelled": 1}
+
+
+def test_a_cancel_meanwhile_ends_it(database, batch, monkeypatch):
+    batch_id, _ = batch
+    retry_lines = batch_changes.retry_lines
+
+    def cancelled(c, change, *arguments, **named):
+        c.execute(text("UPDATE batches SET cancelled_at = created_at"))
+        return retry_lines(c, change, *arguments, **named)
+
+    monkeypatch.setattr(batch_changes, "retry_lines", cancelled)
+    assert retry_chosen(database, batch_id, "state = 'failed'", invalid=False) == 0
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("", "is empty"),
+        ("1 = 1; DELETE FROM jobs", "has ';' at character 6"),
+        ("1 = 1) OR (1 = 1", "closes a parenthesis"),
+        ("(1 = 1", "does not close"),
+        ("1 = 1 -- rest", "comment"),
+        ("1 = 1 /* rest */", "comment"),
+        ("line IN (SELECT line FROM jobs)", "no column SELECT"),
+        ("pg_sleep(9) IS NULL", "calls pg_sleep"),
+        ("load_extension('x') = 1", "calls load_extension"),
+        ("custom_id = $$x$$", "has '$' at character 13"),
+        ("custom_id = E'\\'' OR 1 = 1", "letters right before a quote"),
+        ('"line" = 1', "has '\"' at character 1"),
+        ("line::text = 'x'", "has ':' at character 5"),
+        ("prize > 3", "no column prize; the columns are "),
+        ("lease > 3", "no column lease"),
+        ("x" * 5000, "5,000 characters"),
+        ("line = 'a' 'b' 'c' =", "the database cannot decide the condition"),
+        ("line =", "the database cannot decide the condition"),
+    ],
+)
+def test_what_is_no_condition_is_refused_and_changes_nothing(database, batch, where, reason):
+    batch_id, _ = batch
+    cancel_batch(database, batch_id)
+    before = counts(database, batch_id)
+    with pytest.raises(InputError) as caught:
+        retry_chosen(database, batch_id, where, invalid=False)
+    assert reason in str(caught.value)
+    assert counts(database, batch_id) == before
+
+
+def test_no_such_batch(database):
+    with pytest.raises(NotFoundError):
+        retry_chosen(database, "b-none", "line = 1", invalid=False)
