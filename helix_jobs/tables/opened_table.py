@@ -17,6 +17,7 @@ from helix_jobs.tables.delimited import DelimitedRows
 from helix_jobs.tables.excel_rows import ZIP, ExcelRows
 from helix_jobs.tables.json_rows import JsonRows
 from helix_jobs.tables.row import BadRow, Row
+from helix_jobs.tables.saved_dataset import SavedDatasetRows, is_saved_dataset
 from helix_jobs.tables.text_files import TEXT_SUFFIXES, TextFileRows
 from helix_jobs.tables.text_form import LOOK_BYTES, delimiter_name, delimiter_of, read_delimiter, text_form
 
@@ -153,6 +154,8 @@ def open_table(source: object, options: ReadOptions, rejects: RejectSink | None 
 def _open_path(text: str, options: ReadOptions, rejects: RejectSink | None) -> OpenedTable:
     path = Path(text)
     name = os.fsencode(text).decode(errors="replace")
+    if path.is_dir() and is_saved_dataset(path):
+        return OpenedTable(SavedDatasetRows(path), "a saved data set", name=name)
     if path.is_dir() or is_pattern(text) or path.suffix.lower() in TEXT_SUFFIXES:
         files = TextFileRows(text, options.encoding)
         if not path.is_file() and next(files.rows(), None) is None:

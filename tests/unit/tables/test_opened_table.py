@@ -6,6 +6,7 @@ import bz2
 import csv
 import gzip
 import io
+import json
 import lzma
 import os
 import threading
@@ -260,6 +261,43 @@ def test_a_frame_and_mappings_are_tables(typed):
     for wrong in (5, {"a": 1}, b"a"):
         with pytest.raises(InputError, match="give a path, a binary stream, a data frame, or mappings"):
             open_table(wrong, ReadOptions())
+
+
+@pytest.fixture
+def dataset(typed, tmp_path):
+    """What ``datasets`` writes by ``save_to_disk``, in two files."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    names = [f"data-0000{number}-of-00002.arrow" for number in range(2)]
+    for name in names:
+        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, typed.schema) as writer:
+            writer.write_table(typed)
+    state = {"_data_files": [{"filename": name} for name in names], "_indices_data_files": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+def test_a_saved_data_set_is_read_from_all_its_files(dataset, typed):
+    values = typed.to_pylist() * 2
+    assert values_of(dataset) == list(enumerate(values, start=1))
+
+
+def test_a_saved_data_set_that_cannot_be_read_says_what_to_do(dataset):
+    (dataset / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(InputError, match=r"several splits \(train, test\); name one of them, such as .*train"):
+        rows_of(dataset)
+    (dataset / "dataset_dict.json").unlink()
+    state = json.loads((dataset / "state.json").read_text())
+    for damaged, said in (
+        ({**state, "_indices_data_files": [{"filename": "x"}]}, "save it again behind flatten_indices"),
+        ({**state, "_data_files": [{"filename": "../x.arrow"}]}, "names no files of the data set"),
+        ({**state, "_data_files": [{"filename": "none.arrow"}]}, "none.arrow is missing"),
+        ([], "names no files of the data set"),
+    ):
+        (dataset / "state.json").write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=said):
+            rows_of(dataset)
 
 
 @pytest.mark.parametrize("library", ["pyarrow", "openpyxl"])
