@@ -20,7 +20,7 @@ SCALING, CAP = 0.2, 20.0
 @pytest.fixture(scope="module", params=PROCESSORS)
 def library(request: pytest.FixtureRequest, kernels_folder: Path) -> ctypes.CDLL:
     """The kernels of attention for another processor."""
-    return compiled_for(request.param, "attention.cpp", kernels_folder, "-w", f"-DHEAD_DIM={HEAD_DIM}")
+    return compiled_for(request.param, ["attention.cpp"], kernels_folder, f"-DHEAD_DIM={HEAD_DIM}")
 
 
 def pieces_of(lengths: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor, int, int]:

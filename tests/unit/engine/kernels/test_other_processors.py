@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import platform
-import shutil
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from helix_jobs.engine.kernels.cpu import build
 from helix_jobs.engine.kernels.cpu.kernels import LAYOUT_NUMBERS
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
@@ -20,28 +16,18 @@ from helix_jobs.engine.weights.level_layouts import FLOAT_LAYOUTS, LEVEL_LAYOUTS
 from helix_jobs.engine.weights.packed_int8_linear import BYTE_LAYOUTS, PackedInt8Linear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
 from tests.unit.engine.block_files import level_blocks, random_blocks
+from tests.unit.engine.kernels.other_processors import PROCESSORS, compiled_for
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Haswell has AVX2 and FMA; the plain x86-64 has neither, and takes the path of processors that nobody wrote code for.
-PROCESSORS = ("haswell", "x86-64")
 ROWS, COLUMNS = 37, 768
 
 
 @pytest.fixture(scope="module", params=PROCESSORS)
-def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def library(request: pytest.FixtureRequest, kernels_folder: Path) -> ctypes.CDLL:
     """Kernels of the common library for another processor."""
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if platform.machine() != "x86_64" or compiler is None:
-        pytest.skip("these processors cannot be had here")
-    if request.param == "haswell" and "avx2" not in build.processor_features():
-        pytest.skip("this processor has no AVX2")
-    made: Path = tmp_path_factory.mktemp("other") / "other.so"
-    sources = [str(build._FOLDER / f"{name}.cpp") for name in ("packed_int8", "packed_linear", "kernels")]
-    flags = [flag.replace("native", request.param) for flag in build._FLAGS]
-    subprocess.run([compiler, *flags, "-w", "-shared", "-o", str(made), *sources], check=True)
-    return ctypes.CDLL(str(made))
+    return compiled_for(request.param, ["packed_int8.cpp", "packed_linear.cpp", "kernels.cpp"], kernels_folder)
 
 
 def multiply(function: Any, number: int, blocks: BlockMatrix, hidden: torch.Tensor) -> torch.Tensor:
