@@ -19,6 +19,7 @@ from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.schedule.prefix_cache import PrefixCache
 from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.errors import ErrorCode, InvalidRequestError
+from tests.crossed import crossed
 from tests.unit.engine.adapters import ATTENTION, EVERYTHING, peft_model, read_all
 from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import (
@@ -130,16 +131,15 @@ def check(
 MIXED: list[str | None] = ["sql", BASE, "fr", "long", "sql", "fr", BASE, "long"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    ("draft", "settings"),
-    [
-        ("none", {"depth": 0}),
-        ("same", {}),
-        ("other", {"drafters": ("lookup",)}),
-        ("int8", {"adaptive": True, "drafters": ("lookup",)}),
-    ],
-)
+DRAFTING: list[tuple[str, dict[str, Any]]] = [
+    ("none", {"depth": 0}),
+    ("same", {}),
+    ("other", {"drafters": ("lookup",)}),
+    ("int8", {"adaptive": True, "drafters": ("lookup",)}),
+]
+
+
+@pytest.mark.parametrize(("family", "draft", "settings"), crossed(FAMILIES, DRAFTING, 2))
 def test_a_batch_of_three_adapters_and_the_model_itself(
     family: str, draft: str, settings: dict[str, Any], folder: Path
 ) -> None:

@@ -16,6 +16,7 @@ from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.speculation.depth.controller import DepthController, DepthDecision
 from helix_jobs.engine.speculation.depth.costs import CostProfile
 from helix_jobs.errors import OutOfMemoryError
+from tests.crossed import crossed
 from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import VOCAB_SIZE, loaded, reference_greedy, request, tiny_model
 
@@ -153,8 +154,7 @@ def test_any_history_equals_transformers_one_by_one(
     event(f"shared: {counters.cached_prompt_tokens > 0}")
 
 
-@pytest.mark.parametrize("draft", ["same", "other"])
-@pytest.mark.parametrize("controller", ["cheap", "whimsical"])
+@pytest.mark.parametrize(("draft", "controller"), crossed(["same", "other"], [("cheap",), ("whimsical",)], 1))
 def test_a_seeded_output_is_the_same_alone_and_in_company(draft, controller):
     rng = random.Random(4)
     seeded = [

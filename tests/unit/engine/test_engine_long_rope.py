@@ -14,6 +14,7 @@ from helix_jobs.engine.kernels.cpu.native_decoder import with_native
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import quantize
+from tests.crossed import crossed
 from tests.unit.engine.model.case_settings import LONGROPE
 from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import (
@@ -59,6 +60,17 @@ def model(family: str) -> Any:
 def answer(family: str, prompt: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
     has_cache = family.startswith("phi")
     return reference_greedy(model(family), prompt, max_tokens + 1, eos_token_id=None, use_cache=has_cache)[:max_tokens]
+
+
+@functools.cache
+def plain_model() -> Any:
+    """Its draft, or its target, whose factors do not change."""
+    return tiny_model(seed=3)
+
+
+@functools.cache
+def plain_answer(prompt: tuple[int, ...]) -> tuple[int, ...]:
+    return reference_greedy(plain_model(), prompt, 21, eos_token_id=None)[:20]
 
 
 def prompts(lengths: tuple[int, ...] = (3, 23, 20, 24, 25, 60, 7), shared: int = 0) -> list[tuple[int, ...]]:
@@ -107,15 +119,15 @@ def test_compiled_kernels_rotate_long_sequences_as_torch_does(compiled_folder: P
             assert float((got - theirs).abs().max()) < (2e-2 if is_int8 else 1e-4) * float(theirs.abs().max())
 
 
-@pytest.mark.parametrize(
-    ("draft", "settings"),
-    [
-        ("none", {"depth": 0, "token_budget": 9}),
-        ("same", {"depth": 5}),
-        ("other", {"depth": 3}),
-        ("int8", {"adaptive": True, "drafters": ("lookup",), "token_budget": 9}),
-    ],
-)
+DRAFTING: list[tuple[str, dict[str, Any]]] = [
+    ("none", {"depth": 0, "token_budget": 9}),
+    ("same", {"depth": 5}),
+    ("other", {"depth": 3}),
+    ("int8", {"adaptive": True, "drafters": ("lookup",), "token_budget": 9}),
+]
+
+
+@pytest.mark.parametrize(("family", "draft", "settings"), crossed(FAMILIES, DRAFTING, 2), indirect=["family"])
 def test_answers_are_the_model_s_own_over_the_end_of_the_original_context(family, draft, settings):
     drafting = as_loaded("other", tiny_model(family.split()[0], seed=99)) if draft == "other" else draft
     engine = tiny_engine(model(family), drafting, max_batch_size=4, **settings)
@@ -156,13 +168,12 @@ def test_sequences_that_lose_their_blocks_come_back_as_what_they_are(family: str
 
 
 def test_a_draft_may_have_a_shorter_original_context_than_its_target_or_the_only_one(family: str) -> None:
-    plain = tiny_model(seed=3)
-    engine = tiny_engine(plain, as_loaded("long", model(family)), max_batch_size=4)
+    engine = tiny_engine(plain_model(), as_loaded("long", model(family)), max_batch_size=4)
     given = prompts()
     results = engine.generate(request(f"r{i}", p, max_tokens=20, ignore_eos=True) for i, p in enumerate(given))
     outputs = [result.output_token_ids for result in results]
-    assert outputs == [reference_greedy(plain, p, 21, eos_token_id=None)[:20] for p in given]
-    check(family, tiny_engine(model(family), as_loaded("plain", plain), max_batch_size=4), given)
+    assert outputs == [plain_answer(p) for p in given]
+    check(family, tiny_engine(model(family), as_loaded("plain", plain_model()), max_batch_size=4), given)
 
 
 def test_a_scored_prompt_is_long_or_short_as_a_whole(family: str) -> None:

@@ -11,6 +11,7 @@ from transformers import LogitsProcessorList
 from helix_jobs.engine.reasoning import place_of
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.sampling.reasoning_budget import ReasoningBudget
+from tests.crossed import crossed
 from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.reasoning_models import FIRST, SECOND, THIRD, BudgetByHand, many_tokens, one_token
 from tests.unit.engine.tiny_models import reference_greedy, request, tiny_engine, tiny_model
@@ -48,8 +49,7 @@ def counted_by_hand(model, kind, budget):
 
 
 @pytest.mark.parametrize("kind", FORMS)
-@pytest.mark.parametrize("draft", ["none", "same", "int8", "other"])
-@pytest.mark.parametrize("budget", [0, 1, 5, 100])
+@pytest.mark.parametrize(("budget", "draft"), crossed([0, 1, 5, 100], [("none",), ("same",), ("int8",), ("other",)], 2))
 def test_a_greedy_budget_equals_transformers_with_a_processor_of_its_own(model, kind, draft, budget):
     make, closing, _ = FORMS[kind]
     answers = counted_by_hand(model, kind, budget)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
+from tests.crossed import crossed
 from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.tiny_models import (
     RECURRENT,
@@ -77,17 +78,18 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.mark.parametrize(
-    ("draft", "settings"),
-    [
-        ("none", {"depth": 0, "token_budget": 9}),
-        ("none", {"depth": 4, "drafters": ("lookup",)}),
-        ("int8", {"depth": 8}),
-        ("other", {"depth": 3, "token_budget": 9}),
-        ("same", {"depth": 5}),
-        ("int8", {"adaptive": True, "drafters": ("lookup",), "token_budget": 9}),
-    ],
-)
+DRAFTING = [
+    ("none", {"depth": 0, "token_budget": 9}),
+    ("none", {"depth": 4, "drafters": ("lookup",)}),
+    ("int8", {"depth": 8}),
+    ("other", {"depth": 3, "token_budget": 9}),
+    ("same", {"depth": 5}),
+    ("int8", {"adaptive": True, "drafters": ("lookup",), "token_budget": 9}),
+]
+
+
+# By fours, so that no two families share their four.
+@pytest.mark.parametrize(("family", "draft", "settings"), crossed(RECURRENT, DRAFTING, 4), indirect=["family"])
 def test_answers_are_the_model_s_own(family, draft, settings):
     engine = tiny_engine(model(family), draft, max_batch_size=4, **settings)
     results = check(family, engine, prompts())
