@@ -68,6 +68,7 @@ NOT_RUN = {
     ("python", "Data frames", "needs a data frame"),
 }
 SERVICES = "deployment"
+BENCH = ("cli", "bench")
 # Options of other programs, or of the tests, that the pages name.
 FOREIGN_OPTIONS = {
     *("--address", "--port", "--check", "--disable-pip", "--no-deps", "--faults-table", "--soak-minutes"),
@@ -90,10 +91,11 @@ def sh_commands(blocks: list[Block]) -> list[str]:
 
 
 def sittings() -> dict[str, list[str]]:
-    """What is typed in one clone: the commands of a page of docs, or of a section of README, in their order."""
+    """What is typed in one clone: the commands of a page, of a section of README, or of the bench, in their order."""
     blocks: dict[str, list[Block]] = {}
     for block in BLOCKS:
-        name = f"README, {block.section}" if block.page == "README" else block.page
+        is_apart = block.page == "README" or (block.page, block.section) == BENCH
+        name = f"{block.page}, {block.section}" if is_apart else block.page
         blocks.setdefault(name, []).append(block)
     return {name: commands for name, own in blocks.items() if (commands := sh_commands(own))}
 
@@ -263,7 +265,15 @@ def test_the_newcomers_command_is_the_quick_start():
     assert SITTINGS[QUICK_START] == ["python submit.py examples/prompts.jsonl --local"]
 
 
-@pytest.mark.parametrize("sitting", [name for name in SITTINGS if name != SERVICES])
+@pytest.mark.parametrize(
+    "sitting",
+    [
+        # Measuring the demo model takes as long as all other commands together.
+        pytest.param(name, marks=pytest.mark.slow if name == ", ".join(BENCH) else ())
+        for name in SITTINGS
+        if name != SERVICES
+    ],
+)
 def test_commands_run(sitting, scene, finished_home, demo_home, demo_kernels):
     if sitting != QUICK_START:
         shutil.copytree(finished_home, scene.home, ignore=shutil.ignore_patterns("*.sock", "*.lock"))
