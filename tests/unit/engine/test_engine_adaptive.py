@@ -98,21 +98,33 @@ def test_model_and_lookup_draft_and_change_nothing(draft, controller):
     assert "lookup" in sources or (controller, draft) == ("cheap", "same")
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 2**16),
-    draft=st.sampled_from(["none", "same", "int8", "other"]),
-    controller=st.sampled_from(["cheap", "dear", "whimsical", "whimsical"]),
-    num_blocks=st.integers(16, 60),
-    block_size=st.sampled_from([2, 3, 4]),
-    budget=st.sampled_from([5, 16, 1024]),
-    slots=st.integers(1, 5),
-    aborts=st.dictionaries(st.integers(0, 40), st.integers(0, 11), max_size=4),
-    preemptions=st.sets(st.integers(0, 40), max_size=4),
-)
-def test_any_history_equals_transformers_one_by_one(
-    *, seed, draft, controller, num_blocks, block_size, budget, slots, aborts, preemptions
-):
+HISTORY = {
+    "seed": st.integers(0, 2**16),
+    "draft": st.sampled_from(["none", "same", "int8", "other"]),
+    "controller": st.sampled_from(["cheap", "dear", "whimsical", "whimsical"]),
+    "num_blocks": st.integers(16, 60),
+    "block_size": st.sampled_from([2, 3, 4]),
+    "budget": st.sampled_from([5, 16, 1024]),
+    "slots": st.integers(1, 5),
+    "aborts": st.dictionaries(st.integers(0, 40), st.integers(0, 11), max_size=4),
+    "preemptions": st.sets(st.integers(0, 40), max_size=4),
+}
+
+
+@settings(max_examples=16, deadline=None)
+@given(**HISTORY)
+def test_any_history_equals_transformers_one_by_one(**history):
+    check_history(**history)
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
+@given(**HISTORY)
+def test_many_histories_equal_transformers_one_by_one(**history):
+    check_history(**history)
+
+
+def check_history(*, seed, draft, controller, num_blocks, block_size, budget, slots, aborts, preemptions):
     rng = random.Random(seed)
     engine = adaptive_engine(
         draft,

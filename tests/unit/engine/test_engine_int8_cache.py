@@ -12,6 +12,7 @@ import torch
 
 from helix_jobs.engine.attention.sdpa import SdpaAttention
 from helix_jobs.engine.model.assembly import build_decoder
+from tests.crossed import crossed
 from tests.unit.engine.opened_engine import opened
 from tests.unit.engine.rounded_cache import rounded_beside, rounded_logits
 from tests.unit.engine.tiny_models import (
@@ -88,16 +89,17 @@ def test_logits_are_those_of_a_rounded_cache(family: str) -> None:
             assert (found - wanted).abs().mean() < 0.02 * (exact - wanted).abs().mean()
 
 
+DRAFTING: list[tuple[str, dict[str, Any]]] = [
+    ("none", {"depth": 0, "token_budget": 9}),
+    ("same", {"depth": 4}),
+    ("int8", {"adaptive": True, "drafters": ("lookup",), "token_budget": 9}),
+]
+
+
 @pytest.mark.parametrize(
-    ("draft", "settings"),
-    [
-        ("none", {"depth": 0, "token_budget": 9}),
-        ("same", {"depth": 4}),
-        ("int8", {"adaptive": True, "drafters": ("lookup",), "token_budget": 9}),
-    ],
-    ids=("no draft", "the same model", "lookup and int8"),
+    ("family", "draft", "settings"),
+    crossed(["llama", "gemma2", "gpt_oss", "gemma4_text", "qwen3_5_text"], DRAFTING, 2),
 )
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "gemma4_text", "qwen3_5_text"])
 def test_answers_are_those_of_a_rounded_cache(family: str, draft: str, settings: dict[str, Any]) -> None:
     results = check(family, engine_of(family, draft, max_batch_size=4, **settings), prompts())
     if draft == "same":  # the draft's keys and values are rounded alike
