@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import InputError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MAX_ROW_CHARS: Final = 4 * 1024 * 1024
 # Bytes that are not in the encoding become halves of surrogate pairs, which are found in the row that has them.
 _KEEP_BYTES: Final = "surrogateescape"
+_UNDECODED: Final = re.compile("[\udc80-\udcff]")
 
 
 class DelimitedRows:
@@ -90,11 +92,7 @@ class DelimitedRows:
         if self._lines.is_decoded:
             return None
         return next(
-            (
-                name
-                for name, cell in zip(self.columns, cells, strict=True)
-                if any("\udc80" <= letter <= "\udcff" for letter in cell)
-            ),
+            (name for name, cell in zip(self.columns, cells, strict=True) if _UNDECODED.search(cell)),
             None,
         )
 

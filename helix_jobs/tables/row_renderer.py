@@ -53,9 +53,16 @@ DEFAULT_LIMITS: Final = RenderLimits()
 
 @dataclass(frozen=True, slots=True)
 class AskedRow:
-    """A row, and what the process said of it: whether it counts, or its line as JSON text."""
+    """A row, and what the process said of it.
+
+    Attributes:
+        row: The row.
+        encoded: The row as JSON text.
+        answer: Whether it counts, or its line as JSON text.
+    """
 
     row: Row
+    encoded: bytes
     answer: bool | str
 
 
@@ -101,15 +108,17 @@ class RowRenderer:
         """
         group: list[Row] = []
         encoded: list[bytes] = []
+        size = 0
         for row in rows:
             text = None if isinstance(row, BadRow) else _encoded(row)
             if isinstance(row, Row) and isinstance(text, bytes):
                 group.append(row)
                 encoded.append(text)
-                if len(group) < _GROUP_ROWS and sum(map(len, encoded)) < _GROUP_BYTES:
+                size += len(text)
+                if len(group) < _GROUP_ROWS and size < _GROUP_BYTES:
                     continue
             yield from self._asked(what, group, encoded)
-            group, encoded = [], []
+            group, encoded, size = [], [], 0
             if isinstance(row, BadRow):
                 yield row
             elif isinstance(text, BadRow):
@@ -134,7 +143,7 @@ class RowRenderer:
             if isinstance(answer, list):
                 yield BadRow(row.number, answer[0], answer[1], answer[2], text)
             else:
-                yield AskedRow(row, answer)
+                yield AskedRow(row, text, answer)
 
     def _blame(self, row: Row, text: bytes, error: RequestAtFaultError) -> BadRow:
         self._at_fault += 1

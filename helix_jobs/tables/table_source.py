@@ -134,8 +134,7 @@ class TableSource:
     def _filled_line(self, asked: AskedRow | BadRow) -> RawLine:
         if isinstance(asked, BadRow):
             return _raw_bad(asked)
-        row, text = asked.row, str(asked.answer)
-        original = row_json(row.values)
+        row, text, original = asked.row, str(asked.answer), asked.encoded
         column = self._ask.id
         if column is not None:
             if (value := row.values.get(column)) in (None, ""):
