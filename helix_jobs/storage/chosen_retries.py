@@ -34,7 +34,7 @@ _SLICE: Final = 20_000
 # Jobs of one transaction.
 _STEP: Final = 100
 # Nobody's limit: a person has asked for another answer.
-_NO_LIMIT: Final = 2**31 - 1
+NO_LIMIT: Final = 2**31 - 1
 # SQLSTATEs of values and of statements, without that of a missing right.
 _SAID_WRONG: Final = ("22", "42")
 _NO_RIGHT: Final = "42501"
@@ -42,7 +42,9 @@ _ENDED: Final = (JobState.SUCCEEDED.value, JobState.FAILED.value, JobState.CANCE
 
 
 @dataclass(frozen=True, slots=True)
-class _Chosen:
+class ChosenJob:
+    """A job that has ended, as it was found: what became of it since is not touched."""
+
     job_id: int
     line: int
     state: str
@@ -72,7 +74,7 @@ def retry_chosen(database: Database, batch_id: str, where: str | None, *, invali
     for chosen in _slices(database, batch_id, condition, invalid=invalid):
         for start in range(0, len(chosen), _STEP):
             part = chosen[start : start + _STEP]
-            count = database.transact(lambda c, part=part: _queue(c, change, part, now))  # type: ignore[misc]
+            count = database.transact(lambda c, part=part: queue_chosen(c, change, part, now))  # type: ignore[misc]
             if count is None:  # somebody has cancelled the batch meanwhile
                 return queued
             queued += count
@@ -81,7 +83,7 @@ def retry_chosen(database: Database, batch_id: str, where: str | None, *, invali
 
 def _slices(
     database: Database, batch_id: str, condition: JobCondition | None, *, invalid: bool
-) -> Iterator[Sequence[_Chosen]]:
+) -> Iterator[Sequence[ChosenJob]]:
     with database.read() as c:
         last = c.execute(select(func.max(jobs.c.line)).where(jobs.c.batch_id == batch_id)).scalar_one() or 0
     for after in range(0, last, _SLICE):
@@ -99,7 +101,7 @@ def _slices(
         query = select(*columns).where(*asked).distinct().order_by(rows.c.line)
         with database.read() as c:
             try:
-                found = [_Chosen(**row._mapping) for row in c.execute(query)]  # noqa: SLF001  (SQLAlchemy's documented name)
+                found = [ChosenJob(**row._mapping) for row in c.execute(query)]  # noqa: SLF001  (SQLAlchemy's documented name)
             except DBAPIError as error:
                 if condition is None or not _is_conditions_fault(error):
                     raise
@@ -117,10 +119,17 @@ def _is_conditions_fault(error: DBAPIError) -> bool:
     return state.startswith(_SAID_WRONG) and state != _NO_RIGHT
 
 
-def _queue(c: Connection, change: Change, chosen: Sequence[_Chosen], now: datetime) -> int | None:
-    """Queue these jobs again, and return how many were; None if the batch was cancelled meanwhile."""
+def queue_chosen(c: Connection, change: Change, chosen: Sequence[ChosenJob], now: datetime) -> int | None:
+    """Queue these jobs again, and return how many were; None if the batch was cancelled meanwhile.
+
+    Args:
+        c: A write transaction.
+        change: The retry that has begun.
+        chosen: Jobs of its batch, some hundred at most.
+        now: The time written; the same when the call is repeated after an uncertain commit.
+    """
     answers = [StoredAnswer(one.job_id, one.finished_at) for one in chosen if one.state == JobState.SUCCEEDED.value]
-    queued = refuse_stored(c, change.batch_id, answers, max_tries=_NO_LIMIT, reason="", now=now)
+    queued = refuse_stored(c, change.batch_id, answers, max_tries=NO_LIMIT, reason="", now=now)
     for one in chosen:
         if one.state != JobState.SUCCEEDED.value:
             count = batch_changes.retry_lines(c, change, one.line - 1, one.line, now=now)

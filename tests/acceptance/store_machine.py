@@ -16,6 +16,7 @@ from sqlalchemy import delete, select
 from helix_jobs.storage import batch_changes, claims, pausing, publishing, retries
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.batches import create_batch, delete_batch, insert_jobs, seal_batch
+from helix_jobs.storage.chosen_retries import ChosenJob, queue_chosen
 from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.refusals import StoredAnswer, refuse_stored
 from helix_jobs.storage.schema import batches, jobs, workers
@@ -272,6 +273,19 @@ class StoreMachine(ComparedStore):
         self._both(
             lambda c: batch_changes.retry_lines(c, batch_changes.begin_retry(c, batch_id), 0, MAX_LINE, now=now) or 0,
             lambda: self.model.retry_batch(batch_id, now),
+            commit,
+        )
+
+    @precondition(lambda self: any(job.finished_at for job in self.model.jobs.values()))
+    @rule(which=PICKS, commit=COMMITS)
+    def retry_one(self, which: int, commit: str) -> None:
+        """One job that has ended, as a condition chooses it: its answer goes, or its failure is forgotten."""
+        job = _pick([job for job in self.model.jobs.values() if job.finished_at is not None], which)
+        assert job.finished_at is not None
+        chosen, batch_id, now = ChosenJob(job.id, job.line, job.state, job.finished_at), job.batch_id, self._now()
+        self._both(
+            lambda c: queue_chosen(c, batch_changes.begin_retry(c, batch_id), [chosen], now),
+            lambda: self.model.retry_chosen(chosen, batch_id, now),
             commit,
         )
 

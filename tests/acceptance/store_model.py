@@ -6,11 +6,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError, UnfinishedSubmissionError
+from helix_jobs.storage.chosen_retries import NO_LIMIT
 from helix_jobs.storage.records import Reclaimed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
+
+    from helix_jobs.storage.chosen_retries import ChosenJob
 
 
 Answers = tuple[tuple[int, str], ...]
@@ -253,12 +256,19 @@ class StoreModel:
                 self._requeue(job, now, attempts=0)
         return int(job.tries > 0 and now in (job.queued_at, job.finished_at))
 
-    def retry_batch(self, batch_id: str, now: datetime) -> int:
+    def retry_chosen(self, chosen: ChosenJob, batch_id: str, now: datetime) -> int:
+        """One job that has ended, as it was seen."""
+        if chosen.state != "succeeded":
+            return self.retry_batch(batch_id, now, line=chosen.line)
+        self.retry_batch(batch_id, now, line=0)
+        return self.refuse_stored(batch_id, chosen.job_id, chosen.finished_at, NO_LIMIT, now)
+
+    def retry_batch(self, batch_id: str, now: datetime, line: int | None = None) -> int:
         batch = self._batch(batch_id)
         if batch.total is None:
             raise UnfinishedSubmissionError
         batch.cancelled = False
-        again = [job for job in self.of(batch_id) if job.state in ("failed", "cancelled")]
+        again = [job for job in self.of(batch_id) if job.state in ("failed", "cancelled") and line in (None, job.line)]
         for job in again:
             job.finished_at = job.error_code = None
             job.answers = ()
