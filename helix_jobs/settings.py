@@ -14,6 +14,7 @@ from helix_jobs.bounds import MAX_BATCH_SIZE, MAX_NEW_TOKENS, MAX_SPECULATION_DE
 from helix_jobs.endpoint_url import checked_endpoint_key, checked_endpoint_url
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.files import PRIVATE_DIRECTORY, is_open_to_others, require_own_directory
+from helix_jobs.opening_hours import checked_opening_hours
 from helix_jobs.redis_url import checked_redis_url
 from helix_jobs.setting import (
     Choice,
@@ -219,6 +220,15 @@ class Settings:
             "How long a job may run before it fails with code deadline; default: as long as it takes.",
             "--job-timeout",
             "SECONDS",
+        ),
+    )
+    hours: str | None = field(
+        default=None,
+        metadata=declared(
+            Text(checked_opening_hours),
+            "When a worker works, such as 22:00-07:00; outside these hours it holds no models. Default: always.",
+            "--hours",
+            "HOURS",
         ),
     )
     lock_dir: Path | None = field(

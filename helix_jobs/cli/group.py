@@ -52,6 +52,7 @@ _COMMANDS: Final = {
     "retry": "helix_jobs.cli.cancel:retry",
     "pause": "helix_jobs.cli.pause:pause",
     "resume": "helix_jobs.cli.pause:resume",
+    "yield": "helix_jobs.cli.yielding:yield_device",
     "purge": "helix_jobs.cli.purge:purge",
     "worker": "helix_jobs.cli.worker:worker",
     "serve": "helix_jobs.cli.serve:serve",

@@ -52,6 +52,7 @@ class _WorkerCommand(HelixCommand):
     "kv_cache_dtype",
     "shutdown_grace",
     "job_timeout",
+    "hours",
 )
 @click.option("--allow-shared-device", is_flag=True, help="Run although another worker of this host holds the device.")
 @setting_options("metrics_port", "metrics_host", "log_format")
@@ -74,13 +75,13 @@ def worker(settings: Settings, *, allow_shared_device: bool, as_json: bool, **ov
         logger.info(starting)
     else:
         _print_step(console, starting)
-    from helix_jobs.worker.process import run_worker
+    from helix_jobs.worker.shifts import work_in_shifts
 
     time_limits = current_time_limits()
     if effective.log_format == "json":
-        exit_code = run_worker(effective, time_limits=time_limits, allow_shared_device=allow_shared_device)
+        exit_code = work_in_shifts(effective, time_limits=time_limits, allow_shared_device=allow_shared_device)
     else:
-        exit_code = run_worker(
+        exit_code = work_in_shifts(
             effective,
             time_limits=time_limits,
             allow_shared_device=allow_shared_device,

@@ -19,6 +19,7 @@ from helix_jobs.errors import HelixError, HomeInUseError
 from helix_jobs.local_users import LOG_NAME, LocalUsers
 from helix_jobs.observability.log_file import cut_log
 from helix_jobs.settings import Settings
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
 from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.stop_requests import StopRequests
 
@@ -99,11 +100,12 @@ def _run_reporting(
 ) -> int:
     """Run a worker; report progress, readiness and errors as events."""
     # Imported late: a command that only starts a child process needs no part of a worker.
-    from helix_jobs.worker.process import run_worker
+    from helix_jobs.worker.shifts import work_in_shifts
 
     try:
-        return run_worker(
+        return work_in_shifts(
             settings,
+            time_limits=DEFAULT_TIME_LIMITS,
             on_progress=lambda line: emit({"event": "progress", "message": line}),
             on_ready=lambda _: emit({"event": "ready"}),
             stop=requests,

@@ -18,6 +18,40 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def lock_directory(directory: Path | None) -> Path:
+    """Return where the device locks lie, made if absent.
+
+    Args:
+        directory: HELIX_LOCK_DIR; None for this user's place on this machine.
+
+    Raises:
+        ConfigurationError: It cannot be made.
+    """
+    if directory is None:
+        return private_directory("locks")
+    try:
+        return make_private_directory(directory)
+    except OSError as error:
+        raise ConfigurationError(f"HELIX_LOCK_DIR {directory} cannot be made ({error.strerror})") from error
+
+
+def is_held(directory: Path, device: str | None) -> bool:
+    """Whether a worker of this user holds the device, or shares it.
+
+    Args:
+        directory: See ``lock_directory``.
+        device: Its name in torch, or the name of all of its kind; None for any device.
+    """
+    for path in directory.glob("device-*.lock"):
+        name = path.name.removeprefix("device-").partition(".")[0]
+        if device is None or name == _slug(device) or name.startswith(f"{_slug(device)}_"):
+            lock = FileLock(path)
+            if not lock.acquire():
+                return True
+            lock.release()
+    return False
+
+
 class DeviceLock:
     """Keeps a second worker of this user off a device of this host.
 
@@ -47,9 +81,7 @@ class DeviceLock:
         Raises:
             DeviceInUseError: Another worker holds it and ``allow_shared`` is off.
         """
-        directory = self._make_directory()
-        slug = re.sub(r"[^A-Za-z0-9._-]", "_", self.device)
-        lock = FileLock(directory / f"device-{slug}.lock")
+        lock = FileLock(lock_directory(self._directory) / f"device-{_slug(self.device)}.lock")
         alone = lock.acquire(note=f"{os.getpid()}\n")
         if alone and (allow_shared or not self._is_shared(lock.path)):
             self._lock = lock
@@ -85,7 +117,7 @@ class DeviceLock:
             # Cleaners of old files go by the files' times.
             os.utime(lock.path)
             return True
-        self._make_directory()
+        lock_directory(self._directory)
         again = FileLock(lock.path)
         if not again.acquire(note=f"{os.getpid()}\n"):
             if not self._is_lost:
@@ -104,14 +136,6 @@ class DeviceLock:
             self._sharing = again
         return True
 
-    def _make_directory(self) -> Path:
-        if self._directory is None:
-            return private_directory("locks")
-        try:
-            return make_private_directory(self._directory)
-        except OSError as error:
-            raise ConfigurationError(f"HELIX_LOCK_DIR {self._directory} cannot be made ({error.strerror})") from error
-
     def _is_shared(self, path: Path) -> bool:
         """Whether another living worker shares the device; files of killed workers are removed."""
         shared = False
@@ -125,3 +149,8 @@ class DeviceLock:
             else:
                 shared = True
         return shared
+
+
+def _slug(device: str) -> str:
+    """A device's name in the name of a file."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", device)

@@ -49,7 +49,6 @@ class WorkerEnding:
 
     def __init__(self, requests: StopRequests, grace: float, *, may_exit: bool) -> None:
         self.hard_exit = HardExit(is_allowed=may_exit)
-        self._requests = requests
         self._orders = requests.orders
         self._grace = grace
         self._state = Shutdown()
@@ -86,7 +85,7 @@ class WorkerEnding:
 
     def stop(self) -> None:
         """Stop on request: finish the jobs that end within the grace time. May be called again."""
-        self._requests.request_stop()
+        self._orders.put(Event.STOP)
 
     def break_down(self, error: BaseException) -> None:
         """The worker cannot go on; stop it for a supervisor to start another."""

@@ -22,6 +22,7 @@ class HardExit:
 
     def __init__(self, *, is_allowed: bool) -> None:
         self._is_allowed = is_allowed
+        self._timers: list[threading.Timer] = []
 
     def after(self, seconds: float, code: int) -> None:
         """End the process after so many seconds, whatever hangs in the orderly shutdown."""
@@ -29,6 +30,12 @@ class HardExit:
             timer = threading.Timer(seconds, os._exit, (code,))
             timer.daemon = True
             timer.start()
+            self._timers.append(timer)
+
+    def cancel(self) -> None:
+        """Let the process live: the worker has ended in order, and the process may do something else."""
+        for timer in self._timers:
+            timer.cancel()
 
     @contextmanager
     def unless_within(self, seconds: float, code: int) -> Iterator[None]:

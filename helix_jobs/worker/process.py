@@ -40,6 +40,7 @@ from helix_jobs.storage.migration import ensure_schema
 from helix_jobs.storage.process_identity import here
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 from helix_jobs.worker import ending, engine_thread, moot_messages
+from helix_jobs.worker import rest as rest_rules
 from helix_jobs.worker.answer_streams import AnswerStreams
 from helix_jobs.worker.audit import read_known_ids
 from helix_jobs.worker.banner import WorkerBanner
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineProtocol
     from helix_jobs.settings import Settings
     from helix_jobs.worker.metrics import MetricsServer
+    from helix_jobs.worker.rest import Rest
 
 __all__ = ["StopRequests", "run_worker"]
 
@@ -87,6 +89,7 @@ def run_worker(
     on_ready: Callable[[WorkerBanner], None] | None = None,
     stop: StopRequests | None = None,
     handle_signals: bool = True,
+    rest: Callable[[], Rest | None] = lambda: None,
 ) -> int:
     """Run a worker until it is told to stop; return the process's exit code.
 
@@ -103,6 +106,8 @@ def run_worker(
         stop: Another way to stop the worker than signals.
         handle_signals: False when this is not the main thread; then a second interrupt ends this function, not the
             process.
+        rest: Says whether the worker must rest. Then it stops as after SIGTERM, and ``stop`` has the rest; ``shifts``
+            starts the next worker.
 
     Raises:
         HelixError: The worker cannot start; nothing was taken from the queue.
@@ -112,7 +117,7 @@ def run_worker(
         if handle_signals:
             install_signals(requests, stack)
         try:
-            worker = _Worker(settings, time_limits, requests, stack, may_exit=handle_signals)
+            worker = _Worker(settings, time_limits, requests, stack, may_exit=handle_signals, rest=rest)
             worker.prepare(allow_shared_device=allow_shared_device, on_progress=on_progress)
             requests.armed = True
         except KeyboardInterrupt:
@@ -126,6 +131,7 @@ def run_worker(
         exit_code = worker.consume()
         with worker.ending.hard_exit.unless_within(ending.HARD_EXIT_SECONDS, exit_code):
             stack.close()
+        worker.ending.hard_exit.cancel()
         return exit_code
 
 
@@ -133,9 +139,18 @@ class _Worker:
     """The parts of a running worker. Each step of its start pushes its own undo onto ``stack``."""
 
     def __init__(
-        self, settings: Settings, time_limits: TimeLimits, requests: StopRequests, stack: ExitStack, *, may_exit: bool
+        self,
+        settings: Settings,
+        time_limits: TimeLimits,
+        requests: StopRequests,
+        stack: ExitStack,
+        *,
+        may_exit: bool,
+        rest: Callable[[], Rest | None],
     ) -> None:
         self._settings = settings
+        self._requests = requests
+        self._rest = rest
         self._time_limits = time_limits
         self._stack = stack
         self.ending = WorkerEnding(requests, settings.shutdown_grace, may_exit=may_exit)
@@ -257,6 +272,7 @@ class _Worker:
         duties = [
             Periodic("moot-messages", moot.look, moot_messages.LOOK_SECONDS),
             Periodic("device-lock", self._lock.keep, LOCK_CHECK_SECONDS),
+            Periodic("rest", self._look_for_rest, rest_rules.LOOK_SECONDS),
             Periodic("postponed-jobs", self._service.send_postponed, self._time_limits.postponed),
         ]
         if self._embedded is not None:
@@ -317,6 +333,12 @@ class _Worker:
         streams = AnswerStreams(CeleryPublisher(self._publisher.url, self._names))
         self._stack.callback(streams.close)
         return streams
+
+    def _look_for_rest(self) -> None:
+        if (rest := self._rest()) is not None:
+            if self._requests.rest is None:
+                logger.info("this worker stops for a rest: %s", rest.in_words)
+            self._requests.request_rest(rest)
 
     def _keep_broker(self) -> None:
         if self._embedded is not None and revive_broker(self._database, self._embedded):

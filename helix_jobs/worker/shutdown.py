@@ -29,6 +29,7 @@ class Event(Enum):
 
     STOP = "a stop is asked for"
     INTERRUPT = "Ctrl-C"
+    RECALL = "somebody else needs the device now"
     BROKEN = "the engine cannot go on, and what it computed may be why"
     EXHAUSTED = "the machine lacks something that every job needs"
     UNSUPPLIED = "no job comes, or none can be claimed or written down"
@@ -106,6 +107,9 @@ def react(state: Shutdown, event: Event) -> Step:
             step = _hand_back(interrupted, Action.LIMIT_INTERRUPTED, Action.STOP_CONSUMING)
         case Event.STOP | Event.INTERRUPT:
             step = _drain(state)
+        case Event.RECALL:
+            draining, actions = _drain(state)
+            step = _hand_back(draining, *actions)
         case Event.BROKEN if not state.is_broken:
             broken = replace(state, jobs=Jobs.ABANDONED)
             step = broken, (Action.ABANDON, Action.LIMIT_BROKEN, Action.STOP_CONSUMING)

@@ -28,6 +28,7 @@ FOUNDATIONS = {
     "local_users": {"files", "locks"},
     "locks": {"errors", "files"},
     "new_job": set(),
+    "opening_hours": {"errors"},
     "output_file": {"errors", "files"},
     "plain_text": set(),
     "python_child": set(),
@@ -36,7 +37,7 @@ FOUNDATIONS = {
     "setting": {"errors"},
     "token_counts": set(),
     "token_logprobs": set(),
-    "settings": {"bounds", "endpoint_url", "errors", "files", "redis_url", "setting"},
+    "settings": {"bounds", "endpoint_url", "errors", "files", "opening_hours", "redis_url", "setting"},
     "time_limits": {"errors"},
     "wording": set(),
     "helix_jobs": {"_version", "client", "values"},  # the public names, imported when they are first used

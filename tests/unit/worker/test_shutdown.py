@@ -21,18 +21,18 @@ from helix_jobs.worker.shutdown import (
 # A row for each state, a column for each event. A state: jobs are taken (t), draining (d), handed back (h) or abandoned
 # (a); the worker is interrupted (i); it gave up (!). Behind the stroke: what is to be done, see LETTERS.
 TABLE = """
-     STOP    INTERRUPT  BROKEN   EXHAUSTED  UNSUPPLIED  NO_THREAD  OVERDUE  NO_DATABASE
-t    d/Dsc   d/Dsc      a/Abc    h!/HDsuc   d!/Dsuc     t/         t/       t/
-d    d/c     hi/Hic     a/Abc    h!/Huc     d!/uc       h/H        d/of     d!/w
-d!   d!/c    hi!/Hic    a!/Abc   h!/H       d!/         h!/H       d!/of    d!/w
-h    h/c     hi/Hic     a/Abc    h!/Huc     h!/uc       h/         h/of     h!/w
-h!   h!/c    hi!/Hic    a!/Abc   h!/H       h!/         h!/        h!/of    h!/w
-hi   hi/c    hi/c       ai/Abc   hi!/Huc    hi!/uc      hi/        hi/of    hi!/w
-hi!  hi!/c   hi!/c      ai!/Abc  hi!/H      hi!/        hi!/       hi!/of   hi!/w
-a    a/c     ai/ic      a/       a!/uc      a!/uc       a/         a/of     a!/w
-a!   a!/c    ai!/ic     a!/      a!/        a!/         a!/        a!/of    a!/w
-ai   ai/c    ai/c       ai/      ai!/uc     ai!/uc      ai/        ai/of    ai!/w
-ai!  ai!/c   ai!/c      ai!/     ai!/       ai!/        ai!/       ai!/of   ai!/w
+     STOP    INTERRUPT  RECALL   BROKEN   EXHAUSTED  UNSUPPLIED  NO_THREAD  OVERDUE  NO_DATABASE
+t    d/Dsc   d/Dsc      h/HDsc   a/Abc    h!/HDsuc   d!/Dsuc     t/         t/       t/
+d    d/c     hi/Hic     h/Hc     a/Abc    h!/Huc     d!/uc       h/H        d/of     d!/w
+d!   d!/c    hi!/Hic    h!/Hc    a!/Abc   h!/H       d!/         h!/H       d!/of    d!/w
+h    h/c     hi/Hic     h/Hc     a/Abc    h!/Huc     h!/uc       h/         h/of     h!/w
+h!   h!/c    hi!/Hic    h!/Hc    a!/Abc   h!/H       h!/         h!/        h!/of    h!/w
+hi   hi/c    hi/c       hi/Hc    ai/Abc   hi!/Huc    hi!/uc      hi/        hi/of    hi!/w
+hi!  hi!/c   hi!/c      hi!/Hc   ai!/Abc  hi!/H      hi!/        hi!/       hi!/of   hi!/w
+a    a/c     ai/ic      a/c      a/       a!/uc      a!/uc       a/         a/of     a!/w
+a!   a!/c    ai!/ic     a!/c     a!/      a!/        a!/         a!/        a!/of    a!/w
+ai   ai/c    ai/c       ai/c     ai/      ai!/uc     ai!/uc      ai/        ai/of    ai!/w
+ai!  ai!/c   ai!/c      ai!/c    ai!/     ai!/       ai!/        ai!/       ai!/of   ai!/w
 """
 LETTERS = {
     "D": Action.DRAIN,

@@ -1,0 +1,108 @@
+"""Shifts: a worker that works, rests and works again, in one process.
+
+A rest is a whole end of the worker: it takes no more jobs, those that run end or go back to the queue without counting
+an attempt, its row is closed, and the models are freed. Afterwards another worker begins. So nothing that holds for the
+end and the start of a worker needs a second proof.
+
+Trade-off: a worker that keeps its models could go on in no time. But who rests so that somebody can have the device
+must give back its memory, and loading takes seconds.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from helix_jobs.opening_hours import OpeningHours
+from helix_jobs.worker.device_lock import lock_directory
+from helix_jobs.worker.rest import LOOK_SECONDS, RestRules
+from helix_jobs.worker.shutdown import EXIT_OK
+from helix_jobs.worker.stop_requests import StopRequests, install_signals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helix_jobs.settings import Settings
+    from helix_jobs.time_limits import TimeLimits
+    from helix_jobs.worker.banner import WorkerBanner
+    from helix_jobs.worker.rest import Rest
+
+logger = logging.getLogger(__name__)
+
+
+def work_in_shifts(
+    settings: Settings,
+    *,
+    time_limits: TimeLimits,
+    allow_shared_device: bool = False,
+    on_progress: Callable[[str], None] | None = None,
+    on_ready: Callable[[WorkerBanner], None] | None = None,
+    stop: StopRequests | None = None,
+    handle_signals: bool = True,
+) -> int:
+    """Run a worker, with rests, until it is told to stop; return the process's exit code.
+
+    The arguments and the errors are those of ``run_worker``.
+    """
+    requests = stop or StopRequests()
+    rules = _rules(settings)
+    rest = rules.rest()
+    while True:
+        if rest is not None and not _sleep(rest, rules, requests, on_progress, handle_signals=handle_signals):
+            return EXIT_OK
+        # Imported here: it brings in the engine, which a worker that begins with a rest does not need yet.
+        from helix_jobs.worker.process import run_worker
+
+        requests.begin_shift()
+        code = run_worker(
+            settings,
+            time_limits=time_limits,
+            allow_shared_device=allow_shared_device,
+            on_progress=on_progress,
+            on_ready=on_ready,
+            stop=requests,
+            handle_signals=handle_signals,
+            rest=rules.rest,
+        )
+        rest = requests.rest
+        if code != EXIT_OK or rest is None or requests.is_final:
+            return code
+        # The worker's parts refer to each other, so its models are freed by this.
+        gc.collect()
+
+
+def _rules(settings: Settings) -> RestRules:
+    from helix_jobs.engine.loading.open_engine import device_name
+
+    hours = None if settings.hours is None else OpeningHours.parse(settings.hours)
+    return RestRules(hours, device_name(settings), lock_directory(settings.lock_dir))
+
+
+def _sleep(
+    rest: Rest,
+    rules: RestRules,
+    requests: StopRequests,
+    on_progress: Callable[[str], None] | None,
+    *,
+    handle_signals: bool,
+) -> bool:
+    """Wait for the rest to end; False if the process is asked to end meanwhile."""
+    requests.begin_shift()
+    with ExitStack() as stack:
+        if handle_signals:
+            install_signals(requests, stack)
+        requests.armed = True
+        said = ""
+        now: Rest | None = rest
+        while now is not None and not requests.is_final:
+            if now.in_words != said:
+                said = now.in_words
+                logger.info("this worker rests: %s", said)
+                if on_progress is not None:
+                    on_progress(f"resting: {said}")
+            requests.pause(LOOK_SECONDS)
+            now = rules.rest()
+        requests.armed = False
+    return not requests.is_final

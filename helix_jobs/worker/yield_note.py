@@ -1,0 +1,88 @@
+"""YieldNote: somebody wants the device; this user's workers on this host leave it alone.
+
+The note is a file beside the device locks, which all workers of this user on this host read once a second. So it
+counts for workers of every home and every database, and also for one that is started later.
+
+Trade-off: a row of the database would reach workers of other hosts. But who needs a device sits before it, and a worker
+must be able to leave it while the database does not answer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.files import read_private, write_private
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_NAME: Final = "yield.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class YieldNote:
+    """Who leaves which device alone, and for how long.
+
+    Attributes:
+        device: The device's name in torch, such as ``cuda:0``, or of all of its kind, ``cuda``; None for all devices.
+        until: When workers may take it again; None for when the note is removed.
+        at_once: Running jobs go back to the queue now, instead of getting the grace time.
+    """
+
+    device: str | None = None
+    until: datetime | None = None
+    at_once: bool = False
+
+    def applies(self, device: str, moment: datetime) -> bool:
+        """Whether a worker on this device rests at this moment."""
+        kind = device.partition(":")[0]
+        return self.device in (None, device, kind) and (self.until is None or moment < self.until)
+
+
+def write_yield_note(directory: Path, note: YieldNote) -> None:
+    """Leave a note, in the place of an earlier one.
+
+    Args:
+        directory: Where the device locks lie.
+        note: The note.
+
+    Raises:
+        ConfigurationError: Another user owns the file.
+    """
+    until = None if note.until is None else note.until.astimezone(UTC).isoformat()
+    content = {"device": note.device, "until": until, "at_once": note.at_once}
+    write_private(directory / _NAME, f"{json.dumps(content)}\n".encode())
+
+
+def read_yield_note(directory: Path) -> YieldNote | None:
+    """The note; None if there is none. A file that is no note counts as none: it may keep nobody from working."""
+    try:
+        content = json.loads(read_private(directory / _NAME))
+        until = content["until"]
+        note = YieldNote(
+            device=content["device"],
+            until=None if until is None else datetime.fromisoformat(until),
+            at_once=bool(content["at_once"]),
+        )
+    except FileNotFoundError:
+        return None
+    except (ConfigurationError, OSError, ValueError, KeyError, TypeError) as error:
+        logger.debug("%s is no note: %s", directory / _NAME, type(error).__name__)
+        return None
+    return note if note.until is None or note.until.tzinfo is not None else None
+
+
+def remove_yield_note(directory: Path) -> bool:
+    """Remove the note; returns whether there was one."""
+    try:
+        (directory / _NAME).unlink()
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,110 @@
+"""When a worker must rest: somebody wants its device, or the hours say so."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helix_jobs.opening_hours import OpeningHours
+from helix_jobs.worker.device_lock import DeviceLock, is_held
+from helix_jobs.worker.rest import RestRules
+from helix_jobs.worker.stop_requests import StopRequests
+from helix_jobs.worker.yield_note import YieldNote, read_yield_note, remove_yield_note, write_yield_note
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NIGHT = OpeningHours.parse("22:00-07:00 UTC")
+NOON = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
+MIDNIGHT = datetime(2026, 11, 30, 0, 0, tzinfo=UTC)
+
+
+def test_a_worker_rests_outside_its_hours(tmp_path: Path) -> None:
+    rules = RestRules(NIGHT, "cuda:0", tmp_path)
+    rest = rules.rest(NOON)
+    assert rest is not None
+    assert rest.until == datetime(2026, 11, 30, 22, 0, tzinfo=UTC)
+    assert rest.in_words.startswith("outside its hours (HELIX_HOURS), until Mon 2026-11-30 ")
+    assert not rest.at_once
+    assert rules.rest(MIDNIGHT) is None
+    assert RestRules(None, "cuda:0", tmp_path).rest(NOON) is None
+
+
+@pytest.mark.parametrize("device", [None, "cuda:0", "cuda"])
+def test_a_note_keeps_workers_off_the_device_it_names(tmp_path: Path, device: str | None) -> None:
+    write_yield_note(tmp_path, YieldNote(device=device, at_once=True))
+    rest = RestRules(NIGHT, "cuda:0", tmp_path).rest(MIDNIGHT)
+    assert rest is not None
+    assert (rest.until, rest.at_once) == (None, True)
+    assert rest.in_words == "somebody else has the device (helix yield)"
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cpu", "cud"])
+def test_a_note_for_another_device_changes_nothing(tmp_path: Path, device: str) -> None:
+    write_yield_note(tmp_path, YieldNote(device=device))
+    assert RestRules(NIGHT, "cuda:0", tmp_path).rest(MIDNIGHT) is None
+
+
+def test_a_note_ends_by_itself_or_when_it_is_removed(tmp_path: Path) -> None:
+    rules = RestRules(None, "cpu", tmp_path)
+    write_yield_note(tmp_path, YieldNote(until=NOON + timedelta(hours=1)))
+    assert rules.rest(NOON) is not None
+    assert rules.rest(NOON + timedelta(hours=1)) is None
+    write_yield_note(tmp_path, YieldNote())  # the latest counts
+    assert rules.rest(NOON + timedelta(days=400)) is not None
+    assert remove_yield_note(tmp_path)
+    assert not remove_yield_note(tmp_path)
+    assert rules.rest(NOON) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"device": null, "until": "tomorrow", "at_once": false}',
+        b'{"device": null, "until": "2099-01-01T00:00:00", "at_once": false}',
+        b'{"device": null, "until": 7, "at_once": false}',
+    ],
+)
+def test_a_file_that_is_no_note_keeps_nobody_from_working(tmp_path: Path, content: bytes) -> None:
+    write_yield_note(tmp_path, YieldNote())
+    (tmp_path / "yield.json").write_bytes(content)
+    assert read_yield_note(tmp_path) is None
+    assert RestRules(None, "cpu", tmp_path).rest(NOON) is None
+
+
+def test_who_holds_which_device(tmp_path: Path) -> None:
+    held = DeviceLock("cuda:0", tmp_path)
+    held.acquire()
+    sharing = DeviceLock("cuda:0", tmp_path)
+    sharing.acquire(allow_shared=True)
+    assert [is_held(tmp_path, name) for name in (None, "cuda", "cuda:0", "cuda:1", "cpu")] == [True] * 3 + [False] * 2
+    held.release()
+    assert is_held(tmp_path, "cuda:0"), "the sharing one is still there"
+    sharing.release()
+    assert not is_held(tmp_path, None)
+
+
+def test_a_stop_counts_whenever_it_comes(tmp_path: Path) -> None:
+    """Between two workers, too; and what one worker leaves in the queue does not stop the next."""
+    requests = StopRequests()
+    write_yield_note(tmp_path, YieldNote())
+    rest = RestRules(None, "cpu", tmp_path).rest()
+    assert rest is not None
+    requests.request_rest(rest)
+    requests.request_rest(rest)
+    assert requests.orders.qsize() == 1
+    requests.begin_shift()
+    assert requests.orders.empty()
+    assert requests.rest is None
+    requests.request_stop()
+    requests.begin_shift()
+    assert requests.is_final
+    assert not requests.orders.empty()
