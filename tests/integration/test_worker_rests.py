@@ -49,43 +49,45 @@ def test_a_worker_yields_its_device_and_takes_it_again(box: Box) -> None:
     assert "Nothing to end" in helix(box, "yield", "--end")
 
 
-def test_who_needs_the_device_now_does_not_wait_for_jobs(box: Box) -> None:
-    batch = box.submit(*["endless story"] * 5)
-    worker = box.start_worker(fake_hang="endless", shutdown_grace="3600")
-    box.wait_states(batch, running=5)
-    found = json.loads(helix(box, "yield", "--now", "--for", "2h", "--json"))
+def test_who_needs_the_device_now_does_not_wait_for_jobs(embedded_box: Box) -> None:
+    batch = embedded_box.submit(*["endless story"] * 5)
+    worker = embedded_box.start_worker(fake_hang="endless", shutdown_grace="3600")
+    embedded_box.wait_states(batch, running=5)
+    found = json.loads(helix(embedded_box, "yield", "--now", "--for", "2h", "--json"))
     assert found["free"]
     until = datetime.fromisoformat(found["until"])
     assert timedelta(hours=1.9) < until - datetime.now(UTC) < timedelta(hours=2)
-    for row in box.rows(batch):
+    for row in embedded_box.rows(batch):
         assert (row.state, row.attempts, row.worker_id) == ("queued", 0, None)
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0, "a resting worker ends at once"
 
 
-def test_a_rest_ends_by_itself(box: Box) -> None:
-    worker = box.start_worker()
-    write_yield_note(lock_directory(box.settings.lock_dir), YieldNote(until=datetime.now(UTC) + timedelta(seconds=4)))
+def test_a_rest_ends_by_itself(embedded_box: Box) -> None:
+    worker = embedded_box.start_worker()
+    write_yield_note(
+        lock_directory(embedded_box.settings.lock_dir), YieldNote(until=datetime.now(UTC) + timedelta(seconds=4))
+    )
     wait_until(lambda: "this worker rests" in worker.log, lambda: f"it does not rest: {worker.log}")
-    batch = box.submit(*prompts(5))
-    box.wait_states(batch, succeeded=5)
+    batch = embedded_box.submit(*prompts(5))
+    embedded_box.wait_states(batch, succeeded=5)
     worker.send(signal.SIGINT)
     assert worker.wait() == 0, worker.log
 
 
-def test_outside_its_hours_a_worker_waits_and_takes_nothing(box: Box) -> None:
+def test_outside_its_hours_a_worker_waits_and_takes_nothing(embedded_box: Box) -> None:
     now = datetime.now(UTC)
     hours = f"{now + timedelta(hours=2):%H:%M}-{now + timedelta(hours=3):%H:%M} UTC"  # not for two hours
-    batch = box.submit(*prompts(5))
-    worker = box.start_worker(ready=False, hours=hours)
+    batch = embedded_box.submit(*prompts(5))
+    worker = embedded_box.start_worker(ready=False, hours=hours)
     wait_until(lambda: "outside its hours (HELIX_HOURS), until " in worker.log, lambda: worker.log)
     assert "Ready." not in worker.log
-    assert box.states(batch) == {"queued": 5}
+    assert embedded_box.states(batch) == {"queued": 5}
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0, worker.log
 
 
-def test_hours_that_are_none_are_refused_by_name(box: Box) -> None:
-    done = box.run(sys.executable, "-m", "helix_jobs", "worker", "--hours", "22-7")
+def test_hours_that_are_none_are_refused_by_name(embedded_box: Box) -> None:
+    done = embedded_box.run(sys.executable, "-m", "helix_jobs", "worker", "--hours", "22-7")
     assert done.returncode == 2
     assert "'22-7'; give hours such as 22:00-07:00" in done.stderr
