@@ -262,8 +262,12 @@ def release(c: Connection, job_id: int, lease: int, worker_id: str, now: datetim
 
 
 def give_back(c: Connection, job_id: int, lease: int, worker_id: str, now: datetime) -> bool:
-    """Hand a claimed job back to the queue. Its attempt counts, as the engine may have failed on it. False: fenced."""
-    return c.execute(_GIVE_BACK, {"job_id": job_id, "held": lease, "holder": worker_id, "now": now}).rowcount > 0
+    """Hand a claimed job back to the queue. Its attempt counts, as the engine may have failed on it.
+
+    False: fenced, or this was its last attempt, after which a job does not wait for another one.
+    """
+    left = _GIVE_BACK.where(jobs.c.attempts < jobs.c.max_attempts)
+    return c.execute(left, {"job_id": job_id, "held": lease, "holder": worker_id, "now": now}).rowcount > 0
 
 
 def fail_unreadable(c: Connection, job_id: int, reason: str, now: datetime) -> bool:

@@ -164,9 +164,9 @@ class StoreModel:
         return True
 
     def give_back(self, claim: Claim, now: datetime) -> bool:
-        if not self._holds(claim):
-            return False
         job = self.jobs[claim.job_id]
+        if not self._holds(claim) or job.attempts >= job.max_attempts:
+            return False
         self._requeue(job, now, attempts=job.attempts)
         return True
 

@@ -159,6 +159,16 @@ def short_history(machine):
         machine.rows_are_as_the_model_says()
 
 
+def test_a_job_at_its_last_attempt_is_not_given_back(database):
+    machine = StoreMachine(database)
+    machine.begin_with_a_batch(1, "plain")
+    for _ in range(2):  # the job of line 1 may have two attempts
+        machine.deliver_what_waits(0, "w1", "plain")
+        machine.end([0], "given back", "", "unanswered")
+        machine.rows_are_as_the_model_says()
+    assert machine.model.jobs[machine.job_ids[0]].state == "running"
+
+
 def test_the_store_stands_the_history_of_the_negative_controls(database):
     short_history(StoreMachine(database))
 
