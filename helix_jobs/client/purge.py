@@ -45,7 +45,7 @@ class Purged:
     Attributes:
         bytes: Size of requests, error messages, and answers with their reasoning, calls, scores and log probabilities.
         runs: Rows of runs without remaining results.
-        workers: Rows of stopped workers without remaining runs.
+        workers: Rows of stopped workers without remaining runs, and without jobs of a remaining batch.
         uploads: Files that were uploaded over HTTP.
         given_back: Bytes by which SQLite's file shrank.
         kept_free_bytes: Free bytes that stay in SQLite's file; set at the end.

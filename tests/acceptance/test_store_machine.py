@@ -130,9 +130,10 @@ def short_history(machine):
         lambda: machine.deliver(1, "w2", "plain"),
         lambda: machine.take_over(0, "lost", "w1", "plain"),
         lambda: machine.write_late(0, "released", "", "plain"),
-        lambda: machine.write_late(0, "given back", "", "plain"),
         lambda: machine.write_late(0, "refused", "", "plain"),
         lambda: machine.write_late(0, "succeeded", "", "plain"),
+        lambda: machine.take_over(1, "lost", "w2", "plain"),
+        lambda: machine.write_late(0, "given back", "", "plain"),  # a job with an attempt left
         lambda: machine.end([0], "refused", "", "unanswered"),
         lambda: machine.deliver_what_waits(0, "w2", "plain"),
         lambda: machine.end([0], "not accepted", "", "unanswered"),

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._pytree import tree_leaves
 
-from helix_jobs.engine.attention import kv_cache
+from helix_jobs.engine.attention import cache_pools
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.devices import devices
 from helix_jobs.engine.engine import Engine
@@ -283,7 +283,7 @@ def test_a_cache_that_does_not_fit_is_a_sentence(monkeypatch: pytest.MonkeyPatch
     def full(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(kv_cache, "_zeros", full)
+    monkeypatch.setattr(cache_pools, "_zeros", full)
     message = "while the KV cache was allocated; lower HELIX_KV_CACHE_MB"
     with pytest.raises(InsufficientMemoryError, match=f"{message}$"):
         Engine(loaded(tiny_model()), EngineConfig(), CacheConfig(num_blocks=8))
