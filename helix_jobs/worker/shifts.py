@@ -10,11 +10,11 @@ must give back its memory, and loading takes seconds.
 
 from __future__ import annotations
 
-import gc
 import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from helix_jobs.engine.loading.open_engine import device_name, release_memory
 from helix_jobs.opening_hours import OpeningHours
 from helix_jobs.worker.device_lock import lock_directory
 from helix_jobs.worker.rest import LOOK_SECONDS, RestRules
@@ -69,13 +69,11 @@ def work_in_shifts(
         rest = requests.rest
         if code != EXIT_OK or rest is None or requests.is_final:
             return code
-        # The worker's parts refer to each other, so its models are freed by this.
-        gc.collect()
+        # The worker's parts refer to each other, so its models go only now.
+        release_memory(settings)
 
 
 def _rules(settings: Settings) -> RestRules:
-    from helix_jobs.engine.loading.open_engine import device_name
-
     hours = None if settings.hours is None else OpeningHours.parse(settings.hours)
     return RestRules(hours, device_name(settings), lock_directory(settings.lock_dir))
 

@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from helix_jobs.worker.device_lock import lock_directory
@@ -15,6 +16,8 @@ from helix_jobs.worker.yield_note import YieldNote, write_yield_note
 from tests.worker_box import prompts, wait_until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.worker_box import Box
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -91,3 +94,25 @@ def test_hours_that_are_none_are_refused_by_name(embedded_box: Box) -> None:
     done = embedded_box.run(sys.executable, "-m", "helix_jobs", "worker", "--hours", "22-7")
     assert done.returncode == 2
     assert "'22-7'; give hours such as 22:00-07:00" in done.stderr
+
+
+@pytest.mark.demo
+def test_a_resting_worker_holds_no_models(embedded_box: Box, demo_home: Path) -> None:
+    """What stays are the libraries."""
+    box = embedded_box
+    (box.settings.make_home() / "models").symlink_to(demo_home / "models")
+    worker = box.start_worker(
+        fresh=True, engine="helix", device="cpu", dtype="float32", compile="off", draft_model="none"
+    )
+
+    def resident() -> int:
+        return psutil.Process(worker.process.pid).memory_info().rss
+
+    loaded = resident()
+    helix(box, "yield")
+    wait_until(lambda: "this worker rests" in worker.log, lambda: worker.log)
+    # The weights of 135 million parameters in four bytes each.
+    wait_until(lambda: loaded - resident() > 400_000_000, lambda: f"{loaded:,} bytes, now {resident():,}")
+    helix(box, "yield", "--end")
+    wait_until(lambda: worker.log.count("Ready.") == 2, lambda: worker.log)
+    box.wait_states(box.submit(*prompts(2)), succeeded=2)

@@ -5,6 +5,7 @@ Each is imported only when it is chosen: torch takes seconds.
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE
@@ -54,3 +55,14 @@ def device_name(settings: Settings) -> str:
     from helix_jobs.engine.loading.model_loader import get_device
 
     return str(get_device(settings.device))
+
+
+def release_memory(settings: Settings) -> None:
+    """Give the memory of an engine that nothing refers to any more back to its device, and to the system."""
+    if settings.engine == "helix":
+        from helix_jobs.engine.devices.devices import cleanup_memory
+        from helix_jobs.engine.loading.model_loader import get_device
+
+        cleanup_memory(get_device(settings.device))
+    else:
+        gc.collect()
