@@ -117,6 +117,7 @@ def run_worker(
         if handle_signals:
             install_signals(requests, stack)
         try:
+            requests.armed = False
             worker = _Worker(settings, time_limits, requests, stack, may_exit=handle_signals, rest=rest)
             worker.prepare(allow_shared_device=allow_shared_device, on_progress=on_progress)
             requests.armed = True

@@ -49,28 +49,32 @@ def work_in_shifts(
     requests = stop or StopRequests()
     rules = _rules(settings)
     rest = rules.rest()
-    while True:
-        if rest is not None and not _sleep(rest, rules, requests, on_progress, handle_signals=handle_signals):
-            return EXIT_OK
-        # Imported here: it brings in the engine, which a worker that begins with a rest does not need yet.
-        from helix_jobs.worker.process import run_worker
+    with ExitStack() as stack:
+        # A stop that comes between two workers is noted; while one loads its models, it is interrupted.
+        requests.armed = True
+        if handle_signals:
+            install_signals(requests, stack)
+        while rest is None or _sleep(rest, rules, requests, on_progress):
+            # Imported here: it brings in the engine, which a worker that begins with a rest does not need yet.
+            from helix_jobs.worker.process import run_worker
 
-        requests.begin_shift()
-        code = run_worker(
-            settings,
-            time_limits=time_limits,
-            allow_shared_device=allow_shared_device,
-            on_progress=on_progress,
-            on_ready=on_ready,
-            stop=requests,
-            handle_signals=handle_signals,
-            rest=rules.rest,
-        )
-        rest = requests.rest
-        if code != EXIT_OK or rest is None or requests.is_final:
-            return code
-        # The worker's parts refer to each other, so its models go only now.
-        release_memory(settings)
+            requests.begin_shift()
+            code = run_worker(
+                settings,
+                time_limits=time_limits,
+                allow_shared_device=allow_shared_device,
+                on_progress=on_progress,
+                on_ready=on_ready,
+                stop=requests,
+                handle_signals=handle_signals,
+                rest=rules.rest,
+            )
+            rest = requests.rest
+            if code != EXIT_OK or rest is None or requests.is_final:
+                return code
+            # The worker's parts refer to each other, so its models go only now.
+            release_memory(settings)
+    return EXIT_OK
 
 
 def _rules(settings: Settings) -> RestRules:
@@ -78,29 +82,17 @@ def _rules(settings: Settings) -> RestRules:
     return RestRules(hours, device_name(settings), lock_directory(settings.lock_dir))
 
 
-def _sleep(
-    rest: Rest,
-    rules: RestRules,
-    requests: StopRequests,
-    on_progress: Callable[[str], None] | None,
-    *,
-    handle_signals: bool,
-) -> bool:
+def _sleep(rest: Rest, rules: RestRules, requests: StopRequests, on_progress: Callable[[str], None] | None) -> bool:
     """Wait for the rest to end; False if the process is asked to end meanwhile."""
     requests.begin_shift()
-    with ExitStack() as stack:
-        if handle_signals:
-            install_signals(requests, stack)
-        requests.armed = True
-        said = ""
-        now: Rest | None = rest
-        while now is not None and not requests.is_final:
-            if now.in_words != said:
-                said = now.in_words
-                logger.info("this worker rests: %s", said)
-                if on_progress is not None:
-                    on_progress(f"resting: {said}")
-            requests.pause(LOOK_SECONDS)
-            now = rules.rest()
-        requests.armed = False
+    said = ""
+    now: Rest | None = rest
+    while now is not None and not requests.is_final:
+        if now.in_words != said:
+            said = now.in_words
+            logger.info("this worker rests: %s", said)
+            if on_progress is not None:
+                on_progress(f"resting: {said}")
+        requests.pause(LOOK_SECONDS)
+        now = rules.rest()
     return not requests.is_final

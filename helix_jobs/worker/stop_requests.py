@@ -26,7 +26,7 @@ class StopRequests:
     Attributes:
         orders: The worker's ending carries these out, in order: an event to react to, or an action that a reaction asks
             for; None ends the reading.
-        armed: Whether the orders are read. Before that (models are loading) a signal interrupts the worker.
+        armed: Whether a stop is noted and seen to. Otherwise (models are loading) a signal interrupts the worker.
         is_final: Whether the process is asked to end, not only to rest.
         rest: The rest for which the worker under way stops; None while it has no reason to.
     """
@@ -54,7 +54,6 @@ class StopRequests:
 
     def begin_shift(self) -> None:
         """Forget what the last worker left, but not that the process is asked to end."""
-        self.armed = False
         self.rest = None
         self.orders = queue.SimpleQueue()
         if self.is_final:

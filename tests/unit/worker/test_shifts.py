@@ -1,0 +1,43 @@
+"""A stop that comes between two workers of one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helix_jobs.settings import Settings
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
+from helix_jobs.worker import process, shifts
+from helix_jobs.worker.rest import Rest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from helix_jobs.worker.stop_requests import StopRequests
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_signal_between_two_workers_ends_the_process_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's own handler is gone by then, and that of the command would interrupt whatever runs."""
+    began = []
+
+    def run_worker(*_: object, stop: StopRequests, **__: object) -> int:
+        began.append(stop)
+        stop.request_rest(Rest("somebody else has the device", None))
+        return 0
+
+    monkeypatch.setattr(process, "run_worker", run_worker)
+    monkeypatch.setattr(shifts, "release_memory", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    settings = Settings.from_environment(
+        {"HELIX_HOME": str(tmp_path / "home"), "HELIX_LOCK_DIR": str(tmp_path / "locks"), "HELIX_ENGINE": "fake"}
+    )
+    assert shifts.work_in_shifts(settings, time_limits=DEFAULT_TIME_LIMITS) == 0
+    assert len(began) == 1
+    assert signal.getsignal(signal.SIGTERM) is before
