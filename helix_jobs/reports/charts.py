@@ -108,10 +108,10 @@ def chart(
         for number, value in enumerate(column):
             if not value:
                 continue
-            height = HEIGHT * value / scale
+            height = round(HEIGHT * value / scale, 2)
             x, y = place * width + gap / 2, HEIGHT - below - height
             told = series[number].words[place]
-            bars.append(Bar(round(x, 2), round(y, 2), round(width - gap, 2), round(height, 2), number, told))
+            bars.append(Bar(round(x, 2), round(y, 2), round(width - gap, 2), height, number, told))
             below += height
     return Chart(
         title=title,

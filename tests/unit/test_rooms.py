@@ -54,7 +54,7 @@ ARROWS = {
     "results": {"intake", "storage", "tables"},
     "reports": {"storage"},
     "client": {"acceptance", "broker", "intake", "observability", "results", "storage", "tables", "values"},
-    "api": {"broker", "client", "intake", "results", "storage", "values"},
+    "api": {"broker", "client", "intake", "reports", "results", "storage", "values"},
     "worker": {
         *("acceptance", "broker", "engine.loading", "engine.text", "intake", "observability", "storage", "values"),
     },

@@ -4,59 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, PackageLoader, PrefixLoader
 from starlette.responses import HTMLResponse
 
-from helix_jobs._version import __version__
 from helix_jobs.api.page.viewer import viewer_of
-from helix_jobs.plain_text import printable, shorten
-from helix_jobs.wording import counted, data_size, duration, percent, rate
+from helix_jobs.reports import html
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from starlette.requests import Request
 
-_NAME_CHARS: Final = 120
-
-
-def _name(text: str | None, limit: int = _NAME_CHARS) -> str:
-    """A stranger's name on one line: no control and no bidirectional characters, and not longer than a line."""
-    return shorten(printable((text or "")[: 4 * limit + 4]), limit)
-
-
-def _moment(moment: datetime | None) -> str:
-    """A time of the server's time zone, to the minute."""
-    return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M")
-
-
-def _iso(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds")
-
-
-def _number(value: float) -> str:
-    return f"{value:,}"
-
-
-ENVIRONMENT: Final = Environment(
-    loader=PackageLoader("helix_jobs.api.page", "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
+# The page's own, and those of reports, with which it shares the charts.
+_LOADER: Final = ChoiceLoader(
+    [PackageLoader("helix_jobs.api.page", "templates"), PrefixLoader({"reports": html.TEMPLATES})]
 )
-ENVIRONMENT.filters |= {
-    "name": _name,
-    "moment": _moment,
-    "iso": _iso,
-    "number": _number,
-    "counted": counted,
-    "data_size": data_size,
-    "duration": duration,
-    "percent": percent,
-    "rate": rate,
-}
-ENVIRONMENT.globals["version"] = __version__
+ENVIRONMENT: Final = html.make_environment(_LOADER, "%Y-%m-%d %H:%M")
+ENVIRONMENT.filters["iso"] = lambda moment: moment.isoformat(timespec="seconds")
 
 
 def render(name: str, **values: Any) -> str:  # noqa: ANN401  (whatever a template shows)

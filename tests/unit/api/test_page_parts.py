@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helix_jobs.api.page.batch_list import read_place, write_place
-from helix_jobs.api.page.charts import HEIGHT, WIDTH, length_chart, nice_step, throughput_chart
+from helix_jobs.api.page.charts import length_chart, throughput_chart
 from helix_jobs.api.page.downloads import pieces_of
 from helix_jobs.api.page.paths import is_page, local_target, needs_session, sign_in_for
 from helix_jobs.api.page.rows import progress_parts, seconds_left, title_of
@@ -19,6 +19,7 @@ from helix_jobs.api.page.templates import ENVIRONMENT
 from helix_jobs.api.page.unaccepted import faults_of
 from helix_jobs.client.pace import Pace
 from helix_jobs.errors import InputError
+from helix_jobs.reports.charts import HEIGHT, WIDTH, nice_step
 from helix_jobs.storage.answer_sample import AnswerSample, SampledAnswer
 from helix_jobs.storage.api_records import ApiBatch
 from helix_jobs.storage.records import BatchStatus
@@ -147,12 +148,12 @@ def test_charts_stay_in_their_box(found: list[SampledAnswer], step: int) -> None
     for chart in (throughput_chart(sample), length_chart(sample)):
         if chart is None:
             continue
-        for column in chart.columns:
+        for column in chart.bars:
             assert column.x >= 0
             assert column.x + column.width <= WIDTH + 0.1
             assert 0 <= column.height <= HEIGHT
             assert column.y + column.height == pytest.approx(HEIGHT)
-        assert len(chart.columns) <= 41
+        assert len(chart.bars) <= 41
     chart = throughput_chart(sample)
     if chart is not None:
         spent = (sample.answers[-1].created_at - sample.answers[0].created_at).total_seconds()
