@@ -80,19 +80,11 @@ def with_upright_experts(tensors: Mapping[str, StoredTensor], hidden_size: objec
         hidden_size: The width that gates read and that experts yield.
     """
     return {
-        tensor: replace(stored, shape=(stored.shape[0], stored.shape[2], stored.shape[1]))
-        if is_flipped(tensor, stored.shape, hidden_size)
+        tensor: replace(stored, shape=(stored.shape[0], stored.shape[2], stored.shape[1]), is_flipped=True)
+        if _is_flipped(tensor, stored.shape, hidden_size)
         else stored
         for tensor, stored in tensors.items()
     }
-
-
-def is_flipped(tensor: str, shape: Sequence[int], hidden_size: object) -> bool:
-    """Whether a tensor is a stack of experts whose rows and columns are exchanged."""
-    found = _STACK.fullmatch(tensor)
-    if found is None or len(shape) != 3:  # noqa: PLR2004  (expert, row, column)
-        return False
-    return shape[2 if found["part"] == "gate_up_proj" else 1] != hidden_size
 
 
 class Mxfp4Parts(NamedTuple):
@@ -138,6 +130,14 @@ def with_plain_experts(name: str, tensors: Mapping[str, StoredTensor]) -> dict[s
         count, rows, row_blocks = scales
         found[stack] = StoredTensor("MXFP4", (count, row_blocks * _MXFP4_BLOCK, rows))
     return found
+
+
+def _is_flipped(tensor: str, shape: Sequence[int], hidden_size: object) -> bool:
+    """Whether a tensor is a stack of experts whose rows and columns are exchanged."""
+    found = _STACK.fullmatch(tensor)
+    if found is None or len(shape) != 3:  # noqa: PLR2004  (expert, row, column)
+        return False
+    return shape[2 if found["part"] == "gate_up_proj" else 1] != hidden_size
 
 
 def _renamed(tensor: str, renames: tuple[tuple[str, str], ...]) -> str:

@@ -72,6 +72,7 @@ class StoredTensor:
         place: Where a safetensors file has it; None elsewhere.
         parts: Its parts, whose rows stand one behind another's, where it is merged.
         matrix: The quantised matrix that it is; its type is then that of the matrix' blocks.
+        is_flipped: Whether the file has rows and columns of its matrices exchanged, see ``with_upright_experts``.
     """
 
     kind: str
@@ -80,6 +81,7 @@ class StoredTensor:
     place: Place | None = field(default=None, compare=False)
     parts: tuple[StoredTensor, ...] = field(default=(), compare=False, repr=False)
     matrix: QuantizedMatrix | None = field(default=None, compare=False, repr=False)
+    is_flipped: bool = False
 
     @property
     def elements(self) -> int:
@@ -156,7 +158,7 @@ def _entry(value: Any, file: Path, data: int) -> tuple[StoredTensor, int]:  # no
 
 
 def read_tensor(name: str, stored: StoredTensor) -> torch.Tensor:
-    """Read a tensor of a safetensors file into memory of its own.
+    """Read a tensor of a safetensors file, as its ``shape`` has it, into memory of its own.
 
     A mapped file that is cut short would kill the process, and its pages would count as the process's memory.
 
@@ -170,12 +172,14 @@ def read_tensor(name: str, stored: StoredTensor) -> torch.Tensor:
     """
     assert stored.place is not None, "a tensor of a safetensors file"
     data = torch.empty(stored.shape, dtype=READ_KINDS[stored.kind])
+    if stored.is_flipped:  # [experts, columns, rows]
+        data = data.view(data.shape[0], data.shape[2], data.shape[1])
     room: Any = data.view(-1).view(torch.uint8).numpy()
     with stored.place.file.open("rb") as stream:
         stream.seek(stored.place.start)
         if stream.readinto(room) != data.nbytes:
             raise ModelError(f"{subject(name, stored.place.file)} is cut short; fetch the model again")
-    return data
+    return data.transpose(1, 2).contiguous() if stored.is_flipped else data
 
 
 def refuse_lfs_pointer(name: str, file: Path) -> None:

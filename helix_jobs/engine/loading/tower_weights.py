@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from safetensors import safe_open
 
 from helix_jobs.engine.loading.bare_model import compute_frequencies, put, set_generation
-from helix_jobs.engine.loading.expert_tensors import is_flipped
 from helix_jobs.engine.loading.model_sizes import skeleton
 from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed
 from helix_jobs.engine.model.text_tower import text_tensors
@@ -44,7 +43,7 @@ def read_tower_weights(checkpoint: Checkpoint, config: PretrainedConfig) -> PreT
                 has_head = has_head or name == HEAD
                 module_name, _, kind = name.rpartition(".")
                 module = head if name == HEAD else base.get_submodule(module_name)
-                put(module, kind, value.transpose(1, 2) if is_flipped(name, value.shape, config.hidden_size) else value)
+                put(module, kind, value.transpose(1, 2) if checkpoint.tensors[tensor].is_flipped else value)
     if not has_head:
         put(head, "weight", embedding.weight)
     set_generation(model, checkpoint.folder)

@@ -12,6 +12,7 @@ from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 from tests.unit.engine.model_files import edit_config, edit_weights, load, save_checkpoint
+from tests.unit.engine.quantized_files import compressed_tensors_config, pack_quantized, quantized, write_quantized
 from tests.unit.engine.tiny_models import decoder_logits, reference_logits, roughen, tiny_config, tiny_model
 from tests.unit.engine.tiny_towers import tiny_tower
 
@@ -122,6 +123,32 @@ def test_experts_may_be_stored_with_rows_and_columns_exchanged(tmp_path: Path, d
     assert torch.equal(*answers)
     if dtype == "float32":
         torch.testing.assert_close(answers[0], reference_logits(model, PROMPT), rtol=1e-4, atol=1e-4)
+
+
+def test_a_quantised_checkpoint_may_store_experts_with_rows_and_columns_exchanged(tmp_path: Path) -> None:
+    """Its experts are left as they are, and its projections are quantised."""
+    settings = {"initializer_range": 0.2, "hidden_size": 64, "moe_intermediate_size": 20}
+    model = tiny_tower("qwen3_vl_moe", "qwen3_moe", settings)
+    write_quantized(
+        tmp_path,
+        model,
+        lambda weight: pack_quantized(quantized(weight, 4, 32)),
+        compressed_tensors_config("pack-quantized", 4, strategy="group", group_size=32),
+        is_kept=lambda name: not name.endswith(("q_proj", "k_proj", "v_proj")),
+    )
+    expected = reference_logits(model, PROMPT)
+    shapes: list[list[torch.Size]] = []
+
+    def flip(weights: dict[str, torch.Tensor]) -> None:
+        shapes.append([weight.shape for name, weight in weights.items() if ".experts." in name])
+        weights.update({name: weight.transpose(1, 2) for name, weight in weights.items() if ".experts." in name})
+
+    for _ in range(2):
+        found = decoder_logits(load(tmp_path, dtype="float32").target.decoder, PROMPT)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        edit_weights(tmp_path, flip)
+    assert shapes[0]
+    assert shapes[0] != shapes[1]
 
 
 def test_experts_may_be_stored_stacked(tmp_path: Path) -> None:
