@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
 from helix_jobs.api.ids import known_id
-from helix_jobs.api.page.charts import Chart, length_chart, throughput_chart
+from helix_jobs.api.page.charts import length_chart, throughput_chart
 from helix_jobs.api.page.downloads import formats
 from helix_jobs.api.page.rows import BatchRow, batch_row
 from helix_jobs.api.page.templates import page
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.api.context import Context
     from helix_jobs.api.page.board import BatchNow
+    from helix_jobs.reports.charts import Chart
 
 _SEE_OTHER: Final = 303
 _CODES: Final[Mapping[str, str]] = {
