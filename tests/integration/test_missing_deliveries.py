@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,9 @@ def test_a_broker_that_is_away_is_no_reason_to_leave(services_box: Box) -> None:
         assert box.states(batch) == {"queued": 5}
 
 
-def test_what_a_stopping_worker_could_not_give_back_is_sent_again(services_box: Box) -> None:
+# A worker that has noticed the silence by the time of the stop is doing something else with the broker by then.
+@pytest.mark.parametrize("silent_seconds", [0.0, 4.0])
+def test_what_a_stopping_worker_could_not_give_back_is_sent_again(services_box: Box, silent_seconds: float) -> None:
     """The broker falls silent before the stop. What the worker had been delivered stays there unacknowledged."""
     box = services_box
     # It waits for each answer that does not come, one after the other, and that is no reason to give up the stop.
@@ -123,6 +126,7 @@ def test_what_a_stopping_worker_could_not_give_back_is_sent_again(services_box: 
             "it does not take ahead",
         )
         proxy.frozen.set()
+        time.sleep(silent_seconds)
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0, worker.log
     assert box.states(batch) == {"queued": 20}

@@ -138,7 +138,7 @@ def _refuse_bare_worker(**_: object) -> None:
         raise SystemExit("start the worker with `python worker.py`, which loads the models; not with celery")
 
 
-app = Celery("helix", amqp="helix_jobs.broker.celery.transport:AMQP")
+app = Celery("helix", amqp="helix_jobs.broker.celery.transport:AMQP", events="helix_jobs.broker.celery.events:Events")
 app.steps["consumer"].add(UrgentTasks)
 # Read when the first command needs it, so that importing this module reads no environment.
 app.add_defaults(_defaults)
