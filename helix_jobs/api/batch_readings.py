@@ -126,7 +126,10 @@ class BatchReadings:
 
     def _keep(self, api_id: str, reading: _Reading) -> None:
         before = self._readings.pop(api_id, None)
-        self._readings[api_id] = reading if before is None or before.begun_at <= reading.begun_at else before
+        # Two readings may end in either order: one that began before a change must not replace one from behind it.
+        if before is not None and (before.version, before.begun_at) > (reading.version, reading.begun_at):
+            reading = before
+        self._readings[api_id] = reading
         while len(self._readings) > _MOST:
             del self._readings[next(iter(self._readings))]
 
