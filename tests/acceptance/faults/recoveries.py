@@ -37,7 +37,10 @@ class Recoveries:
             self.follow(0.05)
 
     def wait_busy(self, worker: WorkerProcess) -> None:
-        """Wait until a worker has ended what it took first."""
+        """Wait until a worker has ended one of the jobs that it took first.
+
+        Not all of them: bulk jobs that it holds wait for as long as interactive ones keep its slots.
+        """
         first: dict[int, int] = {}
 
         def took() -> bool:
@@ -47,7 +50,7 @@ class Recoveries:
 
         def ended() -> bool:
             self.look()
-            return self.installation.taken_over(first)
+            return any(self.installation.taken_over({job_id: lease}) for job_id, lease in first.items())
 
         wait_until(took, lambda: f"nothing runs: {worker.log}")
         wait_until(ended, lambda: f"nothing ends: {worker.log}")

@@ -28,8 +28,8 @@ AWAY_SECONDS = 60.0
 OUTAGE_SECONDS = 3.0
 # Until what had been delivered before is used up.
 USED_UP_SECONDS = 5.0
-# Two looks of the audit and what is before the job in the queue then.
-LOST_SECONDS = 600.0
+# What a worker of these scenarios ends at the least, each third job asking for three answers.
+LEAST_JOBS_PER_SECOND = 4
 
 
 def _begin(installation: Installation, size: Size, **where: str) -> tuple[Accepted, WorkerProcess]:
@@ -43,7 +43,7 @@ def _begin(installation: Installation, size: Size, **where: str) -> tuple[Accept
 
 def _end(installation: Installation, batch: Accepted, faults: int, recoveries: list[float], note: str = "") -> Outcome:
     assert ended(installation, batch) < len(batch.prompts), "the jobs were done before the last fault"
-    installation.wait_done(batch, timeout=installation.patience + len(batch.prompts) / 4)
+    installation.wait_done(batch, timeout=installation.patience + len(batch.prompts) / LEAST_JOBS_PER_SECOND)
     return Outcome(accepted=[batch], faults=faults, recoveries=recoveries, note=note)
 
 
@@ -137,12 +137,15 @@ def lost_one(installation: Installation, size: Size) -> Outcome:
             batches.append(installation.accept(size.jobs // 2))
         return False
 
-    wait_until(has_ended, lambda: f"job {job_id} does not run: {worker.log}", LOST_SECONDS)
+    # Two looks of the audit, and what is before the job in the queue then.
+    patience = 2 * installation.time_limits.audit + size.jobs / LEAST_JOBS_PER_SECOND + installation.patience
+    wait_until(has_ended, lambda: f"job {job_id} does not run: {worker.log}", patience)
     recovery = time.monotonic() - began
     broken = () if min(waiting) else ("the queue ran dry",)
     if "were lost on the way" not in worker.log:
         broken = (*broken, "the loss was not noticed")
-    installation.wait_done(*batches, timeout=installation.patience + sum(len(b.prompts) for b in batches) / 4)
+    stored = sum(len(one.prompts) for one in batches)
+    installation.wait_done(*batches, timeout=installation.patience + stored / LEAST_JOBS_PER_SECOND)
     return Outcome(accepted=batches, faults=1, recoveries=[recovery], note="never empty", broken=broken)
 
 
