@@ -46,7 +46,9 @@ def check(box: Box, batch_id: str) -> None:
         status = client.status(batch_id)
     assert found == {line: expected(batch_id, line) for line in range(1, len(LINES) + 1)}
     assert status.refused == sum(tries for _, tries, _ in found.values()) > 0
-    assert status.error_counts == {"not_accepted": sum(state == "failed" for state, _, _ in found.values())}
+    # The batch's id seeds the dice, so a batch in which each job is accepted at last does occur.
+    failed = sum(state == "failed" for state, _, _ in found.values())
+    assert status.error_counts == ({"not_accepted": failed} if failed else {})
     assert {row.attempts for row in box.rows(batch_id)} == {1}, "a refused answer is no attempt that was lost"
     with box.database().write() as c:
         assert counters.counters_agree(c, batch_id)
