@@ -13,12 +13,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from helix_jobs.engine.loading.bare_model import compute_frequencies, put
+from helix_jobs.engine.loading.bare_model import BareModel
 from helix_jobs.engine.loading.gguf_config import ROTARY_FACTORS
 from helix_jobs.engine.loading.gguf_row_order import delta_rows, grouped_rows, halves_order, value_order
 from helix_jobs.engine.loading.gguf_tensors import STACKED_FORMS
-from helix_jobs.engine.loading.model_sizes import skeleton
-from helix_jobs.engine.loading.tensor_names import HEAD
 from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
@@ -56,31 +54,25 @@ def read_gguf_weights(name: str, config: PretrainedConfig, gguf: GgufFile, dtype
         ModelError: The file has become shorter since its header was read.
         OSError: The file cannot be read.
     """
-    model = skeleton(name, config)
-    base, head, embedding = model.base_model, model.get_output_embeddings(), model.get_input_embeddings()
-    compute_frequencies(base, config)
+    model = BareModel(name, config)
     if gguf.family.has_frequencies is True and ROTARY_FACTORS in gguf.rotary:
-        base.rotary_emb.inv_freq.div_(gguf.rotary[ROTARY_FACTORS])
+        model.base.rotary_emb.inv_freq.div_(gguf.rotary[ROTARY_FACTORS])
     is_unread = FAMILIES[config.model_type].is_unread
     with _Tensors(name) as tensors:
         for parameter, weight in sorted(gguf.weights.items(), key=lambda one: _order(one[1])):
             if is_unread is not None and is_unread(config, parameter):
                 continue
-            module_name, _, kind = parameter.rpartition(".")
-            module = head if module_name == HEAD.removesuffix(".weight") else base.get_submodule(module_name)
             if weight.form in STACKED_FORMS:
-                put(module, kind, _stack(tensors, weight, dtype))
+                model.put(parameter, _stack(tensors, weight, dtype))
                 continue
-            is_kept = kind == "weight" and (module is embedding or isinstance(module, (nn.Linear, Conv1D)))
-            put(module, kind, _weight(tensors, weight, gguf, dtype, is_kept=is_kept))
+            module = model.module(parameter)
+            may_keep = module is model.embedding or isinstance(module, (nn.Linear, Conv1D))
+            is_kept = may_keep and parameter.endswith(".weight")
+            model.put(parameter, _weight(tensors, weight, gguf, dtype, is_kept=is_kept))
     for parameter, number in gguf.listed.items():
-        module_name, _, kind = parameter.rpartition(".")
-        module = base.get_submodule(module_name)
-        put(module, kind, torch.full(getattr(module, kind).shape, number))
-    if HEAD not in gguf.tensors:
-        put(head, "weight", embedding.weight)
-    tied: PreTrainedModel = model
-    return tied
+        stored = getattr(model.module(parameter), parameter.rpartition(".")[2])
+        model.put(parameter, torch.full(stored.shape, number))
+    return model.whole()
 
 
 def make_dense(model: PreTrainedModel, dtype: torch.dtype) -> None:

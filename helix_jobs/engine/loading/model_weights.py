@@ -11,6 +11,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from helix_jobs.engine.devices.devices import is_out_of_memory
+from helix_jobs.engine.loading.generation_settings import read_generation
 from helix_jobs.engine.loading.gguf_weights import read_gguf_weights
 from helix_jobs.engine.loading.mxfp4_weights import read_mxfp4_weights
 from helix_jobs.engine.loading.pretrained import pretrained_arguments
@@ -53,15 +54,10 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
         with panics_as_errors():
             if checkpoint.gguf is not None:
                 return read_gguf_weights(checkpoint.name, source.config, checkpoint.gguf, dtype)
-            if checkpoint.quantized is not None:
-                return _read_quantized(source, dtype)
-            if stores_mxfp4(checkpoint.settings):
-                if source.config.tie_word_embeddings:
-                    _check_tied_head(checkpoint, f"{describe(source.config).embedding}.weight")
-                return read_mxfp4_weights(checkpoint, source.config)
-            if _may_flip_experts(checkpoint):
-                return read_tower_weights(checkpoint, source.config)
-            return _read_safetensors(source, dtype)
+            generation = read_generation(checkpoint.name, checkpoint.folder)
+            if source.config.tie_word_embeddings:
+                _check_tied_head(checkpoint, f"{describe(source.config).embedding}.weight")
+            model = _read_directory(source, dtype)
     except HelixError:
         raise
     except Exception as error:  # a damaged file may raise anything
@@ -70,6 +66,25 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
         raise ModelError(
             f"model {checkpoint.name}: the weights cannot be read ({in_words(error)}); fetch the model again"
         ) from error
+    if generation is not None:
+        model.generation_config = generation
+    return model
+
+
+def _read_directory(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
+    checkpoint = source.checkpoint
+    if checkpoint.quantized is not None:
+        if checkpoint.quantized.rounds_activations:
+            logger.warning(
+                "model %s: %s also quantises activations, which Helix does not: its answers are those of the weights "
+                "alone", checkpoint.name, checkpoint.quantized.name,
+            )  # fmt: skip
+        return read_quantized_weights(source.config, checkpoint, dtype)
+    if stores_mxfp4(checkpoint.settings):
+        return read_mxfp4_weights(checkpoint, source.config)
+    if _may_flip_experts(checkpoint):
+        return read_tower_weights(checkpoint, source.config)
+    return _read_safetensors(source, dtype)
 
 
 def _may_flip_experts(checkpoint: Checkpoint) -> bool:
@@ -82,36 +97,8 @@ def _may_flip_experts(checkpoint: Checkpoint) -> bool:
     )
 
 
-def _read_quantized(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
-    checkpoint = source.checkpoint
-    if source.config.tie_word_embeddings:
-        if any(canonical(tensor) == HEAD for tensor in checkpoint.matrices):
-            raise ModelError(
-                f"model {checkpoint.name} has a quantised output head ({HEAD}), but config.json says that the "
-                'embedding is the head; if the head belongs to the model, set "tie_word_embeddings": false there'
-            )
-        embedding = f"{describe(source.config).embedding}.weight"
-        if any(canonical(tensor) == embedding for tensor in checkpoint.matrices) and any(
-            canonical(tensor) == HEAD for tensor in checkpoint.tensors
-        ):
-            raise ModelError(
-                f"model {checkpoint.name} has an output head ({HEAD}) beside a quantised embedding, but config.json "
-                'says that these are one; if the head belongs to the model, set "tie_word_embeddings": false there'
-            )
-        _check_tied_head(checkpoint, embedding)
-    assert checkpoint.quantized is not None, "the caller has looked"
-    if checkpoint.quantized.rounds_activations:
-        logger.warning(
-            "model %s: %s also quantises activations, which Helix does not: its answers are those of the weights alone",
-            checkpoint.name, checkpoint.quantized.name,
-        )  # fmt: skip
-    return read_quantized_weights(source.config, checkpoint, dtype)
-
-
 def _read_safetensors(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     checkpoint = source.checkpoint
-    if source.config.tie_word_embeddings:
-        _check_tied_head(checkpoint, f"{describe(source.config).embedding}.weight")
     with pretrained_arguments(checkpoint.folder) as (folder, arguments):
         # With output_loading_info this returns a pair, which transformers' annotations do not say.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -157,12 +144,24 @@ def _check_tied_head(checkpoint: Checkpoint, embedding: str) -> None:
         embedding: The embedding's canonical name.
 
     Raises:
-        ModelError: The head differs from the embedding. Releases of transformers disagree on which of the two then
-            counts.
+        ModelError: The head differs from the embedding, or one of the two is quantised and cannot be compared.
+            Releases of transformers disagree on which of the two then counts.
     """
-    stored: dict[str, torch.Tensor] = {}
+    name = checkpoint.name
     if not any(canonical(tensor) == HEAD for tensor in checkpoint.tensors):
         return
+    quantized = set(map(canonical, checkpoint.matrices))
+    if HEAD in quantized:
+        raise ModelError(
+            f"model {name} has a quantised output head ({HEAD}), but config.json says that the "
+            'embedding is the head; if the head belongs to the model, set "tie_word_embeddings": false there'
+        )
+    if embedding in quantized:
+        raise ModelError(
+            f"model {name} has an output head ({HEAD}) beside a quantised embedding, but config.json "
+            'says that these are one; if the head belongs to the model, set "tie_word_embeddings": false there'
+        )
+    stored: dict[str, torch.Tensor] = {}
     for file in checkpoint.files:
         with safe_open(file, framework="pt") as opened:
             stored_names = {tensor: tensor for tensor in opened.keys()}  # noqa: SIM118  (it is no mapping)
@@ -174,6 +173,6 @@ def _check_tied_head(checkpoint: Checkpoint, embedding: str) -> None:
     head = stored.pop(HEAD)
     if not all(torch.equal(head, other) for other in stored.values()):
         raise ModelError(
-            f"model {checkpoint.name} has an output head ({HEAD}) that differs from its embedding, but config.json "
+            f"model {name} has an output head ({HEAD}) that differs from its embedding, but config.json "
             'says that the embedding is the head; if it belongs to the model, set "tie_word_embeddings": false there'
         )

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from safetensors import safe_open
 
-from helix_jobs.engine.loading.bare_model import compute_frequencies, put, set_generation
+from helix_jobs.engine.loading.bare_model import BareModel
 from helix_jobs.engine.loading.expert_tensors import mxfp4_parts
-from helix_jobs.engine.loading.model_sizes import skeleton
-from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed
+from helix_jobs.engine.loading.tensor_names import canonical
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
 from helix_jobs.engine.weights.block_stack import BlockStack
@@ -40,32 +39,18 @@ def read_mxfp4_weights(checkpoint: Checkpoint, config: PretrainedConfig) -> PreT
     Raises:
         OSError, RuntimeError, safetensors.SafetensorError: A file cannot be read.
     """
-    model = skeleton(checkpoint.name, config)
-    base, head, embedding = model.base_model, model.get_output_embeddings(), model.get_input_embeddings()
-    compute_frequencies(base, config)
-    has_head = False
+    model = BareModel(checkpoint.name, config)
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(safe_open(file, framework="pt")) for file in checkpoint.files]
         where = {tensor: file for file in opened for tensor in file.keys()}  # noqa: SIM118  (it is no mapping)
         for tensor, file in where.items():
-            if is_computed(tensor):
-                continue
             parts = mxfp4_parts(tensor)
-            if parts is None:
-                name = canonical(tensor)
-                has_head = has_head or name == HEAD
-                module_name, _, kind = name.rpartition(".")
-                module = head if name == HEAD else base.get_submodule(module_name)
-                put(module, kind, file.get_tensor(tensor).clone())
-            elif parts.blocks == tensor:
-                module_name, _, kind = canonical(parts.stack).rpartition(".")
+            if parts is None and model.needs(name := canonical(tensor)):
+                model.put(name, file.get_tensor(tensor).clone())
+            elif parts is not None and parts.blocks == tensor:
                 scales = where[parts.scales].get_slice(parts.scales)
-                put(base.get_submodule(module_name), kind, _stack(file.get_slice(tensor), scales))
-    if not has_head:
-        put(head, "weight", embedding.weight)
-    set_generation(model, checkpoint.folder)
-    read: PreTrainedModel = model
-    return read
+                model.put(canonical(parts.stack), _stack(file.get_slice(tensor), scales))
+    return model.whole()
 
 
 def _stack(blocks: Any, scales: Any) -> BlockStack:  # noqa: ANN401  (safetensors' slices)

@@ -6,18 +6,16 @@ than one matrix is ever in memory twice.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
 from transformers.pytorch_utils import Conv1D
 
-from helix_jobs.engine.loading.bare_model import compute_frequencies, put
-from helix_jobs.engine.loading.model_sizes import skeleton
+from helix_jobs.engine.loading.bare_model import BareModel
 from helix_jobs.engine.loading.quantized_format import assemble, plain_layout, refusal
 from helix_jobs.engine.loading.stored_tensor import read_tensor
-from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed
+from helix_jobs.engine.loading.tensor_names import canonical
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
 from helix_jobs.engine.weights.block_stack import BlockStack
 
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
     from helix_jobs.engine.loading.checkpoint import Checkpoint
     from helix_jobs.engine.loading.quantized_format import QuantizedMatrix
     from helix_jobs.engine.loading.stored_tensor import Place, StoredTensor
-
-# Phi's output head has a bias.
-_HEAD_BIAS: Final = "lm_head.bias"
 
 
 def read_quantized_weights(config: PretrainedConfig, checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
@@ -53,29 +48,17 @@ def read_quantized_weights(config: PretrainedConfig, checkpoint: Checkpoint, dty
         UnsupportedArchitectureError: Experts have columns in an order of their own.
         OSError: A file cannot be read.
     """
-    model = skeleton(checkpoint.name, config)
-    base, head, embedding = model.base_model, model.get_output_embeddings(), model.get_input_embeddings()
-    compute_frequencies(base, config)
-    # What only drafts further tokens is not read.
-    needed = set(map(canonical, model.state_dict()))
-    places = {canonical(tensor): tensor for tensor in checkpoint.tensors if not is_computed(tensor)}
-    places = {short: tensor for short, tensor in places.items() if short in needed}
-    if config.tie_word_embeddings:
-        places.pop(HEAD, None)  # equal to the embedding, as ``read_weights`` has checked
-    for short, tensor in sorted(places.items(), key=lambda item: _order(checkpoint, item[1])):
-        module_name, _, kind = short.rpartition(".")
-        module = head if short in (HEAD, _HEAD_BIAS) else base.get_submodule(module_name)
-        is_matrix = module is embedding or isinstance(module, nn.Linear)
+    model = BareModel(checkpoint.name, config)
+    places = {canonical(tensor): tensor for tensor in checkpoint.tensors}
+    needed = {name: tensor for name, tensor in places.items() if model.needs(name)}
+    for name, tensor in sorted(needed.items(), key=lambda item: _order(checkpoint, item[1])):
+        module = model.module(name)
+        is_matrix = module is model.embedding or isinstance(module, nn.Linear)
         value = _read(checkpoint, tensor, keeps=is_matrix and dtype == torch.float32)
         if isinstance(module, Conv1D) and isinstance(value, torch.Tensor) and checkpoint.tensors[tensor].matrix:
             value = value.t().contiguous()  # blocks stay as they are multiplied
-        put(module, kind, value)
-    if HEAD not in places:
-        put(head, "weight", embedding.weight)
-    if (checkpoint.folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(checkpoint.folder, local_files_only=True)
-    made: PreTrainedModel = model
-    return made
+        model.put(name, value)
+    return model.whole()
 
 
 def _order(checkpoint: Checkpoint, tensor: str) -> tuple[str, int]:

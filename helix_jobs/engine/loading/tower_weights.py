@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
-from helix_jobs.engine.loading.bare_model import compute_frequencies, put, set_generation
-from helix_jobs.engine.loading.model_sizes import skeleton
-from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed
+from helix_jobs.engine.loading.bare_model import BareModel
+from helix_jobs.engine.loading.tensor_names import canonical
 from helix_jobs.engine.model.text_tower import text_tensors
 
 if TYPE_CHECKING:
@@ -29,23 +28,12 @@ def read_tower_weights(checkpoint: Checkpoint, config: PretrainedConfig) -> PreT
     Raises:
         OSError, RuntimeError, safetensors.SafetensorError: A file cannot be read.
     """
-    model = skeleton(checkpoint.name, config)
-    base, head, embedding = model.base_model, model.get_output_embeddings(), model.get_input_embeddings()
-    compute_frequencies(base, config)
-    has_head = False
+    model = BareModel(checkpoint.name, config)
     for file in checkpoint.files:
         with safe_open(file, framework="pt") as opened:
             stored = {tensor: tensor for tensor in opened.keys()}  # noqa: SIM118  (it is no mapping)
             for tensor, theirs in text_tensors(stored).items():
-                if is_computed(tensor):
-                    continue
-                name, value = canonical(tensor), opened.get_tensor(theirs)
-                has_head = has_head or name == HEAD
-                module_name, _, kind = name.rpartition(".")
-                module = head if name == HEAD else base.get_submodule(module_name)
-                put(module, kind, value.transpose(1, 2) if checkpoint.tensors[tensor].is_flipped else value)
-    if not has_head:
-        put(head, "weight", embedding.weight)
-    set_generation(model, checkpoint.folder)
-    read: PreTrainedModel = model
-    return read
+                if model.needs(name := canonical(tensor)):
+                    value = opened.get_tensor(theirs)
+                    model.put(name, value.transpose(1, 2) if checkpoint.tensors[tensor].is_flipped else value)
+    return model.whole()

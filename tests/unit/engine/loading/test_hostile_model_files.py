@@ -16,6 +16,9 @@ from helix_jobs.engine.loading import checkpoint
 from helix_jobs.engine.loading.gguf_header import read_gguf_header
 from helix_jobs.errors import ModelError, ModelNotFoundError
 from tests.unit.engine.model_files import edit_config, load, save_checkpoint, write_gguf
+from tests.unit.engine.quantized_files import compressed_tensors_config, pack_quantized, quantized, write_quantized
+from tests.unit.engine.tiny_models import tiny_model
+from tests.unit.engine.tiny_towers import tiny_tower
 from tests.worker_box import ROOT
 
 if TYPE_CHECKING:
@@ -102,6 +105,23 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(folder / name)
     with pytest.raises(ModelError, match=f"{name} is not a regular file"):
         load(folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "5", "\0\1", '{"eos_token_id": [0, 7'])
+@pytest.mark.parametrize("form", ["plain", "tower", "quantised"])
+def test_settings_of_generation_that_cannot_be_read(tmp_path: Path, form: str, content: str) -> None:
+    """Without them an answer might not end where it should."""
+    if form == "quantised":
+        config = compressed_tensors_config("pack-quantized", 4, strategy="group", group_size=32)
+        model = tiny_model(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
+        write_quantized(tmp_path, model, lambda weight: pack_quantized(quantized(weight, 4, 32)), config)
+    else:
+        tower = tiny_tower("qwen3_vl_moe", "qwen3_moe", {"initializer_range": 0.2}) if form == "tower" else None
+        save_checkpoint(tmp_path, tower)
+    load(tmp_path)
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"generation_config\.json cannot be read .*; fetch the model again"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(

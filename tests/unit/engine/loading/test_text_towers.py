@@ -174,6 +174,28 @@ def test_a_head_that_config_json_does_not_speak_of_is_the_files_own(tmp_path: Pa
     torch.testing.assert_close(found, reference_logits(model, PROMPT), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("inner", ["mistral", "qwen3_moe"])
+def test_a_tied_head_may_be_stored_but_not_differ(tmp_path: Path, inner: str) -> None:
+    outer = {"mistral": "mistral3", "qwen3_moe": "qwen3_vl_moe"}[inner]
+    model = tiny_tower(outer, inner, {"tie_word_embeddings": True, "initializer_range": 0.2})
+    folder = save_checkpoint(tmp_path, model)
+    expected = reference_logits(model, PROMPT)
+
+    def store(difference: float) -> None:
+        def add(weights: dict[str, torch.Tensor]) -> None:
+            embedding = next(weight for name, weight in weights.items() if name.endswith("embed_tokens.weight"))
+            weights["lm_head.weight"] = embedding + difference
+
+        edit_weights(folder, add)
+
+    store(0.0)
+    decoder = load(folder).target.decoder
+    torch.testing.assert_close(decoder_logits(decoder, PROMPT), expected, rtol=1e-4, atol=1e-4)
+    store(1.0)
+    with pytest.raises(ModelError, match=r"differs from its embedding.*\"tie_word_embeddings\": false"):
+        load(folder)
+
+
 def test_a_language_model_of_another_family_is_refused(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, tiny_tower("mistral3", "mistral", {}))
     text = {**tiny_config("qwen2").to_dict(), "model_type": "qwen2"}
