@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE
+from helix_jobs.device_names import DIRECTML_DEVICE_TYPE
 from helix_jobs.doctor.verdict import Level, Verdict, finding_and_remedy
-from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE, resolve_dtype
+from helix_jobs.engine.devices.devices import resolve_dtype
 from helix_jobs.engine.kernels.cpu.kernels import COMMON_HEAD_DIM, load_kernels
 from helix_jobs.engine.loading.byte_trial import is_exact_faster
 from helix_jobs.engine.loading.model_loader import available_devices, describe_device, directml_absence, get_device

@@ -17,6 +17,7 @@ PACKAGE = Path(helix_jobs.__file__).parent
 # Modules at the root, which every room may import, and what they may import of each other.
 FOUNDATIONS = {
     "child_process": set(),
+    "device_names": {"errors"},
     "endpoint_url": {"errors"},
     "_version": set(),
     "bounds": set(),

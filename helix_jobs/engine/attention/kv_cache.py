@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from helix_jobs.device_names import DIRECTML_DEVICE_TYPE
 from helix_jobs.engine.attention.cache_pools import PoolSettings, separate_pools, shared_pool
 from helix_jobs.engine.attention.stored_rows import has_scales, round_rows, stored_dtype, widen_rows
 from helix_jobs.engine.cache_sections import LayerSections
-from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE, compiles_each_shape
+from helix_jobs.engine.devices.devices import compiles_each_shape
 from helix_jobs.engine.devices.row_writer import row_writer
 from helix_jobs.engine.devices.shape_sizes import MAX_PADDING
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 import torch
 
+from helix_jobs.device_names import DIRECTML_DEVICE_TYPE
 from helix_jobs.engine.devices.directml_adapter import DirectmlAdapter, find_adapter
 from helix_jobs.errors import ConfigurationError, InsufficientMemoryError
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DIRECTML_DEVICE_TYPE: Final = "privateuseone"
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _CGROUP: Final = Path("/sys/fs/cgroup")
 # Part of the memory to count on if the driver does not say how much is free: the desktop and other programs use the

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch.nn import functional
 
-from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE
+from helix_jobs.device_names import DIRECTML_DEVICE_TYPE
 from helix_jobs.engine.devices.row_writer import row_writer
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE
+from helix_jobs.device_names import DIRECTML_DEVICE_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from helix_jobs.device_names import DIRECTML_DEVICE_TYPE
 from helix_jobs.engine.attention.stored_rows import stored_dtype
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, INT8_CACHE
-from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 
+from helix_jobs.device_names import DEVICE_KINDS, DIRECTML_DEVICE_TYPE, read_device_name
 from helix_jobs.engine.config import NO_DRAFT
 from helix_jobs.engine.devices.devices import (
-    DIRECTML_DEVICE_TYPE,
     cleanup_memory,
     describe_device,
     explaining_shortage,
@@ -73,21 +73,17 @@ def get_device(name: str | None = None) -> torch.device:
     """Return the named device, or the first available of torch-directml, CUDA/ROCm, XPU, MPS and CPU.
 
     Args:
-        name: None or ``auto`` for the first available; else ``directml``, ``cuda``, ``rocm``, ``xpu``, ``mps`` or
-            ``cpu``, with an index if there are several (``cuda:1``).
+        name: None or ``auto`` for the first available; else see ``read_device_name``.
 
     Raises:
         ConfigurationError: The name is unknown or there is no such device; the message lists the available ones.
     """
     if name is None or name == "auto":
-        return next(device for kind in _DEVICE_ORDER if (device := _device(kind, 0)) is not None)
-    kind, _, index = name.lower().partition(":")
-    kind = _DEVICE_ALIASES.get(kind, kind)
-    if kind not in _DEVICE_ORDER or not (index.isdecimal() or index == ""):
-        raise ConfigurationError(f"device {name!r} is unknown; use auto, {', '.join(_DEVICE_ORDER)} (or cuda:1)")
-    device = _device(kind, int(index or 0))
+        return next(device for kind in DEVICE_KINDS if (device := _device(kind, 0)) is not None)
+    kind, index = read_device_name(name)
+    device = _device(kind, index or 0)
     if device is None:
-        there = [kind for kind in _DEVICE_ORDER if _device(kind, 0) is not None]
+        there = [kind for kind in DEVICE_KINDS if _device(kind, 0) is not None]
         raise ConfigurationError(f"device {name!r} is not available{_why_not(kind)}; there is {', '.join(there)}")
     return device
 
@@ -95,7 +91,7 @@ def get_device(name: str | None = None) -> torch.device:
 def available_devices() -> tuple[torch.device, ...]:
     """Every available device, in the order in which ``get_device`` prefers them."""
     found = []
-    for kind in _DEVICE_ORDER:
+    for kind in DEVICE_KINDS:
         index = 0
         while (device := _device(kind, index)) is not None:
             found.append(device)
@@ -106,10 +102,6 @@ def available_devices() -> tuple[torch.device, ...]:
 def directml_absence() -> str:
     """Why there is no DirectML device; empty when there is one."""
     return import_directml()[1]
-
-
-_DEVICE_ORDER: Final = ("directml", "cuda", "xpu", "mps", "cpu")
-_DEVICE_ALIASES: Final = {"dml": "directml", DIRECTML_DEVICE_TYPE: "directml", "rocm": "cuda", "hip": "cuda"}
 
 
 def _device(kind: str, index: int) -> torch.device | None:

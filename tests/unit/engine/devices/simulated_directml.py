@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import helix_jobs
-from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE
+from helix_jobs.device_names import DIRECTML_DEVICE_TYPE
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.placement import Placement
 from tests.unit.engine.devices.operator_rules import base_name, breaches, operator_name
