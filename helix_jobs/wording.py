@@ -1,4 +1,4 @@
-"""Words: how numbers, sizes, percentages and durations are written, on a terminal and in the log. Pure.
+"""Words: how numbers, sizes, percentages, durations and moments are written, on a terminal and in the log. Pure.
 
 Sizes count in steps of 1,000, as settings do (``HELIX_KV_CACHE_MB``), and as model hubs do.
 Trade-off: some tools count memory in steps of 1,024 and show smaller figures; those are MiB and GiB.
@@ -6,7 +6,10 @@ Trade-off: some tools count memory in steps of 1,024 and show smaller figures; t
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 _KILOBYTE: Final = 1_000
 _MEGABYTE: Final = 1_000_000
@@ -62,3 +65,9 @@ def duration(seconds: float) -> str:
     if whole < _DAY:
         return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02d} min"
     return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
+
+
+def clock_time(moment: datetime, now: datetime) -> str:
+    """``09:00``, and on another day than that of ``now`` ``Tue 2026-12-01 09:00``, by the clock of ``now``."""
+    shown = moment.astimezone(now.tzinfo)
+    return format(shown, "%H:%M" if shown.date() == now.date() else "%a %Y-%m-%d %H:%M")

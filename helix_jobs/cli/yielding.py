@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options
+from helix_jobs.device_names import torch_device_name
+from helix_jobs.endpoint_url import checked_endpoint_url
+from helix_jobs.wording import clock_time
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,17 +98,27 @@ def yield_device(
         return
     if span is not None:
         until = datetime.now(UTC) + span
-    note = YieldNote(device=device, until=until, at_once=at_once)
+    named = None if device is None else _name_of_lock(device)
+    note = YieldNote(device=named, until=until, at_once=at_once)
     write_yield_note(directory, note)
     free = not no_wait and _wait_free(directory, note, settings.shutdown_grace + _END_SECONDS)
     if as_json:
-        echo_json({"device": device, "until": None if until is None else until.isoformat(), "free": free})
+        echo_json({"device": named, "until": None if until is None else until.isoformat(), "free": free})
         return
     what = "The device is free" if device is None else f"{device} is free"
     if not free:
         what = "The workers were told" if no_wait else "A worker still has the device; its log says why"
-    when = "" if until is None else f" until {until.astimezone():%H:%M}"
+    when = "" if until is None else f" until {clock_time(until, datetime.now().astimezone())}"
     click.echo(f"{what}{when}. Take it back with: {command_line('yield', '--end')}")
+
+
+def _name_of_lock(device: str) -> str:
+    """The name under which workers lock the device: torch's, or the address of a server of the user's.
+
+    Raises:
+        ConfigurationError: No device is called so.
+    """
+    return checked_endpoint_url(device) if "://" in device else torch_device_name(device)
 
 
 def _wait_free(directory: Path, note: YieldNote, seconds: float) -> bool:

@@ -43,7 +43,8 @@ def is_held(directory: Path, device: str | None) -> bool:
         device: Its name in torch, or the name of all of its kind; None for any device.
     """
     for path in directory.glob("device-*.lock"):
-        name = path.name.removeprefix("device-").partition(".")[0]
+        # A server's address, which stands for a device, has dots of its own.
+        name = path.name.removeprefix("device-").removesuffix(".lock").partition(".shared-")[0]
         if device is None or name == _slug(device) or name.startswith(f"{_slug(device)}_"):
             lock = FileLock(path)
             if not lock.acquire():

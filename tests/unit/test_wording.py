@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta, timezone
+
 import pytest
 
-from helix_jobs.wording import counted, data_size, duration, gigabytes, percent, rate, rough_size
+from helix_jobs.wording import clock_time, counted, data_size, duration, gigabytes, percent, rate, rough_size
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,12 @@ from helix_jobs.wording import counted, data_size, duration, gigabytes, percent,
 )
 def test_words(found: str, expected: str) -> None:
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("hours", "expected"), [(1, "23:30"), (2, "Tue 2026-12-01 00:30"), (-23, "Sun 2026-11-29 23:30")]
+)
+def test_a_moment_of_another_day_has_its_date(hours: int, expected: str) -> None:
+    """By the clock on the wall, whose day is not that of UTC."""
+    now = datetime(2026, 11, 30, 22, 30, tzinfo=timezone(timedelta(hours=-2)))
+    assert clock_time((now + timedelta(hours=hours)).astimezone(UTC), now) == expected
