@@ -57,7 +57,7 @@ from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.reconciler import Reconciler
 from helix_jobs.worker.setup import worker_setup
 from helix_jobs.worker.shared_broker import clear_stranded, leave_broker, revive_broker
-from helix_jobs.worker.shutdown import EXIT_INTERRUPTED
+from helix_jobs.worker.shutdown import EXIT_INTERRUPTED, EXIT_OK
 from helix_jobs.worker.stop_requests import StopRequests, install_signals
 from helix_jobs.worker.stranded_messages import send_again
 from helix_jobs.worker.thread_limit import check_threads
@@ -118,6 +118,8 @@ def run_worker(
             install_signals(requests, stack)
         try:
             requests.armed = False
+            if requests.is_final:  # a stop that came between two workers
+                return EXIT_OK
             worker = _Worker(settings, time_limits, requests, stack, may_exit=handle_signals, rest=rest)
             worker.prepare(allow_shared_device=allow_shared_device, on_progress=on_progress)
             requests.armed = True

@@ -13,11 +13,21 @@ from helix_jobs.settings import Settings
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
 from helix_jobs.worker import process, shifts
 from helix_jobs.worker.rest import Rest
+from helix_jobs.worker.stop_requests import StopRequests
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from helix_jobs.worker.stop_requests import StopRequests
+
+def test_a_worker_that_is_asked_to_end_before_it_begins_loads_nothing(tmp_path: Path) -> None:
+    """A stop may come between the end of a rest and the start of the next worker."""
+    requests = StopRequests()
+    requests.request_stop()
+    requests.begin_shift()
+    home = tmp_path / "home"
+    settings = Settings.from_environment({"HELIX_HOME": str(home), "HELIX_ENGINE": "fake"})
+    assert process.run_worker(settings, stop=requests, handle_signals=False) == 0
+    assert not home.exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
