@@ -10,7 +10,6 @@ must be able to leave it while the database does not answer.
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -20,8 +19,6 @@ from helix_jobs.files import read_private, write_private
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-logger = logging.getLogger(__name__)
 
 _NAME: Final = "yield.json"
 
@@ -54,7 +51,7 @@ def write_yield_note(directory: Path, note: YieldNote) -> None:
         note: The note.
 
     Raises:
-        ConfigurationError: Another user owns the file.
+        OSError: The file cannot be written.
     """
     until = None if note.until is None else note.until.astimezone(UTC).isoformat()
     content = {"device": note.device, "until": until, "at_once": note.at_once}
@@ -62,21 +59,25 @@ def write_yield_note(directory: Path, note: YieldNote) -> None:
 
 
 def read_yield_note(directory: Path) -> YieldNote | None:
-    """The note; None if there is none. A file that is no note counts as none: it may keep nobody from working."""
+    """The note; None if there is none.
+
+    Raises:
+        ConfigurationError: The file is no note, or another user's.
+        OSError: The file cannot be read.
+    """
+    path = directory / _NAME
     try:
-        content = json.loads(read_private(directory / _NAME))
-        until = content["until"]
-        note = YieldNote(
-            device=content["device"],
-            until=None if until is None else datetime.fromisoformat(until),
-            at_once=bool(content["at_once"]),
-        )
+        content = json.loads(read_private(path))
+        until = None if content["until"] is None else datetime.fromisoformat(content["until"])
+        if until is not None and until.tzinfo is None:
+            raise ValueError("a time without a zone")  # noqa: TRY301  (as wrong as a text that is no time)
+        return YieldNote(device=content["device"], until=until, at_once=bool(content["at_once"]))
     except FileNotFoundError:
         return None
-    except (ConfigurationError, OSError, ValueError, KeyError, TypeError) as error:
-        logger.debug("%s is no note: %s", directory / _NAME, type(error).__name__)
-        return None
-    return note if note.until is None or note.until.tzinfo is not None else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path} is no note of helix yield; give the command again, or remove the file"
+        ) from error
 
 
 def remove_yield_note(directory: Path) -> bool:

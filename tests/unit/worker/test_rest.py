@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from helix_jobs.errors import ConfigurationError
 from helix_jobs.opening_hours import OpeningHours
+from helix_jobs.worker import yield_note
 from helix_jobs.worker.device_lock import DeviceLock, is_held
 from helix_jobs.worker.rest import RestRules
 from helix_jobs.worker.stop_requests import StopRequests
@@ -73,11 +75,43 @@ def test_a_note_ends_by_itself_or_when_it_is_removed(tmp_path: Path) -> None:
         b'{"device": null, "until": 7, "at_once": false}',
     ],
 )
-def test_a_file_that_is_no_note_keeps_nobody_from_working(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_note_is_nobodys_wish(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    """It keeps no worker from working, and has none that rests take the device."""
+    note = tmp_path / "yield.json"
     write_yield_note(tmp_path, YieldNote())
-    (tmp_path / "yield.json").write_bytes(content)
-    assert read_yield_note(tmp_path) is None
+    resting = RestRules(None, "cpu", tmp_path)
+    assert resting.rest(NOON) is not None
+    note.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"yield\.json is no note of helix yield; .*, or remove the file"):
+        read_yield_note(tmp_path)
     assert RestRules(None, "cpu", tmp_path).rest(NOON) is None
+    caplog.clear()
+    assert [resting.rest(NOON) is None for _ in range(3)] == [False] * 3
+    assert caplog.text.count("cannot be read") == 1, "a trouble is logged once"
+    assert remove_yield_note(tmp_path)
+    assert resting.rest(NOON) is None
+    note.write_bytes(content)
+    assert resting.rest(NOON) is None, "the last one that was read is none"
+    assert caplog.text.count("cannot be read") == 2
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_a_note_that_cannot_be_read_counts_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def refuse(_: Path) -> bytes:
+        raise error
+
+    write_yield_note(tmp_path, YieldNote(until=NOON))
+    rules = RestRules(None, "cpu", tmp_path)
+    assert rules.rest(MIDNIGHT) is not None
+    monkeypatch.setattr(yield_note, "read_private", refuse)
+    with pytest.raises(OSError, match=r"denied|output"):
+        read_yield_note(tmp_path)
+    assert rules.rest(MIDNIGHT) is not None
+    assert rules.rest(NOON) is None, "it ends when it said"
 
 
 def test_who_holds_which_device(tmp_path: Path) -> None:
@@ -90,6 +124,20 @@ def test_who_holds_which_device(tmp_path: Path) -> None:
     assert is_held(tmp_path, "cuda:0"), "the sharing one is still there"
     sharing.release()
     assert not is_held(tmp_path, None)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_who_holds_a_server_of_the_users(tmp_path: Path, *, shared: bool) -> None:
+    """Its address has dots, as the names of lock files have."""
+    server, first = "http://127.0.0.1:8000", DeviceLock("http://127.0.0.1:8000", tmp_path)
+    lock = DeviceLock(server, tmp_path)
+    if shared:
+        first.acquire()
+    lock.acquire(allow_shared=shared)
+    first.release()
+    assert [is_held(tmp_path, name) for name in (server, "http://127.0.0.2:8000", "cuda")] == [True, False, False]
+    lock.release()
+    assert not is_held(tmp_path, server)
 
 
 def test_a_stop_counts_whenever_it_comes(tmp_path: Path) -> None:
