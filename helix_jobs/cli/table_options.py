@@ -79,7 +79,8 @@ def table_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _asked(given: dict[str, Any]) -> TableAsk | None:
-    if not any(given.values()) and given["shuffle_seed"] is None:
+    # An empty text is given, too: --prompt "" must not turn a table into a file of lines.
+    if all(value is None or value is False or value == () for value in given.values()):
         return None
     if given["prompt"] is not None and given["template"] is not None:
         raise ConfigurationError("--prompt and --template exclude each other")

@@ -86,7 +86,7 @@ class RowTemplate:
     def __init__(self, where: str | None, texts: object) -> None:
         environment = sandbox()
         environment.undefined = _MissingColumn
-        environment.finalize = _nothing_for_none
+        environment.finalize = _written_form
         for place, name in _CHANGING:
             getattr(environment, place).pop(name, None)
         self._where = None if where is None else environment.compile_expression(where, undefined_to_none=False)
@@ -100,7 +100,8 @@ class RowTemplate:
         """
         assert self._where is not None, "asked for with an expression only"
         where = self._where
-        return bool(_asked("--where", values, lambda scope: bool(where(**scope))))
+        # Passed as one mapping: a column may have the name of an argument, such as self.
+        return bool(_asked("--where", values, lambda scope: bool(_called("--where", where(scope)))))
 
     def filled(self, values: Mapping[str, Any]) -> Any:  # noqa: ANN401  (of the shape of ``texts``)
         """The texts, filled in.
@@ -112,8 +113,21 @@ class RowTemplate:
         return _asked("template", values, lambda scope: self._fill(scope, room))
 
 
-def _nothing_for_none(value: object) -> object:
-    return "" if value is None else value
+def _written_form(value: object) -> object:
+    """A value as a template writes it."""
+    return "" if value is None else _called("template", value)
+
+
+def _called(what: str, value: object) -> object:
+    """The value, unless it is a function that was to be called: its text would be Python's name for it.
+
+    Raises:
+        RowRefusedError: It is one.
+    """
+    if not callable(value) or isinstance(value, jinja2.Undefined):
+        return value
+    name = str(getattr(value, "__name__", "NAME"))
+    raise RowRefusedError(what, f"gives the function {name}, not what it returns", f"call it: {name}()")
 
 
 def _asked(what: str, values: Mapping[str, Any], ask: Callable[[dict[str, Any]], Any]) -> Any:  # noqa: ANN401

@@ -122,6 +122,8 @@ def test_what_was_read_is_stored_with_the_batch(helix, reviews, database):
         (["--template", "none.j2"], "--template none.j2 cannot be read (No such file or directory)"),
         (["--messages", "reviews.csv"], "--messages reviews.csv is no JSON"),
         (["--chat"], "give --prompt or --template"),
+        (["--prompt", ""], "prompt"),
+        (["--where", ""], "the template or expression cannot be read"),
         (["--prompt", "x", "--select", "=a"], "give COLUMN or NAME=COLUMN"),
         (["--prompt", "x", "--limit", "0"], "--limit"),
         (["--prompt", "x", "--delimiter", "xx"], "is not one character"),
