@@ -7,32 +7,42 @@ input, the setup first, and answers each with one line. ``bounded_child`` sets i
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import jinja2
 
 from helix_jobs.engine.text.bounded_child import begin, bound_memory, bound_time, send
 from helix_jobs.tables.row_template import RowRefusedError, RowTemplate
 
-Answer = dict[str, Any]
+# Characters of lines after which an answer ends: a group of rows may ask for a thousand times as many, and whoever
+# submits holds a whole answer.
+MAX_ANSWER_CHARS: Final = 16 * 1024 * 1024
 
 
 def answers_to(template: RowTemplate, request: dict[str, Any]) -> list[Any]:
-    """What becomes of each row of a request.
+    """What becomes of the rows of a request: of all, or of the first ones where their lines are long.
 
     Args:
         template: The templates.
         request: ``rows``, and ``what``: ``keep`` asks whether each row counts, ``fill`` for its line as JSON text.
 
     Returns:
-        For each row a boolean, a text, or a list of field, reason and remedy.
+        For each of these rows a boolean, a text, or a list of field, reason and remedy. Whoever asks asks again for the
+        rest.
     """
     found: list[Any] = []
+    room = MAX_ANSWER_CHARS
     for values in request["rows"]:
         try:
-            found.append(template.keeps(values) if request["what"] == "keep" else json.dumps(template.filled(values)))
+            if request["what"] == "keep":
+                found.append(template.keeps(values))
+            else:
+                found.append(line := json.dumps(template.filled(values)))
+                room -= len(line)
         except RowRefusedError as error:
             found.append([error.field, error.reason, error.remedy])
+        if room <= 0:
+            break
     return found
 
 

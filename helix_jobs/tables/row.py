@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -20,10 +20,12 @@ class Row:
             worksheet; otherwise its position, from 1.
         values: Column -> value: text, number, boolean, None, or lists and mappings of these; from typed files also
             dates, times and decimals.
+        encoded: The row as JSON text, where somebody has made it already; see ``encoded_row``.
     """
 
     number: int
     values: Mapping[str, Any]
+    encoded: bytes | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,21 @@ def row_json(values: object) -> bytes:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
+def encoded_row(row: Row) -> bytes | BadRow:
+    """A row as JSON text; a bad row, which names the column, where a value has no JSON form."""
+    if row.encoded is not None:
+        return row.encoded
+    try:
+        return row_json(row.values)
+    except ValueError as error:
+        for name, value in row.values.items():
+            try:
+                row_json(value)
+            except ValueError:
+                return BadRow(row.number, str(name), str(error), "leave the column out, with --select", b"")
+        return BadRow(row.number, WHOLE_ROW, str(error), "use plain values, and text for names", b"")
+
+
 def _plain(value: object) -> object:
     if isinstance(value, datetime | date | time):
         return value.isoformat()
@@ -72,8 +89,6 @@ def _plain(value: object) -> object:
             raise TypeError("holds bytes that are no text") from None
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, set | frozenset | tuple):
-        return list(value)
     raise TypeError(f"holds a {type(value).__name__}, which has no JSON form")
 
 

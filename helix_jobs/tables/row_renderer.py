@@ -22,7 +22,7 @@ from helix_jobs.engine.text.bounded_process import (
 )
 from helix_jobs.errors import ExhaustedError, HelixError, InputError
 from helix_jobs.exhaustion import explain_exhaustion, is_shortage
-from helix_jobs.tables.row import BadRow, Row, row_json
+from helix_jobs.tables.row import BadRow, Row, encoded_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -110,7 +110,7 @@ class RowRenderer:
         encoded: list[bytes] = []
         size = 0
         for row in rows:
-            text = None if isinstance(row, BadRow) else _encoded(row)
+            text = None if isinstance(row, BadRow) else encoded_row(row)
             if isinstance(row, Row) and isinstance(text, bytes):
                 group.append(row)
                 encoded.append(text)
@@ -126,24 +126,25 @@ class RowRenderer:
         yield from self._asked(what, group, encoded)
 
     def _asked(self, what: str, group: list[Row], encoded: list[bytes]) -> Iterator[AskedRow | BadRow]:
-        if not group:
-            return
-        try:
-            answers = self._answers(what, encoded)
-        except RequestAtFaultError as error:
-            if len(group) == 1:
-                yield self._blame(group[0], encoded[0], error)
-            else:
-                yield from chain.from_iterable(
-                    self._asked(what, [row], [text]) for row, text in zip(group, encoded, strict=True)
-                )
-            return
-        self._at_fault = 0
-        for row, text, answer in zip(group, encoded, answers, strict=True):
-            if isinstance(answer, list):
-                yield BadRow(row.number, answer[0], answer[1], answer[2], text)
-            else:
-                yield AskedRow(row, text, answer)
+        while group:
+            try:
+                answers = self._answers(what, encoded)
+            except RequestAtFaultError as error:
+                if len(group) == 1:
+                    yield self._blame(group[0], encoded[0], error)
+                else:
+                    yield from chain.from_iterable(
+                        self._asked(what, [row], [text]) for row, text in zip(group, encoded, strict=True)
+                    )
+                return
+            self._at_fault = 0
+            for row, text, answer in zip(group, encoded, answers, strict=False):
+                if isinstance(answer, list):
+                    yield BadRow(row.number, answer[0], answer[1], answer[2], text)
+                else:
+                    yield AskedRow(row, text, answer)
+            # The process answers some rows of a group where their texts are large.
+            group, encoded = group[len(answers) :], encoded[len(answers) :]
 
     def _blame(self, row: Row, text: bytes, error: RequestAtFaultError) -> BadRow:
         self._at_fault += 1
@@ -161,6 +162,7 @@ class RowRenderer:
         )
 
     def _answers(self, what: str, encoded: list[bytes]) -> list[Any]:
+        """The process' answers about the first rows: at least about one."""
         rows = b",".join(encoded)
         line = b'{"what": "%s", "seconds": %r, "rows": [%s]}\n' % (what.encode(), self._limits.seconds, rows)
         for last in (False, True):
@@ -202,15 +204,3 @@ class RowRenderer:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-
-
-def _encoded(row: Row) -> bytes | BadRow:
-    try:
-        return row_json(row.values)
-    except ValueError as error:
-        for name, value in row.values.items():
-            try:
-                row_json(value)
-            except ValueError:
-                return BadRow(row.number, name, str(error), "leave the column out, with --select", b"")
-        return BadRow(row.number, "(row)", str(error), "use plain values", b"")

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.tables.row import BadRow, Row, row_json
+from helix_jobs.tables.row import BadRow, Row, encoded_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,14 +29,15 @@ def shuffled(rows: Iterable[Row | BadRow], seed: int, limit: int | None) -> Iter
         connection.execute("CREATE TABLE held (place BLOB PRIMARY KEY, number INTEGER, row BLOB) WITHOUT ROWID")
         connection.execute("BEGIN")
         for row in rows:
-            if isinstance(row, BadRow):
-                yield row
+            text = row if isinstance(row, BadRow) else encoded_row(row)
+            if isinstance(text, BadRow):
+                yield text
                 continue
             place = blake2b(f"{seed}:{row.number}".encode(), digest_size=16).digest()
-            connection.execute("INSERT INTO held VALUES (?, ?, ?)", (place, row.number, row_json(row.values)))
+            connection.execute("INSERT INTO held VALUES (?, ?, ?)", (place, row.number, text))
         query = "SELECT number, row FROM held ORDER BY place LIMIT ?"
         for number, values in connection.execute(query, (-1 if limit is None else limit,)):
-            yield Row(number, json.loads(values))
+            yield Row(number, json.loads(values), values)
     except sqlite3.OperationalError as error:
         raise ConfigurationError(
             f"the rows cannot be kept in a temporary file to shuffle them ({error}); free some space where temporary "

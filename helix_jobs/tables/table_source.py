@@ -11,7 +11,7 @@ from helix_jobs.intake.raw_lines import MAX_LINE_BYTES, RawLine
 from helix_jobs.tables.columns import no_such_column
 from helix_jobs.tables.digest import TableDigest
 from helix_jobs.tables.opened_table import open_table
-from helix_jobs.tables.row import WHOLE_ROW, BadRow, Row, row_json
+from helix_jobs.tables.row import WHOLE_ROW, BadRow, Row, encoded_row, row_json
 from helix_jobs.tables.row_renderer import DEFAULT_LIMITS, AskedRow, RenderLimits, RowRenderer
 from helix_jobs.tables.shuffle import shuffled
 
@@ -116,12 +116,12 @@ class TableSource:
         wanted = [] if select is None else [("--select", column) for column in select.sources.values()]
         if identity is not None:
             wanted.append(("--id", identity))
-        kept = columns if select is None else (*columns, *select.sources)
+        selected = columns if select is None else tuple(select.sources)
         for option, column in wanted:
-            if column not in (kept if option == "--id" else columns):
-                raise InputError(
-                    f"{option} {short(column)}: the table has no such column; {no_such_column(columns, column)}"
-                )
+            there = selected if option == "--id" else columns
+            if column not in there:
+                what = "--select keeps" if option == "--id" and column in columns else "the table has"
+                raise InputError(f"{option} {short(column)}: {what} no such column; {no_such_column(there, column)}")
 
     def _selected(self, row: Row | BadRow) -> Row | BadRow:
         select = self._ask.select
@@ -140,7 +140,7 @@ class TableSource:
             if (value := row.values.get(column)) in (None, ""):
                 reason = "has no value" if column in row.values else "is no column of the row"
                 return _raw_bad(_bad(row, column, reason, "give each row an id of its own, or leave out --id"))
-            text = f'{{"custom_id": {row_json(str(value)).decode()}, {text[1:]}'
+            text = f'{{"custom_id": {_as_text(value)}, {text[1:]}'
         return _raw(row, text.encode(), original)
 
 
@@ -177,10 +177,16 @@ def _row_as_line(row: Row | BadRow) -> RawLine:
     if isinstance(row, BadRow):
         return _raw_bad(row)
     given = {name: value for name, value in row.values.items() if value is not None and value != ""}
-    try:
-        return _raw(row, row_json(given), row_json(row.values))
-    except ValueError as error:
-        return _raw_bad(_bad(row, WHOLE_ROW, str(error), "leave the column out, with --select"))
+    text = encoded_row(row)
+    if isinstance(text, BadRow):
+        return _raw_bad(text)
+    return _raw(row, text if len(given) == len(row.values) else row_json(given), text)
+
+
+def _as_text(value: object) -> str:
+    """JSON text of a value of ``custom_id``: the value as the row's own JSON has it, and so the rejects file."""
+    written = row_json(value).decode()
+    return written if written.startswith('"') else row_json(written).decode()
 
 
 def _raw(row: Row, data: bytes, original: bytes) -> RawLine:
@@ -194,8 +200,5 @@ def _raw_bad(bad: BadRow) -> RawLine:
 
 
 def _bad(row: Row, field: str, reason: str, remedy: str) -> BadRow:
-    try:
-        original = row_json(row.values)
-    except ValueError:
-        original = b""
-    return BadRow(row.number, field, reason, remedy, original)
+    text = encoded_row(row)
+    return BadRow(row.number, field, reason, remedy, text if isinstance(text, bytes) else b"")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tracemalloc
+from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 
@@ -15,7 +17,9 @@ from helix_jobs.intake.lines import LineReader
 from helix_jobs.new_job import NewJob
 from helix_jobs.tables.ask import TableAsk
 from helix_jobs.tables.columns import Selection
-from helix_jobs.tables.row_renderer import RenderLimits
+from helix_jobs.tables.render_process import MAX_ANSWER_CHARS
+from helix_jobs.tables.row import Row
+from helix_jobs.tables.row_renderer import RenderLimits, RowRenderer
 from helix_jobs.tables.table_source import TableSource
 from tests.unit.tables.table_lines import lines_of, prompts_of
 
@@ -99,6 +103,10 @@ def test_what_an_option_names_must_be_a_column():
             InputError, match="nr: the table has no such column; the columns are id, First name, text, age"
         ):
             lines_of(PEOPLE, prompt="x", **ask)
+    with pytest.raises(InputError, match="--id text: --select keeps no such column; the columns are id, words"):
+        lines_of(PEOPLE, prompt="x", id="text", select=Selection.parse(["id", "words=text"]))
+    lines = lines_of(PEOPLE, prompt="x", id="words", select=Selection.parse(["id", "words=text"]))
+    assert [line.custom_id for line in lines] == ["one", "two", "three"]
     _, empty = lines_of([{"nr": 1}, {"nr": None}], prompt="x", id="nr")
     assert (empty.field, empty.reason) == ("nr", "has no value")
 
@@ -120,6 +128,9 @@ def test_what_an_option_names_must_be_a_column():
         ("{{ 'a' * 2000000000 }}", "template", "needs too much memory"),
         ("{{ lipsum() }}", "lipsum", "is no column of the row"),
         ("{{ '\\0' }}", "prompt", "holds a NUL character"),
+        ("{{ text.upper }}", "template", "gives the function upper, not what it returns"),
+        ("{{ joiner }}", "template", "gives the function Joiner"),
+        ("{{ 'a'.upper }}", "template", "gives the function upper"),
     ],
 )
 def test_a_template_that_fails_on_a_row_is_a_bad_line(prompt, field, said):
@@ -127,6 +138,31 @@ def test_a_template_that_fails_on_a_row_is_a_bad_line(prompt, field, said):
     assert isinstance(bad, BadLine)
     assert (bad.line, bad.field) == (2, field)
     assert said in bad.reason
+
+
+def test_a_condition_that_is_a_function_is_refused_for_it_would_be_true_of_every_row():
+    (bad, *_) = lines_of(PEOPLE, prompt="x", where="text.isdigit")
+    assert (bad.field, bad.remedy) == ("--where", "call it: isdigit()")
+
+
+def test_a_column_may_have_the_name_of_an_argument():
+    assert prompts_of(b"self,args\n1,a\n2,b\n", prompt="{{ row.self }}{{ args }}", where="row.self == '2'") == ["2b"]
+
+
+def test_rows_whose_texts_are_large_are_all_answered_a_few_at_a_time(monkeypatch):
+    sizes = []
+    answers = RowRenderer._answers
+
+    def noting(self, what, encoded):
+        sizes.append(len(found := answers(self, what, encoded)))
+        return found
+
+    monkeypatch.setattr(RowRenderer, "_answers", noting)
+    table = [{"n": n} for n in range(12)]
+    with RowRenderer(None, {"prompt": "{{ n }}{{ 'x' * 4000000 }}"}) as renderer:
+        found = [json.loads(asked.answer)["prompt"] for asked in renderer.ask("fill", map(Row, range(12), table))]
+    assert [text.rstrip("x") for text in found] == [str(n) for n in range(12)]
+    assert max(sizes) * 4_000_000 < 2 * MAX_ANSWER_CHARS
 
 
 def test_a_row_with_which_a_template_does_not_end_is_bad_alone():
@@ -195,6 +231,26 @@ def test_values_without_a_form_in_json_name_their_column():
     assert second.request["prompt"] == "text"
 
 
+@pytest.mark.parametrize("ask", [{"prompt": "x"}, {"prompt": "x", "shuffle": 1}, {"where": "n > 0"}, {}])
+@pytest.mark.parametrize("value", [b"\xff", {1, 2}, object(), {(1, 2): 3}, [[b"\xff"]]])
+def test_a_row_that_cannot_be_written_as_json_is_a_bad_line_whatever_is_asked(ask, value):
+    good, bad = sorted(
+        lines_of([{"prompt": "x", "n": 1}, {"prompt": "x", "n": value}], **ask), key=lambda line: line.line
+    )
+    assert isinstance(good, NewJob)
+    assert (bad.line, bad.field) == (2, "n")
+    assert bad.remedy == "leave the column out, with --select"
+
+
+def test_ids_are_written_as_the_rows_json_has_them_in_whatever_order_the_rows_come():
+    at = datetime(2026, 11, 30, 6, 30, tzinfo=UTC)
+    values = [True, 1, 2.5, "a\n", at, b"text", Decimal("1.50"), [1, "x"]]
+    expected = ["true", "1", "2.5", "a\n", at.isoformat(), "text", "1.50", '[1, "x"]']
+    for ask in ({}, {"shuffle": 1}):
+        lines = lines_of([{"nr": value} for value in values], prompt="x", id="nr", **ask)
+        assert [line.custom_id for line in sorted(lines, key=lambda line: line.line)] == expected
+
+
 def facts(source, **ask):
     given = io.BytesIO(source) if isinstance(source, bytes) else source
     with TableSource(given, TableAsk(prompt="{{ id }}", **ask)) as table:
@@ -209,6 +265,12 @@ def test_the_digest_tells_tables_apart_by_their_rows():
     assert (whole["rows"], whole["is_whole"]) == (3, True)
     assert whole["digest"] != facts(PEOPLE.replace(b"36", b"37"))["digest"]
     assert whole["digest"] != facts(PEOPLE.replace(b"age", b"aged"))["digest"]
+    pictures = [{"id": 1, "picture": {"bytes": b"\xff\x00", "path": None}}, {"id": 2, "picture": object()}]
+    changed = [{"id": 1, "picture": {"bytes": b"\xff\x01", "path": None}}, {"id": 2, "picture": object()}]
+    only = {"select": Selection.parse(["id"])}
+    assert facts(pictures, **only) == facts(pictures, **only)
+    assert facts(pictures, **only)["digest"] != facts(changed, **only)["digest"]
+    assert facts(pictures, **only)["digest"] != facts([pictures[0], {"id": 3, "picture": object()}], **only)["digest"]
     part = facts([{"id": n} for n in range(5000)], limit=2)
     assert not part["is_whole"]
     assert part["rows"] < 5000
