@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Connection, and_, case, delete, func, select, text, update
+from sqlalchemy import Connection, and_, case, delete, func, select, text, tuple_, update
 
 from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
 from helix_jobs.storage import status_counters as counters
@@ -17,10 +17,10 @@ from helix_jobs.storage.schema import BATCH_IS_THERE, batch_counters, batches, j
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement
+    from sqlalchemy import ColumnElement, Row
 
 # One statement: a row that moves between the two states while the statement waits for its lock still matches.
 _CANCELLABLE: Final = text("state IN ('queued', 'running')")
@@ -39,6 +39,15 @@ class Change:
 
     batch_id: str
     cancelled_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndedJob:
+    """A job that has ended, as it was found. The time is the fence: a job that ended again since is another one."""
+
+    job_id: int
+    state: JobState
+    finished_at: datetime
 
 
 def begin_cancel(c: Connection, batch_id: str, *, now: datetime) -> Change | None:
@@ -120,29 +129,18 @@ def retry_lines(c: Connection, change: Change, after: int, last: int, *, now: da
 
     None: the batch was cancelled meanwhile.
     """
-    if not _stands(c, change):
-        return None
-    counters.flush(c)
-    totals = c.execute(
-        select(batch_counters.c.outcome, func.sum(batch_counters.c.jobs).label("jobs"))
-        .where(batch_counters.c.batch_id == change.batch_id)
-        .where(batch_counters.c.outcome.not_in([counters.STORED, JobState.SUCCEEDED.value]))
-        .group_by(batch_counters.c.outcome)
-    ).all()
-    lines = and_(jobs.c.batch_id == change.batch_id, jobs.c.line > after, jobs.c.line <= last)
-    # One update for each outcome: its row count is exactly what the outcome's counter loses, even while workers
-    # fail further jobs.
-    moved = {row.outcome: _requeue(c, lines, row.outcome, now) for row in totals if row.jobs > 0}
-    counters.add(
-        c,
-        *(
-            counters.Share(batch_id=change.batch_id, writer=counters.PERSON, outcome=outcome, jobs=-count)
-            for outcome, count in moved.items()
-            if count
-        ),
-    )
-    _forget_refusals(c, change.batch_id, lines, now)
-    return sum(moved.values())
+    return _retry(c, change, and_(jobs.c.line > after, jobs.c.line <= last), now)
+
+
+def retry_jobs(c: Connection, change: Change, ended: Sequence[EndedJob], *, now: datetime) -> int | None:
+    """Queue failed and cancelled jobs again, each only if it has not ended anew since; returns how many.
+
+    As ``retry_lines``; some hundred jobs at most, or none, which only asks whether the change still stands.
+    """
+    as_found = tuple_(jobs.c.id, jobs.c.finished_at).in_([(one.job_id, one.finished_at) for one in ended])
+    # SQLite finds no row by a pair: with the pairs alone, each step would walk the batch's failures.
+    by_id = jobs.c.id.in_([one.job_id for one in ended])
+    return _retry(c, change, and_(by_id, as_found), now)
 
 
 def next_lines(c: Connection, batch_id: str, states: Collection[JobState], after: int, count: int) -> int | None:
@@ -199,14 +197,43 @@ def _cancel(c: Connection, which: ColumnElement[bool], moment: datetime) -> int:
     return c.execute(statement).rowcount
 
 
-def _requeue(c: Connection, lines: ColumnElement[bool], outcome: str, moment: datetime) -> int:
+def _retry(c: Connection, change: Change, which: ColumnElement[bool], now: datetime) -> int | None:
+    if not _stands(c, change):
+        return None
+    counters.flush(c)
+    totals = c.execute(
+        select(batch_counters.c.outcome, func.sum(batch_counters.c.jobs).label("jobs"))
+        .where(batch_counters.c.batch_id == change.batch_id)
+        .where(batch_counters.c.outcome.not_in([counters.STORED, JobState.SUCCEEDED.value]))
+        .group_by(batch_counters.c.outcome)
+    ).all()
+    these = and_(jobs.c.batch_id == change.batch_id, which)
+    # One update for each outcome: its row count is exactly what the outcome's counter loses, even while workers
+    # fail further jobs.
+    moved = {row.outcome: _requeue(c, these, row.outcome, now) for row in totals if row.jobs > 0}
+    counters.add(
+        c,
+        *(
+            counters.Share(batch_id=change.batch_id, writer=counters.PERSON, outcome=outcome, jobs=-len(queued))
+            for outcome, queued in moved.items()
+            if queued
+        ),
+    )
+    _forget_refusals(c, change.batch_id, [job for queued in moved.values() for job in queued if job.tries])
+    return sum(map(len, moved.values()))
+
+
+def _requeue(
+    c: Connection, these: ColumnElement[bool], outcome: str, moment: datetime
+) -> Sequence[Row[tuple[int, int]]]:
+    """Queue the jobs of one outcome; returns their ids and their tries so far."""
     if outcome == JobState.CANCELLED.value:
         which = jobs.c.state == JobState.CANCELLED.value
     else:
         which = and_(jobs.c.state == JobState.FAILED.value, jobs.c.error_code == outcome)
     statement = (
         update(jobs)
-        .where(lines, _UNSUCCESSFUL, which)
+        .where(these, _UNSUCCESSFUL, which)
         .values(
             state=JobState.QUEUED.value,
             attempts=0,
@@ -218,22 +245,22 @@ def _requeue(c: Connection, lines: ColumnElement[bool], outcome: str, moment: da
             error_code=None,
             error_message=None,
         )
+        .returning(jobs.c.id, jobs.c.tries)
     )
-    return c.execute(statement).rowcount
+    return c.execute(statement).all()
 
 
-def _forget_refusals(c: Connection, batch_id: str, lines: ColumnElement[bool], moment: datetime) -> None:
-    """Set back the tries of the jobs that this transaction has queued, and remove the refused answers kept for some.
+def _forget_refusals(c: Connection, batch_id: str, queued: Sequence[Row[tuple[int, int]]]) -> None:
+    """Set back the tries of jobs that this transaction has queued, and remove the refused answers kept for some.
 
-    This transaction holds their rows, so what is read is what is changed, and no worker has claimed them yet.
+    This transaction holds their rows, and no worker has claimed them yet.
     """
-    queued_now = and_(lines, jobs.c.state == JobState.QUEUED.value, jobs.c.queued_at == moment, jobs.c.tries > 0)
-    refused = c.execute(select(func.sum(jobs.c.tries)).where(queued_now)).scalar_one()
-    if not refused:
+    if not queued:
         return
-    c.execute(delete(results).where(results.c.job_id.in_(select(jobs.c.id).where(queued_now))))
-    c.execute(update(jobs).where(queued_now).values(tries=0))
-    counters.add(c, counters.refusals(batch_id, counters.PERSON, -int(refused)))
+    ids = [job.id for job in queued]
+    c.execute(delete(results).where(results.c.job_id.in_(ids)))
+    c.execute(update(jobs).where(jobs.c.id.in_(ids)).values(tries=0))
+    counters.add(c, counters.refusals(batch_id, counters.PERSON, -sum(job.tries for job in queued)))
 
 
 def _count_cancelled(c: Connection, batch_id: str, cancelled: int, moment: datetime) -> None:

@@ -1,26 +1,29 @@
 """Queue chosen jobs of a batch again: answered ones, whose answers go, and failed or cancelled ones.
 
-Jobs are found in slices of lines, each in a transaction that only reads. Each change is fenced as ever: an answer is
-named by the moment at which its job ended, so one that came since is not discarded in its place.
+Jobs are found in slices of lines, each in a transaction that only reads. Each change is fenced as ever: a job is named
+by the moment at which it ended, so what became of it since is not touched.
+
+All are found before the first changes. A condition that the database cannot decide for some later row is thus refused
+while every answer is still there. Trade-off: the command holds a small record of each job that it chose.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import false, func, select
 from sqlalchemy.exc import DBAPIError
 
-from helix_jobs.errors import InputError
-from helix_jobs.storage import batch_changes
+from helix_jobs.errors import DatabaseUnreachableError, InputError
+from helix_jobs.storage.batch_changes import EndedJob, retry_jobs
 from helix_jobs.storage.changes_in_steps import begin_retry
 from helix_jobs.storage.job_condition import JobCondition, rows_of
 from helix_jobs.storage.refusals import StoredAnswer, refuse_stored
 from helix_jobs.storage.schema import jobs
 from helix_jobs.storage.states import JobState
+from helix_jobs.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,16 +44,6 @@ _NO_RIGHT: Final = "42501"
 _ENDED: Final = (JobState.SUCCEEDED.value, JobState.FAILED.value, JobState.CANCELLED.value)
 
 
-@dataclass(frozen=True, slots=True)
-class ChosenJob:
-    """A job that has ended, as it was found: what became of it since is not touched."""
-
-    job_id: int
-    line: int
-    state: str
-    finished_at: datetime
-
-
 def retry_chosen(database: Database, batch_id: str, where: str | None, *, invalid: bool) -> int:
     """Queue jobs again that have ended and match; returns how many.
 
@@ -64,26 +57,28 @@ def retry_chosen(database: Database, batch_id: str, where: str | None, *, invali
         InputError: The condition is wrong, or the database cannot decide it.
         NotFoundError: No such batch.
         UnfinishedSubmissionError: Its submission did not finish.
+        DatabaseUnreachableError: The database was lost; the message says how many jobs are queued by then.
     """
     condition = None if where is None else JobCondition.parse(where)
-    # Before anything changes, the database says whether it understands the condition.
-    next(_slices(database, batch_id, condition, invalid=invalid), None)
+    chosen = [job for found in _slices(database, batch_id, condition, invalid=invalid) for job in found]
     change = begin_retry(database, batch_id)
     now = datetime.now(UTC)
     queued = 0
-    for chosen in _slices(database, batch_id, condition, invalid=invalid):
-        for start in range(0, len(chosen), _STEP):
-            part = chosen[start : start + _STEP]
+    for start in range(0, len(chosen), _STEP):
+        part = chosen[start : start + _STEP]
+        try:
             count = database.transact(lambda c, part=part: queue_chosen(c, change, part, now))  # type: ignore[misc]
-            if count is None:  # somebody has cancelled the batch meanwhile
-                return queued
-            queued += count
+        except DatabaseUnreachableError as error:
+            raise type(error)(f"{error}; {counted(queued, 'job')} of {len(chosen):,} queued again before") from error
+        if count is None:  # somebody has cancelled the batch meanwhile
+            break
+        queued += count
     return queued
 
 
 def _slices(
     database: Database, batch_id: str, condition: JobCondition | None, *, invalid: bool
-) -> Iterator[Sequence[ChosenJob]]:
+) -> Iterator[Sequence[EndedJob]]:
     with database.read() as c:
         last = c.execute(select(func.max(jobs.c.line)).where(jobs.c.batch_id == batch_id)).scalar_one() or 0
     for after in range(0, last, _SLICE):
@@ -97,11 +92,10 @@ def _slices(
         asked: list[ColumnElement[bool] | Any] = [] if condition is None else [condition.clause]
         if invalid:
             asked.append(rows.c.is_valid == false())
-        columns = (rows.c.job_id, rows.c.line, rows.c.state, rows.c.finished_at)
-        query = select(*columns).where(*asked).distinct().order_by(rows.c.line)
+        query = select(rows.c.job_id, rows.c.state, rows.c.finished_at).where(*asked).distinct().order_by(rows.c.job_id)
         with database.read() as c:
             try:
-                found = [ChosenJob(**row._mapping) for row in c.execute(query)]  # noqa: SLF001  (SQLAlchemy's documented name)
+                found = [EndedJob(job_id, JobState(state), ended) for job_id, state, ended in c.execute(query)]
             except DBAPIError as error:
                 if condition is None or not _is_conditions_fault(error):
                     raise
@@ -119,7 +113,7 @@ def _is_conditions_fault(error: DBAPIError) -> bool:
     return state.startswith(_SAID_WRONG) and state != _NO_RIGHT
 
 
-def queue_chosen(c: Connection, change: Change, chosen: Sequence[ChosenJob], now: datetime) -> int | None:
+def queue_chosen(c: Connection, change: Change, chosen: Sequence[EndedJob], now: datetime) -> int | None:
     """Queue these jobs again, and return how many were; None if the batch was cancelled meanwhile.
 
     Args:
@@ -128,12 +122,9 @@ def queue_chosen(c: Connection, change: Change, chosen: Sequence[ChosenJob], now
         chosen: Jobs of its batch, some hundred at most.
         now: The time written; the same when the call is repeated after an uncertain commit.
     """
-    answers = [StoredAnswer(one.job_id, one.finished_at) for one in chosen if one.state == JobState.SUCCEEDED.value]
-    queued = refuse_stored(c, change.batch_id, answers, max_tries=NO_LIMIT, reason="", now=now)
-    for one in chosen:
-        if one.state != JobState.SUCCEEDED.value:
-            count = batch_changes.retry_lines(c, change, one.line - 1, one.line, now=now)
-            if count is None:
-                return None
-            queued += count
-    return queued
+    unsuccessful = [one for one in chosen if one.state is not JobState.SUCCEEDED]
+    queued = retry_jobs(c, change, unsuccessful, now=now)
+    if queued is None:
+        return None
+    answers = [StoredAnswer(one.job_id, one.finished_at) for one in chosen if one.state is JobState.SUCCEEDED]
+    return queued + refuse_stored(c, change.batch_id, answers, max_tries=NO_LIMIT, reason="", now=now)

@@ -145,6 +145,9 @@ def limit_answers(connection: Any, seconds: float | None) -> None:  # noqa: ANN4
 def transaction_settings(statement_seconds: float | None, idle_seconds: float) -> str:
     """SQL that sets time limits for its own transaction only. 0 is no limit.
 
+    A person's condition (``JobCondition``) means the same whatever the server's or the role's own settings are: times
+    without a zone are UTC, as everywhere in Helix, and a backslash in a text is a backslash.
+
     It also switches off that queries are compiled (Postgres' JIT). Statements here read some rows by an index. While a
     new batch's tables have no statistics yet, the planner expects thousands for each, and compiling for them takes a
     thousand times as long as reading.
@@ -152,7 +155,8 @@ def transaction_settings(statement_seconds: float | None, idle_seconds: float) -
     statement, idle = (round(1000 * (seconds or 0.0)) for seconds in (statement_seconds, idle_seconds))
     return (
         f"SELECT set_config('statement_timeout', '{statement}', true), "
-        f"set_config('idle_in_transaction_session_timeout', '{idle}', true), set_config('jit', 'off', true)"
+        f"set_config('idle_in_transaction_session_timeout', '{idle}', true), set_config('jit', 'off', true), "
+        "set_config('TimeZone', 'UTC', true), set_config('standard_conforming_strings', 'on', true)"
     )
 
 

@@ -15,11 +15,13 @@ from sqlalchemy import delete, select
 
 from helix_jobs.storage import batch_changes, claims, pausing, publishing, retries
 from helix_jobs.storage import status_counters as counters
+from helix_jobs.storage.batch_changes import EndedJob
 from helix_jobs.storage.batches import create_batch, delete_batch, insert_jobs, seal_batch
-from helix_jobs.storage.chosen_retries import ChosenJob, queue_chosen
+from helix_jobs.storage.chosen_retries import queue_chosen
 from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.refusals import StoredAnswer, refuse_stored
 from helix_jobs.storage.schema import batches, jobs, workers
+from helix_jobs.storage.states import JobState
 from helix_jobs.storage.workers import heartbeat, register_worker, stop_worker
 from tests.acceptance.compared_store import NAMES, ComparedStore
 from tests.acceptance.made_up_jobs import answers_of, end_claim, new_job
@@ -282,7 +284,7 @@ class StoreMachine(ComparedStore):
         """One job that has ended, as a condition chooses it: its answer goes, or its failure is forgotten."""
         job = _pick([job for job in self.model.jobs.values() if job.finished_at is not None], which)
         assert job.finished_at is not None
-        chosen, batch_id, now = ChosenJob(job.id, job.line, job.state, job.finished_at), job.batch_id, self._now()
+        chosen, batch_id, now = EndedJob(job.id, JobState(job.state), job.finished_at), job.batch_id, self._now()
         self._both(
             lambda c: queue_chosen(c, batch_changes.begin_retry(c, batch_id), [chosen], now),
             lambda: self.model.retry_chosen(chosen, batch_id, now),

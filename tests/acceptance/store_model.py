@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from helix_jobs.storage.chosen_retries import ChosenJob
+    from helix_jobs.storage.batch_changes import EndedJob
 
 
 Answers = tuple[tuple[int, str], ...]
@@ -256,25 +256,30 @@ class StoreModel:
                 self._requeue(job, now, attempts=0)
         return int(job.tries > 0 and now in (job.queued_at, job.finished_at))
 
-    def retry_chosen(self, chosen: ChosenJob, batch_id: str, now: datetime) -> int:
+    def retry_chosen(self, chosen: EndedJob, batch_id: str, now: datetime) -> int:
         """One job that has ended, as it was seen."""
-        if chosen.state != "succeeded":
-            return self.retry_batch(batch_id, now, line=chosen.line)
-        self.retry_batch(batch_id, now, line=0)
-        return self.refuse_stored(batch_id, chosen.job_id, chosen.finished_at, NO_LIMIT, now)
+        if chosen.state == "succeeded":
+            self._begin_retry(batch_id)
+            return self.refuse_stored(batch_id, chosen.job_id, chosen.finished_at, NO_LIMIT, now)
+        return self.retry_batch(batch_id, now, chosen)
 
-    def retry_batch(self, batch_id: str, now: datetime, line: int | None = None) -> int:
-        batch = self._batch(batch_id)
-        if batch.total is None:
-            raise UnfinishedSubmissionError
-        batch.cancelled = False
-        again = [job for job in self.of(batch_id) if job.state in ("failed", "cancelled") and line in (None, job.line)]
+    def retry_batch(self, batch_id: str, now: datetime, only: EndedJob | None = None) -> int:
+        self._begin_retry(batch_id)
+        again = [job for job in self.of(batch_id) if job.state in ("failed", "cancelled")]
+        if only is not None:
+            again = [job for job in again if (job.id, job.finished_at) == (only.job_id, only.finished_at)]
         for job in again:
             job.finished_at = job.error_code = None
             job.answers = ()
             job.tries = 0
             self._requeue(job, now, attempts=0)
         return len(again)
+
+    def _begin_retry(self, batch_id: str) -> None:
+        batch = self._batch(batch_id)
+        if batch.total is None:
+            raise UnfinishedSubmissionError
+        batch.cancelled = False
 
     # -- looking
 

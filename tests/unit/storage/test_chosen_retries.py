@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import func, select, text
 
-from helix_jobs.errors import InputError, NotFoundError
-from helix_jobs.storage import batch_changes, chosen_retries
+from helix_jobs.errors import DatabaseUnreachableError, InputError, NotFoundError
+from helix_jobs.storage import chosen_retries
 from helix_jobs.storage.changes_in_steps import cancel_batch
 from helix_jobs.storage.chosen_retries import retry_chosen
+from helix_jobs.storage.refusals import StoredAnswer, refuse_stored
 from helix_jobs.storage.schema import jobs, results
-from tests.store_helpers import counts, fail, get_job, must_take, register, result_row, stored_batch, succeed
+from tests.store_helpers import counts, fail, get_job, must_take, now, register, result_row, stored_batch, succeed
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_answers_that_break_their_form(database, batch):
 
 def test_a_job_of_several_answers_is_queued_once(database):
     from helix_jobs.storage import claims
-    from tests.store_helpers import ended, now
+    from tests.store_helpers import ended
 
     register(database, "w1")
     batch_id, (job_id,) = stored_batch(database, 1)
@@ -88,18 +89,44 @@ def test_a_job_of_several_answers_is_queued_once(database):
         assert c.execute(select(func.count()).select_from(results)).scalar_one() == 0
 
 
-def test_an_answer_that_came_since_stays(database, batch, monkeypatch):
+def meanwhile(monkeypatch, database, statement):
+    """Something happens after the jobs are found and before the first is queued."""
+    begin = chosen_retries.begin_retry
+
+    def late(*arguments):
+        begun = begin(*arguments)
+        with database.write() as c:
+            c.execute(text(statement))
+        return begun
+
+    monkeypatch.setattr(chosen_retries, "begin_retry", late)
+
+
+@pytest.mark.parametrize("condition", ["line IN (1, 2)", "line IN (4, 5)"])
+def test_what_became_of_a_job_since_stays(database, batch, monkeypatch, condition):
+    batch_id, _ = batch
+    meanwhile(monkeypatch, database, "UPDATE jobs SET finished_at = claimed_at WHERE line IN (1, 4)")
+    assert retry_chosen(database, batch_id, condition, invalid=False) == 1
+    assert queued(database, batch_id) == [2 if "1" in condition else 5, 6]
+    counts(database, batch_id)
+
+
+def test_a_refused_answer_that_was_kept_goes_with_its_failure(database, batch):
     batch_id, ids = batch
-    refuse = chosen_retries.refuse_stored
+    kept = [StoredAnswer(ids[0], ended_at(database, ids[0]))]
+    with database.write() as c:
+        assert refuse_stored(c, batch_id, kept, max_tries=1, reason="too short", now=now())
+    assert retry_chosen(database, batch_id, "error_code = 'not_accepted'", invalid=False) == 1
+    assert queued(database, batch_id) == [1, 6]
+    counts(database, batch_id)
+    with database.read() as c:
+        assert get_job(c, ids[0]).tries == 0
+        assert c.execute(select(func.count()).select_from(results)).scalar_one() == 2
 
-    def late(c, *arguments, **named):
-        c.execute(text("UPDATE jobs SET finished_at = claimed_at WHERE line = 1"))
-        return refuse(c, *arguments, **named)
 
-    monkeypatch.setattr(chosen_retries, "refuse_stored", late)
-    assert retry_chosen(database, batch_id, "line = 1", invalid=False) == 0
-    assert queued(database, batch_id) == [6]
-    assert ids
+def ended_at(database, job_id):
+    with database.read() as c:
+        return c.execute(select(jobs.c.finished_at).where(jobs.c.id == job_id)).scalar_one()
 
 
 def test_a_cancelled_batch_goes_on_with_the_chosen_jobs(database, batch):
@@ -110,16 +137,41 @@ def test_a_cancelled_batch_goes_on_with_the_chosen_jobs(database, batch):
     assert counts(database, batch_id) == {"queued": 2, "succeeded": 1, "failed": 2, "cancelled": 1}
 
 
-def test_a_cancel_meanwhile_ends_it(database, batch, monkeypatch):
+@pytest.mark.parametrize("state", ["succeeded", "failed"])
+def test_a_cancel_meanwhile_ends_it(database, batch, monkeypatch, state):
     batch_id, _ = batch
-    retry_lines = batch_changes.retry_lines
+    monkeypatch.setattr(chosen_retries, "_STEP", 1)
+    meanwhile(monkeypatch, database, "UPDATE batches SET cancelled_at = created_at")
+    steps = []
+    queue = chosen_retries.queue_chosen
+    monkeypatch.setattr(chosen_retries, "queue_chosen", lambda *given: steps.append(queue(*given)) or steps[-1])
+    assert retry_chosen(database, batch_id, f"state = '{state}'", invalid=False) == 0
+    assert steps == [None]
 
-    def cancelled(c, change, *arguments, **named):
-        c.execute(text("UPDATE batches SET cancelled_at = created_at"))
-        return retry_lines(c, change, *arguments, **named)
 
-    monkeypatch.setattr(batch_changes, "retry_lines", cancelled)
-    assert retry_chosen(database, batch_id, "state = 'failed'", invalid=False) == 0
+def test_a_condition_that_cannot_be_decided_for_a_late_row_changes_nothing(database, batch):
+    batch_id, _ = batch
+    before = counts(database, batch_id)
+    overflows = "abs(CASE WHEN line = 5 THEN -9223372036854775807 - 1 ELSE line END) > 0"
+    with pytest.raises(InputError, match="the database cannot decide the condition"):
+        retry_chosen(database, batch_id, overflows, invalid=False)
+    assert counts(database, batch_id) == before
+
+
+def test_a_database_that_is_lost_on_the_way_says_how_many_are_queued(database, batch, monkeypatch):
+    batch_id, _ = batch
+    monkeypatch.setattr(chosen_retries, "_STEP", 2)
+    queue = chosen_retries.queue_chosen
+
+    def lost(c, change, chosen, now):
+        if len(chosen) == 1:
+            raise DatabaseUnreachableError("the database does not answer")
+        return queue(c, change, chosen, now)
+
+    monkeypatch.setattr(chosen_retries, "queue_chosen", lost)
+    with pytest.raises(DatabaseUnreachableError, match=r"does not answer; 4 jobs of 5 queued again before"):
+        retry_chosen(database, batch_id, "line > 0", invalid=False)
+    assert queued(database, batch_id) == [1, 2, 3, 4, 6]
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,15 @@ POLLED = {
     "worker_heartbeats": (lambda c, _: workers.worker_heartbeats(c), {"ix_jobs_running"}),
     "reclaim": (lambda c, _: retries.reclaim(c, "w1", now()), {"ix_jobs_running"}),
     # By lines, some thousand at a time: the index over the lines of a state, or the unique one over batch and line.
+    "retry_jobs": (
+        lambda c, batch_id: batch_changes.retry_jobs(
+            c,
+            batch_changes.begin_retry(c, batch_id),
+            [batch_changes.EndedJob(number, JobState.FAILED, now()) for number in (1, 2)],
+            now=now(),
+        ),
+        {"PRIMARY KEY"},
+    ),
     "retry_lines": (
         lambda c, batch_id: batch_changes.retry_lines(c, batch_changes.begin_retry(c, batch_id), 0, 2, now=now()),
         {"ix_jobs_unsuccessful", "sqlite_autoindex_jobs_2"},
