@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 
 from helix_jobs.errors import DatabaseUnreachableError, InputError, NotFoundError
 from helix_jobs.storage import chosen_retries
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.changes_in_steps import cancel_batch
 from helix_jobs.storage.chosen_retries import retry_chosen
+from helix_jobs.storage.database import Database
 from helix_jobs.storage.refusals import StoredAnswer, refuse_stored
 from helix_jobs.storage.schema import jobs, results
 from tests.store_helpers import counts, fail, get_job, must_take, now, register, result_row, stored_batch, succeed
@@ -172,6 +176,57 @@ def test_a_database_that_is_lost_on_the_way_says_how_many_are_queued(database, b
     with pytest.raises(DatabaseUnreachableError, match=r"does not answer; 4 jobs of 5 queued again before"):
         retry_chosen(database, batch_id, "line > 0", invalid=False)
     assert queued(database, batch_id) == [1, 2, 3, 4, 6]
+
+
+REFUSED = "the database cannot decide the condition"
+
+
+@pytest.mark.parametrize(
+    ("where", "sqlite", "postgres"),
+    [
+        # The same on both.
+        ("line = 1 AND lower(output_text) LIKE 'it%'", 1, 1),
+        ("line = 1 AND finished_at > '2026-03-01 12:00:00' AND finished_at < '2026-03-01 12:00:01'", 1, 1),
+        ("line = 1 AND finished_at BETWEEN '2026-03-01' AND '2026-03-02'", 1, 1),
+        ("line = 1 AND round(CAST(total_seconds AS numeric), 2) = 2.35", 1, 1),
+        ("line = 2 AND is_valid IS NULL AND completion_tokens / 3 = 13", 1, 1),
+        # What the documentation says of each.
+        ("line = 1 AND output_text LIKE 'IT%'", 1, 0),
+        ("line = 1 AND finished_at > '2026-03-01T12:00:00'", 0, 1),
+        ("line = 1 AND finished_at > '2026-03-01 13:00:00+02'", 0, 1),
+        ("line = 1 AND round(total_seconds, 2) = 2.35", 1, REFUSED),
+        ("line = 1 AND CAST(total_seconds + 0.4 AS integer) = 3", 0, 1),
+        ("line = 1 AND completion_tokens / 0 IS NULL", 1, REFUSED),
+        ("line = 1 AND CAST(output_text AS integer) = 0", 1, REFUSED),
+        ("line = 1 AND is_valid = 1", 1, REFUSED),
+    ],
+)
+def test_what_a_condition_means_on_each_database(database, batch, where, sqlite, postgres):
+    batch_id, ids = batch
+    with database.write() as c:
+        c.execute(update(jobs).where(jobs.c.id == ids[0]).values(finished_at=datetime(2026, 3, 1, 12, 0, 0, 5, UTC)))
+        c.execute(update(results).where(results.c.job_id == ids[0]).values(total_seconds=2.346))
+    expected = sqlite if database.dialect == "sqlite" else postgres
+    if isinstance(expected, int):
+        assert retry_chosen(database, batch_id, where, invalid=False) == expected
+    else:
+        with pytest.raises(InputError, match=expected):
+            retry_chosen(database, batch_id, where, invalid=False)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("where", ["finished_at < '2026-03-01 12:00:01'", r"length('\\') = 2"])
+def test_the_settings_of_a_postgres_role_change_no_condition(postgres_database, where):
+    batch_id, (job_id,) = stored_batch(postgres_database, 1)
+    with postgres_database.write() as c:
+        noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+        c.execute(update(jobs).where(jobs.c.id == job_id).values(state="cancelled", finished_at=noon))
+        counters.recount(c, batch_id)
+    settings = "-cTimeZone=Asia/Tokyo -cstandard_conforming_strings=off"
+    url = postgres_database.url.update_query_dict({"options": settings})
+    elsewhere = Database(url.render_as_string(hide_password=False))
+    assert retry_chosen(elsewhere, batch_id, where, invalid=False) == 1
+    elsewhere.dispose()
 
 
 @pytest.mark.parametrize(
