@@ -1,7 +1,9 @@
-"""A real HTTP server for a box, on a thread of the test's process."""
+"""A real HTTP server for a box, on a thread of the test's process or in a process of its own."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +33,18 @@ def serving(box: Box, **settings: Any) -> Iterator[str]:
         thread.join(30)
         database.dispose()
         assert not thread.is_alive(), "the server did not stop"
+
+
+@contextmanager
+def server_process(box: Box, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """``helix serve`` as a process of its own, and its address."""
+    command = (sys.executable, "-m", "helix_jobs", "serve", "--port", "0")
+    process = box.spawn(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    with process:
+        assert process.stdout is not None
+        said = next((each for each in process.stdout if "Serving at" in each), "")
+        yield process, said.split("Serving at ")[1].split("/v1")[0]
+        process.kill()
 
 
 @contextmanager

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
-import sys
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -22,7 +19,7 @@ from helix_jobs.bench.process_memory import peak_memory
 from helix_jobs.storage.api_files import BROKEN_OFF
 from helix_jobs.storage.schema import api_batches, api_files, batches, jobs
 from tests.integration.batch_files import CHAT, as_file, counts, create, line, many_lines, sdk, upload, wait_status
-from tests.integration.http_server import asking, serving
+from tests.integration.http_server import asking, server_process, serving
 from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
@@ -32,18 +29,6 @@ if TYPE_CHECKING:
 
 NOTHING = {"api_batches": 0, "api_file_parts": 0, "api_files": 0, "batches": 0, "jobs": 0}
 LINES = 20_000
-
-
-@contextmanager
-def server_process(box: Box) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """``helix serve`` as a process of its own, and its address."""
-    command = (sys.executable, "-m", "helix_jobs", "serve", "--port", "0")
-    process = box.spawn(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    with process:
-        assert process.stdout is not None
-        said = next((each for each in process.stdout if "Serving at" in each), "")
-        yield process, said.split("Serving at ")[1].split("/v1")[0]
-        process.kill()
 
 
 def send_half(address: str, content: bytes) -> socket.socket:
