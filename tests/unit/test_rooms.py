@@ -50,6 +50,7 @@ ARROWS = {
     "storage": {"observability"},
     "broker": {"observability", "storage"},
     "acceptance": set(),
+    "forecast": {"values"},
     "intake": {"acceptance", "values"},
     "tables": {"engine.text", "intake"},
     "results": {"intake", "storage", "tables"},
