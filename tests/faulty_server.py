@@ -42,6 +42,7 @@ EMPTY = "send events without tokens, for ever"
 HUGE = "send an event of 1.2 MB"
 ERROR = "send an event that reports an error"
 BAD_REQUEST = "send an event that reports a bad request"
+LIMIT = "send an event that reports a limit of requests"
 NO_STREAM = "send a page instead of a stream"
 SPLIT = "leave out the second token, but not its text"
 
@@ -51,6 +52,7 @@ _EVENTS = {
     HUGE: f"data: {json.dumps({'choices': [], 'pad': 'x' * 1_200_000})}\n\n",
     ERROR: 'data: {"error": {"message": "EngineCore died", "code": 500}}\n\n',
     BAD_REQUEST: 'data: {"error": {"message": "no such thing", "code": 400}}\n\n',
+    LIMIT: 'data: {"error": {"message": "too many requests", "code": 429}}\n\n',
 }
 
 

@@ -19,7 +19,8 @@ _LONGEST_QUOTE: Final = 300
 _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e\u00a0-\u02ff\u0370-\u1fff\u3000-\ud7ff]+")
 # The longest that a server may ask to be left alone.
 LONGEST_PAUSE: Final = 300.0
-_BUSY: Final = (429, 503)
+_LIMIT: Final = 429
+_BUSY: Final = (_LIMIT, 503)
 _KEY: Final = (401, 403)
 
 
@@ -28,11 +29,18 @@ class ServerLostError(HelixError):
 
 
 class ServerBusyError(HelixError):
-    """The server asks to be asked later; ``seconds`` is how much later, None if it does not say."""
+    """The server asks to be asked later.
 
-    def __init__(self, message: str, seconds: float | None = None) -> None:
+    Args:
+        message: What it says.
+        seconds: How much later, if it says so.
+        is_limit: Whether it limits how often it is asked; otherwise it is not ready, as after a death.
+    """
+
+    def __init__(self, message: str, seconds: float | None = None, *, is_limit: bool = False) -> None:
         super().__init__(message)
         self.seconds = seconds
+        self.is_limit = is_limit
 
 
 class ServerRefusesError(HelixError):
@@ -58,7 +66,8 @@ def fault_of_status(status: int, headers: Mapping[str, str], body: bytes, now: d
             "HELIX_ENDPOINT_URL"
         )
     if status in _BUSY:
-        return ServerBusyError(f"the server is busy (HTTP {status}){said}", _pause(headers.get("retry-after"), now))
+        seconds = _pause(headers.get("retry-after"), now)
+        return ServerBusyError(f"the server is busy (HTTP {status}){said}", seconds, is_limit=status == _LIMIT)
     if httpx2.codes.is_redirect(status):
         return ServerRefusesError(
             f"the server sends requests elsewhere (HTTP {status}), which Helix does not follow; set HELIX_ENDPOINT_URL "
@@ -76,6 +85,8 @@ def fault_in_stream(event: Mapping[str, Any]) -> HelixError | None:
         return None
     words = _clean(_message(event))
     code = found.get("code") if isinstance(found, dict) else None
+    if code == _LIMIT:
+        return ServerBusyError(f"the server is busy: {words}", is_limit=True)
     if isinstance(code, int) and httpx2.codes.is_client_error(code):
         return InvalidRequestError(f"the server refuses the request: {words}")
     return ServerLostError(f"the server failed in mid-answer: {words}" if words else "the server failed in mid-answer")

@@ -76,7 +76,7 @@ class ServerWatch:
     def has_failed(self) -> bool:
         """Whether the latest outage is the server's own failure: it died, fell silent or starts anew.
 
-        Otherwise it answers, and refuses this worker or serves another model.
+        Otherwise it answers, and refuses this worker, limits how often it is asked or serves another model.
         """
         return self._has_failed
 
@@ -120,8 +120,9 @@ class ServerWatch:
         number = self._begun = self._begun + 1
         try:
             self._compare(await recognise(self._client, self._model))
-        except ServerBusyError:
-            self.lose("the server is not ready", has_failed=True)
+        except ServerBusyError as error:
+            why = "the server limits how often it is asked" if error.is_limit else "the server is not ready"
+            self.lose(why, has_failed=not error.is_limit)
         except (ServerLostError, ServerRefusesError) as error:
             self.lose(str(error), has_failed=isinstance(error, ServerLostError))
         else:

@@ -151,16 +151,19 @@ def test_a_request_that_breaks_off_before_the_server_dies_is_suspected(make_serv
     assert result.lost_with_server
 
 
-def test_a_server_that_refuses_the_worker_suspects_nobody(make_server: Any, open_engine: Any) -> None:
+@pytest.mark.parametrize("code", [401, 404, 429])
+def test_a_server_that_refuses_the_worker_suspects_nobody(make_server: Any, open_engine: Any, code: int) -> None:
+    """Nor does one that has a limit of requests, which the look at it may meet as well."""
     server = make_server()
     engine = open_engine(server)
     server.faults.append(fault.SILENT)
     engine.add_request(engine.encode(prompt("hello", "old")))
     wait_until(lambda: not engine.step() and server.asked, "nothing is asked")
-    server.status = Status(401)
-    results = run(engine, prompt("hello", "new"))
-    results += finish(engine)
-    assert [result.lost_with_server for result in results] == [False] * len(results)
+    server.status = Status(code)
+    engine.add_request(engine.encode(prompt("hello", "new")))
+    results = finish(engine)
+    assert [result.lost_with_server for result in results] == [False] * 2
+    assert [(result.finish_reason, result.error) for result in results] == [(FinishReason.ABORTED, None)] * 2
 
 
 def test_a_server_that_comes_back_with_another_model_is_not_asked(make_server: Any, open_engine: Any) -> None:
@@ -197,6 +200,13 @@ def test_another_version_is_the_same_server(make_server: Any, open_engine: Any) 
     server.start()
     assert is_well(ask(engine, "hello"))
     assert engine.info.device.startswith("vLLM 0.12.0 at")
+
+
+def test_a_limit_that_an_answer_meets_on_its_way_is_waited_for(make_server: Any, open_engine: Any) -> None:
+    server = make_server()
+    server.faults.append(fault.LIMIT)
+    assert is_well(ask(open_engine(server), "hello"))
+    assert len(server.asked) == 2
 
 
 @pytest.mark.parametrize("code", [429, 503])
