@@ -56,16 +56,21 @@ def fill_broker(database: Database, publisher: Publisher, window: int, chunk: in
         DatabaseUnreachableError: The database does not answer.
     """
     room = window - publisher.depth()
-    while room > 0 and _next_jobs(database, 1):  # most ticks find nothing, and need no turn
+    if room <= 0 or not _next_jobs(database, 1):  # most ticks find nothing, and need no turn
+        return
+    while room > 0:
         with publisher.turn():
             room = min(room, window - publisher.depth())
-            jobs = _next_jobs(database, min(room, chunk)) if room > 0 else []
+            wanted = min(room, chunk)
+            jobs = _next_jobs(database, wanted) if room > 0 else []
             if not jobs:
                 return
             # Publish, then mark: a crash in between costs a duplicate message; in the other order it would lose one.
             publisher.publish(jobs)
             _mark(database, [job.id for job in jobs])
         yield len(jobs)
+        if len(jobs) < wanted:
+            return
         room -= len(jobs)
 
 

@@ -55,6 +55,31 @@ def test_it_ends_where_nothing_waits(database):
     assert list(fill_broker(database, Publisher(), 100, 3)) == []
 
 
+@pytest.mark.parametrize(
+    ("waiting", "looks"), [(0, [1]), (4, [1, 3, 3]), (6, [1, 3, 3, 2]), (7, [1, 3, 3, 2]), (20, [1, 3, 3, 2])]
+)
+def test_it_looks_once_whether_a_job_waits_and_then_reads_what_it_sends(database, monkeypatch, waiting, looks):
+    """A tick that finds nothing takes no turn; one that finds some reads each job once."""
+    asked, turns = [], []
+    read = publishing.publishable
+
+    def note(connection, limit):
+        asked.append(limit)
+        return read(connection, limit)
+
+    class Turns(Publisher):
+        def turn(self):
+            turns.append(len(asked))
+            return nullcontext()
+
+    if waiting:
+        stored_batch(database, waiting)
+    monkeypatch.setattr(publishing, "publishable", note)
+    assert sum(fill_broker(database, Turns(), 8, 3)) == min(waiting, 8)
+    assert asked == looks
+    assert turns == list(range(1, len(looks)))
+
+
 @pytest.mark.parametrize("others", [7, 10])
 def test_without_room_nothing_is_published(database, others):
     stored_batch(database, 1)
