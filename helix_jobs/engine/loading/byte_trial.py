@@ -1,7 +1,8 @@
 """Which products of weights in blocks are faster here, those of rounded activations or exact ones: a short trial.
 
 Processors with matrix tiles (Intel AMX) multiply decoded blocks in bfloat16 as fast as bytes, and from a few rows on
-faster: each group of weights has a scale of its own, so products of bytes leave the tiles group by group.
+faster (docs/performance.md, "Bytes or exact"): each group of weights has a scale of its own, so products of bytes would
+leave the tiles group by group.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def without_slow_bytes(
 ) -> LoadedModel:
     """Let an int8 model whose weights stay in blocks multiply activations as they are where that is faster.
 
-    Who asks for int8 gives accuracy away for speed. Where there is none to be had, the model keeps its accuracy.
+    Who asks for int8 gives accuracy away for speed. Where there is none to be had, the model keeps its accuracy. A
+    draft is such a model, too: each of its steps has a row of every sequence, as the target's steps have.
 
     Trade-off: a model computes every step in one way, so that an answer does not depend on how many others are
     computed beside it. With a batch of many a single request may then take longer than it could.
@@ -69,8 +71,8 @@ def without_slow_bytes(
     is_int8 = any(isinstance(linear, Int8Linear) for linear in exact.linears())
     changed = replace(model, decoder=exact, is_int8=is_int8)
     (on_progress or logger.info)(
-        f"activations of {model.name} are not rounded to bytes ({changed.dtype_name}): exact products of its blocks "
-        f"are faster here for {max_batch_size} sequences at once"
+        f"activations of {model.name} are not rounded to bytes ({changed.dtype_name}): a trial found exact products of "
+        f"blocks faster here for {max_batch_size} sequences at once"
     )
     return changed
 

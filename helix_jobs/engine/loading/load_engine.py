@@ -154,6 +154,7 @@ def open_models(
         without_slow_bytes, max_batch_size=max_batch_size, folder=home / "profiles", on_progress=on_progress
     )
     models = with_compiled_kernels(models, compile_when, home / "native", on_progress, faster)
+    models = without_exact_copy(models, on_progress)
     models = without_uncompiled_blocks(models, on_progress)
     if dtype != PACKED:
         models = without_slow_blocks(models, on_progress)
@@ -191,7 +192,7 @@ def with_compiled_kernels(
         when: ``on``, ``off``, or ``auto``: where it can be done.
         folder: Keeps the compiled library.
         on_progress: Receives one line with the outcome.
-        faster: Gives the target the form in which these kernels compute it fastest.
+        faster: Gives a model the form in which these kernels compute it fastest.
 
     Raises:
         ConfigurationError: ``when`` is ``on``, and the kernels do not support this device or dtype or cannot be
@@ -204,7 +205,7 @@ def with_compiled_kernels(
     started = time.perf_counter()
     try:
         target = _computing_natively(models.target, folder, faster)
-        draft = None if models.draft is None else _computing_natively(models.draft, folder)
+        draft = None if models.draft is None else _computing_natively(models.draft, folder, faster)
     except ConfigurationError as error:
         if when == "on":
             raise
@@ -213,6 +214,20 @@ def with_compiled_kernels(
         return models
     report(f"compiled kernels ready after {time.perf_counter() - started:.1f} s")
     return replace(models, target=target, draft=draft)
+
+
+def without_exact_copy(models: LoadedModels, on_progress: Callable[[str], None] | None = None) -> LoadedModels:
+    """Let no draft be the target itself: a copy of its blocks whose activations are not rounded after all.
+
+    Trade-off: the copy is left out for few sequences, too, of which its rounded products would take less time than the
+    target's. They take most of that time, so such drafts hardly pay.
+    """
+    draft = models.draft
+    if draft is None or not draft.is_copy or draft.is_int8:
+        return models
+    report = on_progress or logger.info
+    report("going on without the int8 draft: activations that are not rounded make it the target itself")
+    return replace(models, draft=None)
 
 
 def without_uncompiled_blocks(models: LoadedModels, on_progress: Callable[[str], None] | None = None) -> LoadedModels:

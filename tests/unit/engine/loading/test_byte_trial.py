@@ -1,4 +1,4 @@
-"""Whether an int8 target rounds its activations is decided by a trial, once for a machine."""
+"""Whether an int8 target, or a draft, rounds its activations is decided by a trial, once for a machine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import torch
 from helix_jobs.engine.kernels.cpu.experts import CompiledExperts
 from helix_jobs.engine.kernels.cpu.kernels import NativeKernels, load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import with_native
-from helix_jobs.engine.loading import byte_trial, weight_format
+from helix_jobs.engine.loading import byte_trial, load_engine, weight_format
 from helix_jobs.engine.loading.byte_trial import is_exact_faster, job_seconds, without_slow_bytes
+from helix_jobs.engine.loading.draft_spec import DraftSpec
+from helix_jobs.engine.loading.load_engine import open_models
 from helix_jobs.engine.loading.model_loader import load_models
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.weights.int8_linear import Int8Linear
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from helix_jobs.engine.loaded_models import LoadedModel
+    from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 
 SIZES = {
     "hidden_size": 256,
@@ -143,6 +145,55 @@ def test_matrices_in_no_blocks_stay_int8_and_results_say_so(
     assert kinds.count(Int8Linear) == SIZES["num_hidden_layers"]
     assert PackedInt8Linear not in kinds
     assert changed.dtype_name == "int8"
+
+
+def with_draft(
+    path: Path, draft: str, native: NativeKernels, monkeypatch: pytest.MonkeyPatch
+) -> tuple[LoadedModels, list[str]]:
+    """A target in blocks and its draft, as they are opened where these kernels compute them, and what was told."""
+    lines: list[str] = []
+    write_gguf(path, blocks=lambda _: "Q4_K", **SIZES)
+    monkeypatch.setattr(weight_format, "resolve_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(load_engine, "load_kernels", lambda *_: native)
+    models = open_models(
+        str(path),
+        DraftSpec(draft),
+        device=CPU,
+        dtype="packed",
+        compile_when="on",
+        home=path.parent,
+        on_progress=lines.append,
+    )
+    return models, lines
+
+
+@pytest.mark.usefixtures("_tokenizers_tried_once")
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_a_draft_model_rounds_only_where_that_is_faster(
+    native: NativeKernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_exact: bool
+) -> None:
+    path = tmp_path / "m.gguf"
+    monkeypatch.setattr(byte_trial, "_try", lambda *_: (1.0, 2.0) if is_exact else (2.0, 1.0))
+    models, lines = with_draft(path, str(path), native, monkeypatch)
+    assert models.target.dtype_name == "q4_k"
+    assert models.draft is not None
+    assert models.draft.dtype_name == ("q4_k" if is_exact else "int8")
+    rounded = [isinstance(linear, PackedInt8Linear) for linear in models.draft.decoder.linears()]
+    assert any(rounded) is not is_exact
+    assert any(line.startswith(f"activations of {path} are not rounded") for line in lines) is is_exact
+
+
+@pytest.mark.usefixtures("_tokenizers_tried_once")
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_a_copy_that_does_not_round_is_left_out(
+    native: NativeKernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_exact: bool
+) -> None:
+    """It would be the target itself, and draft as slowly as that answers."""
+    monkeypatch.setattr(byte_trial, "_try", lambda *_: (1.0, 2.0) if is_exact else (2.0, 1.0))
+    models, lines = with_draft(tmp_path / "m.gguf", "int8", native, monkeypatch)
+    assert (models.draft is None) is is_exact
+    told = "going on without the int8 draft: activations that are not rounded make it the target itself"
+    assert (told in lines) is is_exact
 
 
 @pytest.mark.usefixtures("_tokenizers_tried_once")
