@@ -10,7 +10,7 @@ import click
 from helix_jobs.cli.table_options import InputPath
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.results.joined import DEFAULT_COLUMNS, JoinOptions
-from helix_jobs.tables.opened_table import ReadOptions
+from helix_jobs.tables.read_options import ReadOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable

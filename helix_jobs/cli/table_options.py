@@ -13,7 +13,7 @@ from helix_jobs.errors import ConfigurationError
 from helix_jobs.plain_text import printable
 from helix_jobs.tables.ask import TableAsk
 from helix_jobs.tables.columns import Selection
-from helix_jobs.tables.opened_table import ReadOptions, is_pattern
+from helix_jobs.tables.read_options import ReadOptions, is_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable

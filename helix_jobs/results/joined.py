@@ -22,7 +22,8 @@ from helix_jobs.results.row_writers import arrow_schema, arrow_tables, write_row
 from helix_jobs.storage.states import JobState
 from helix_jobs.tables.arrow_rows import import_pyarrow
 from helix_jobs.tables.digest import TableDigest
-from helix_jobs.tables.opened_table import ReadOptions, open_table
+from helix_jobs.tables.opened_table import open_table
+from helix_jobs.tables.read_options import ReadOptions
 from helix_jobs.tables.row import Row
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.tables.opened_table import ReadOptions
+from helix_jobs.tables.read_options import ReadOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

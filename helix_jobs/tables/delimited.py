@@ -38,7 +38,7 @@ class DelimitedRows:
         columns: The names in the header; a column without one is called ``column_N``.
 
     Raises:
-        InputError: There is no header, or it names a column twice.
+        InputError: There is no header, or it names a column twice, or is in another encoding.
     """
 
     def __init__(self, stream: ByteStream, form: TextForm, delimiter: str) -> None:
@@ -55,8 +55,12 @@ class DelimitedRows:
             raise InputError(
                 f"the table's header cannot be read ({error}); is a quote not closed, or --delimiter another one?"
             ) from error
+        except UnicodeError as error:
+            raise _header_of_another_encoding(form) from error
         if header is None:
             raise InputError("the table is empty; its first row names the columns")
+        if any(map(_UNDECODED.search, header)):
+            raise _header_of_another_encoding(form)
         self.columns = column_names(header)
         self._width = len(header)
 
@@ -105,6 +109,13 @@ class DelimitedRows:
 
     def _bad(self, number: int, field: str, reason: str, remedy: str) -> BadRow:
         return BadRow(number, field, reason, remedy, row_json("".join(self._lines.held).rstrip("\r\n")))
+
+
+def _header_of_another_encoding(form: TextForm) -> InputError:
+    return InputError(
+        f"the table's header holds bytes that are not {form.shown}, which the table is read as; save the whole table "
+        "in one encoding, best as UTF-8, or name its encoding with --encoding"
+    )
 
 
 class _Lines:

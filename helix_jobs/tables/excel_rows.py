@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO, Final
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from helix_jobs.errors import ConfigurationError, InputError
 from helix_jobs.intake.line_faults import cut, short
@@ -12,6 +11,7 @@ from helix_jobs.tables.row import Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
 ZIP: Final = b"PK\x03\x04"
 _SHOWN: Final = 10
@@ -22,7 +22,7 @@ class ExcelRows:
 
     Args:
         stream: The file, in which one can seek.
-        sheet: The worksheet's name; None for the first one.
+        sheet: The worksheet's name; None for the first one. Sheets of charts do not count.
 
     Attributes:
         columns: The names in the header; a column without one is called ``column_N``.
@@ -30,29 +30,21 @@ class ExcelRows:
 
     Raises:
         ConfigurationError: openpyxl is not installed.
-        InputError: It is no workbook, or has no such worksheet, or the worksheet is empty.
+        InputError: It is no workbook, or damaged, or has no such worksheet, or the worksheet is empty.
     """
 
     def __init__(self, stream: BinaryIO, sheet: str | None = None) -> None:
-        try:
-            from openpyxl import load_workbook
-        except ImportError as error:
-            raise ConfigurationError(
-                'Excel workbooks need openpyxl, which is not installed; run pip install -e ".[tables]" in the clone'
-            ) from error
-        try:
-            self._workbook = load_workbook(stream, read_only=True, data_only=True)
-        except (BadZipFile, KeyError, ValueError, OSError, TypeError) as error:
+        workbook = _opened(_openpyxl(), stream)
+        sheets = {worksheet.title: worksheet for worksheet in workbook.worksheets}
+        if sheet is not None and sheet not in sheets:
             raise InputError(
-                "the input is a ZIP archive and no Excel workbook that can be read; unpack it, or save it as .xlsx"
-            ) from error
-        names = self._workbook.sheetnames
-        if sheet is not None and sheet not in names:
-            raise InputError(
-                f"the workbook has no sheet {short(sheet)!r}; it has {cut(', '.join(map(short, names[:_SHOWN])))}"
+                f"the workbook has no worksheet {short(sheet)!r}; it has "
+                f"{cut(', '.join(map(short, list(sheets)[:_SHOWN]))) or 'none at all'}"
             )
-        self.sheet = names[0] if sheet is None else sheet
-        self._rows = enumerate(self._workbook[self.sheet].iter_rows(values_only=True), start=1)
+        self.sheet = next(iter(sheets), "") if sheet is None else sheet
+        if not sheets:
+            raise InputError("the workbook has no worksheet with rows, but charts alone; name another file")
+        self._rows = enumerate(self._cells(sheets[self.sheet]), start=1)
         header = next((cells for _, cells in self._rows if any(cell is not None for cell in cells)), None)
         if header is None:
             raise InputError(f"the sheet {short(self.sheet)!r} is empty; its first row names the columns")
@@ -61,9 +53,49 @@ class ExcelRows:
         self.columns = column_names(header[:last])
 
     def rows(self) -> Iterator[Row]:
-        """The rows, numbered as in the sheet; empty ones are left out."""
+        """The rows, numbered as in the sheet; empty ones are left out.
+
+        Raises:
+            InputError: The sheet is damaged.
+        """
         width = len(self.columns)
         for number, cells in self._rows:
             if any(cell is not None for cell in cells):
                 padded = (*cells[:width], *(None,) * (width - len(cells)))
                 yield Row(number, dict(zip(self.columns, padded, strict=True)))
+
+    def _cells(self, worksheet: Any) -> Iterator[tuple[object, ...]]:  # noqa: ANN401  (openpyxl is untyped)
+        """The rows of a worksheet, as far as each has cells."""
+        # Programs write wrong dimensions, and openpyxl would believe them: rows beyond them would be lost.
+        worksheet.reset_dimensions()
+        read = 0
+        try:
+            for cells in worksheet.iter_rows(values_only=True):
+                read += 1
+                yield cells
+        except Exception as error:  # of a dozen kinds: openpyxl lets those of zip, zlib, XML and its own values pass
+            raise InputError(
+                f"the sheet {short(self.sheet)!r} is damaged behind row {read:,} ({type(error).__name__}); open it in "
+                "Excel and save it again, or save the sheet as CSV"
+            ) from error
+
+
+def _openpyxl() -> ModuleType:
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise ConfigurationError(
+            'Excel workbooks need openpyxl, which is not installed; run pip install -e ".[tables]" in the clone'
+        ) from error
+    module: ModuleType = openpyxl
+    return module
+
+
+def _opened(openpyxl: ModuleType, stream: BinaryIO) -> Any:  # noqa: ANN401  (openpyxl is untyped)
+    try:
+        return openpyxl.load_workbook(stream, read_only=True, data_only=True)
+    except Exception as error:  # of a dozen kinds, AttributeError among them
+        raise InputError(
+            f"the input is a ZIP archive and no Excel workbook that can be read ({type(error).__name__}); unpack it, "
+            "or open it in Excel and save it as .xlsx or CSV"
+        ) from error

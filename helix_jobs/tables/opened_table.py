@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, Self, cast
 
 from helix_jobs.errors import InputError
-from helix_jobs.tables.arrow_rows import FRAME_METHOD, ArrowRows, is_arrow
+from helix_jobs.tables.arrow_rows import FRAME_METHOD, PARQUET, ArrowRows, is_arrow
 from helix_jobs.tables.byte_stream import ByteStream
 from helix_jobs.tables.delimited import DelimitedRows
 from helix_jobs.tables.excel_rows import ZIP, ExcelRows
 from helix_jobs.tables.json_rows import JsonRows
+from helix_jobs.tables.read_options import is_pattern
 from helix_jobs.tables.row import BadRow, Row
 from helix_jobs.tables.saved_dataset import SavedDatasetRows, is_saved_dataset
 from helix_jobs.tables.text_files import TEXT_SUFFIXES, TextFileRows
@@ -26,24 +25,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from helix_jobs.intake.raw_lines import RejectSink
+    from helix_jobs.tables.read_options import ReadOptions
 
 _JSON_BEGINS: Final = (b"{", b"[")
 _BOM: Final = b"\xef\xbb\xbf"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadOptions:
-    """What a person says of a table that would otherwise be detected.
-
-    Attributes:
-        encoding: The encoding of text.
-        delimiter: The character between columns, or a word for it.
-        sheet: The worksheet of a workbook.
-    """
-
-    encoding: str | None = None
-    delimiter: str | None = None
-    sheet: str | None = None
 
 
 class Rows(Protocol):
@@ -64,7 +49,7 @@ class OpenedTable:
         name: The path as a person gave it; None for what has none.
         reading: How it is read, for a person, such as ``CSV, UTF-8, commas between columns``.
         columns: The columns that every row has; None if each row has its own.
-        schema: Arrow's schema, where the table has one.
+        schema: Arrow's fields of the columns, where the table is typed; None where it is not.
     """
 
     def __init__(
@@ -119,11 +104,6 @@ class OpenedTable:
         return None, None
 
 
-def is_pattern(text: str) -> bool:
-    """Whether a text names files by a pattern, and no file of its own."""
-    return glob.has_magic(text) and not Path(text).exists()
-
-
 def open_table(source: object, options: ReadOptions, rejects: RejectSink | None = None) -> OpenedTable:
     """Open a table.
 
@@ -143,26 +123,28 @@ def open_table(source: object, options: ReadOptions, rejects: RejectSink | None 
         name = getattr(stream, "name", None)
         return _open_stream(stream, name if isinstance(name, str) else None, options, rejects, owned=False)
     if hasattr(source, FRAME_METHOD):
-        return OpenedTable(ArrowRows.of_frame(source), "a data frame")
+        return OpenedTable(ArrowRows.of_frame(source), f"a data frame{options.without_effect()}")
     if isinstance(source, bytes | bytearray | Mapping) or not isinstance(source, Iterable):
         raise InputError(
             f"the table is a {type(source).__name__}; give a path, a binary stream, a data frame, or mappings"
         )
-    return OpenedTable(_MappingRows(source), "mappings")
+    return OpenedTable(_MappingRows(source), f"mappings{options.without_effect()}")
 
 
 def _open_path(text: str, options: ReadOptions, rejects: RejectSink | None) -> OpenedTable:
     path = Path(text)
     name = os.fsencode(text).decode(errors="replace")
     if path.is_dir() and is_saved_dataset(path):
-        return OpenedTable(SavedDatasetRows(path), "a saved data set", name=name)
-    if path.is_dir() or is_pattern(text) or path.suffix.lower() in TEXT_SUFFIXES:
+        return OpenedTable(SavedDatasetRows(path), f"a saved data set{options.without_effect()}", name=name)
+    # A delimiter says that one file of text is a table.
+    is_text = path.suffix.lower() in TEXT_SUFFIXES and options.delimiter is None
+    if path.is_dir() or is_pattern(text) or is_text:
         files = TextFileRows(text, options.encoding)
         if not path.is_file() and next(files.rows(), None) is None:
             raise InputError(
                 f"{text} has no files of text; name a folder, or a pattern in quotes such as 'notes/*.txt'"
             )
-        return OpenedTable(files, "text files", name=name)
+        return OpenedTable(files, f"text files{options.without_effect('encoding')}", name=name)
     try:
         stream = path.open("rb")
     except OSError as error:
@@ -180,16 +162,16 @@ def _open_stream(
 ) -> OpenedTable:
     source = ByteStream(stream, LOOK_BYTES)
     seekable: BinaryIO | None = None
-    packed = f" in {source.packing}" if source.packing else ""
+    used: tuple[str, ...] = ()
     rows: Rows
     if is_arrow(source.first):
         seekable = source.seekable_file()
         rows = ArrowRows.of_file(seekable, source.first)
-        reading = "Parquet" if source.first.startswith(b"PAR1") else "Arrow"
+        reading = "Parquet" if source.first.startswith(PARQUET) else "Arrow"
     elif source.first.startswith(ZIP):
         seekable = source.seekable_file()
         rows = workbook = ExcelRows(seekable, options.sheet)
-        reading = f"Excel, sheet {workbook.sheet}"
+        reading, used = f"Excel, sheet {workbook.sheet}", ("sheet",)
     elif _is_json(source.first) and options.delimiter is None:
         rows = JsonRows(source, name if owned else None, rejects)
         reading = "JSON lines"
@@ -203,10 +185,13 @@ def _open_stream(
         rows = DelimitedRows(source, form, delimiter)
         guess = " by the look of it (--encoding names another)" if form.is_guess else ""
         reading = f"CSV, {form.shown}{guess}, {delimiter_name(delimiter)} between columns"
+        used = ("encoding", "delimiter")
     opened = [stream] if owned else []
     if seekable is not None and seekable is not stream:
         opened.append(seekable)
-    return OpenedTable(rows, reading + packed, name=name, stream=stream, opened=opened)
+    packed = f" in {source.packing}" if source.packing else ""
+    told = f"{reading}{packed}{options.without_effect(*used)}"
+    return OpenedTable(rows, told, name=name, stream=stream, opened=opened)
 
 
 def _is_json(first: bytes) -> bool:

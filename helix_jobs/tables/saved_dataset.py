@@ -29,7 +29,7 @@ class SavedDatasetRows:
 
     Attributes:
         columns: The names.
-        schema: Arrow's schema.
+        schema: Arrow's fields.
 
     Raises:
         ConfigurationError: pyarrow is not installed.

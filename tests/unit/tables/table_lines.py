@@ -9,7 +9,8 @@ from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.intake.lines import LineReader
 from helix_jobs.new_job import NewJob
 from helix_jobs.tables.ask import TableAsk
-from helix_jobs.tables.opened_table import ReadOptions, open_table
+from helix_jobs.tables.opened_table import open_table
+from helix_jobs.tables.read_options import ReadOptions
 from helix_jobs.tables.row_renderer import DEFAULT_LIMITS, RenderLimits
 from helix_jobs.tables.table_source import TableSource
 

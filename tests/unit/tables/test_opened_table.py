@@ -9,8 +9,10 @@ import io
 import json
 import lzma
 import os
+import re
 import threading
 import tracemalloc
+import zipfile
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -21,9 +23,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openpyxl import Workbook
+from openpyxl.chart import BarChart, Reference
 
 from helix_jobs.errors import ConfigurationError, InputError
-from helix_jobs.tables.opened_table import ReadOptions, open_table
+from helix_jobs.tables.opened_table import open_table
+from helix_jobs.tables.read_options import ReadOptions
 from helix_jobs.tables.row import BadRow, Row
 from helix_jobs.tables.text_form import NO_DELIMITER, delimiter_of
 from tests.unit.tables.table_lines import rows_of, values_of
@@ -81,6 +85,45 @@ def test_bytes_of_another_encoding_late_in_a_table_are_a_bad_row_with_its_column
     assert isinstance(bad, BadRow)
     assert (bad.number, bad.field, bad.reason) == (200_002, "text", "holds bytes that are not UTF-8")
     assert last == Row(200_003, {"id": "3", "text": "plain"})
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        ("Größe,text\n".encode("cp1252") + "1,Größe und Äpfel\n".encode() * 9, {}),
+        ("Größe,text\n1,x\n".encode("cp1252"), {"encoding": "utf-8"}),
+        (b"\xff\xfei\0d\0\x00\xd8,\0a\0\n\0", {}),
+    ],
+)
+def test_a_header_in_another_encoding_than_the_rest_is_refused(data, options):
+    with pytest.raises(InputError, match=r"the table's header holds bytes that are not UTF-.*with --encoding"):
+        rows_of(data, **options)
+
+
+def test_a_text_file_with_a_delimiter_is_a_table_by_wish(tmp_path):
+    path = tmp_path / "data.txt"
+    path.write_text("id;text\n1;one\n2;two\n")
+    assert values_of(path, delimiter=";") == TWO
+    assert list(values_of(path)[0][1]) == ["path", "name", "text"]
+
+
+def test_options_without_effect_are_told(typed, book, tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(typed, path)
+    (tmp_path / "a.txt").write_text("x")
+    every = {"encoding": "utf-8", "delimiter": ";", "sheet": "Sheet"}
+    for source, told in (
+        (path, "Parquet; --encoding and --delimiter and --sheet have no effect on it"),
+        (book, "Excel, sheet Sheet; --encoding and --delimiter have no effect on it"),
+        (b"a;b\n", "CSV, UTF-8, semicolons between columns; --sheet has no effect on it"),
+        (typed, "a data frame; --encoding and --delimiter and --sheet have no effect on it"),
+        ([{}], "mappings; --encoding and --delimiter and --sheet have no effect on it"),
+        (str(tmp_path / "*.txt"), "text files; --delimiter and --sheet have no effect on it"),
+    ):
+        given = io.BytesIO(source) if isinstance(source, bytes) else source
+        with open_table(given, ReadOptions(**every)) as table:
+            assert table.reading == told
+    assert reading(b'{"a": 1}\n', encoding="utf-8") == "JSON lines; --encoding has no effect on it"
 
 
 def test_quotes_hold_delimiters_line_ends_and_quotes():
@@ -157,6 +200,29 @@ def typed():
     )
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([None, 2**62], pa.timestamp("us")),
+        ([None, 10**8], pa.date32()),
+        ([None, 2**62], pa.duration("s")),
+        ([None, 1], pa.timestamp("s", "Nowhere/Here")),
+    ],
+)
+def test_a_typed_value_that_python_has_no_form_for_names_its_row_and_column(values, kind):
+    table = pa.table({"id": [1] * 2000, "when": pa.array([None] * 1998 + values, kind)})
+    with pytest.raises(InputError, match=r"row 2000: the column when \(.*\) has a value that cannot be read here"):
+        rows_of(table)
+
+
+def test_the_index_that_pandas_adds_is_no_column(tmp_path):
+    frame = pa.table({"__index_level_0__": [7, 9], "text": ["a", "b"], "__index_level_1__": [1, 2]})
+    path = tmp_path / "t.parquet"
+    pq.write_table(frame, path)
+    for source in (frame, path):
+        assert values_of(source) == [(1, {"text": "a"}), (2, {"text": "b"})]
+
+
 @pytest.mark.parametrize("kind", ["parquet", "feather", "stream", "pipe", "packed"])
 def test_typed_files_give_typed_values(kind, typed, tmp_path):
     path = tmp_path / "t"
@@ -198,12 +264,82 @@ def test_a_workbook_is_read_by_its_sheet(tmp_path):
         (4, {"id": 2, "column_2": None, "text": None}),
     ]
     assert values_of(path.read_bytes(), sheet="other") == [(2, {"x": True})]
-    with pytest.raises(InputError, match="no sheet 'third'; it has first, other, empty"):
+    with pytest.raises(InputError, match="no worksheet 'third'; it has first, other, empty"):
         rows_of(path, sheet="third")
     with pytest.raises(InputError, match="the sheet 'empty' is empty"):
         rows_of(path, sheet="empty")
     with pytest.raises(InputError, match="no Excel workbook"):
         rows_of(b"PK\x03\x04" + bytes(60))
+
+
+def changed_member(data: bytes, name: str, change) -> bytes:
+    """A workbook with another content of one of its files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for member in old.namelist():
+            content = old.read(member)
+            new.writestr(member, change(content) if member == name else content)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def book():
+    workbook = Workbook()
+    workbook.active.append(["id", "text"])
+    for number in range(1, 4):
+        workbook.active.append([number, f"text {number}"])
+    buffer = io.BytesIO()
+    workbook.save(buffer)
+    return buffer.getvalue()
+
+
+SHEET = "xl/worksheets/sheet1.xml"
+
+
+def test_a_sheet_that_states_wrong_dimensions_is_read_whole(book):
+    wrong = changed_member(book, SHEET, lambda xml: xml.replace(b'ref="A1:B4"', b'ref="A1:A2"'))
+    assert wrong != book
+    assert values_of(wrong) == [(n + 1, {"id": n, "text": f"text {n}"}) for n in range(1, 4)]
+
+
+def test_a_sheet_of_charts_is_none_of_rows():
+    workbook = Workbook()
+    chart = BarChart()
+    workbook.active.append(["id"])
+    workbook.active.append([1])
+    chart.add_data(Reference(workbook.active, min_col=1, min_row=1, max_row=2))
+    workbook.create_chartsheet("picture", 0).add_chart(chart)
+    buffer = io.BytesIO()
+    workbook.save(buffer)
+    assert values_of(buffer.getvalue()) == [(2, {"id": 1})]
+    with pytest.raises(InputError, match="no worksheet 'picture'; it has Sheet"):
+        rows_of(buffer.getvalue(), sheet="picture")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda xml: xml[: len(xml) * 2 // 3],
+        lambda xml: xml.replace(b"<v>2</v>", b"<v>two</v>", 1),
+        lambda xml: re.sub(rb't="n"><v>2<', b't="s"><v>999<', xml),
+        lambda xml: xml.replace(b'r="A3"', b'r="?"'),
+        lambda xml: xml[:0],
+    ],
+)
+def test_a_damaged_sheet_is_one_sentence(book, change):
+    damaged = changed_member(book, SHEET, change)
+    assert damaged != book
+    with pytest.raises(InputError, match=r"is damaged behind row|no Excel workbook that can be read"):
+        rows_of(damaged)
+
+
+def test_a_workbook_that_openpyxl_stumbles_over_is_one_sentence():
+    workbook = Workbook()
+    workbook.create_chartsheet("without a chart")
+    buffer = io.BytesIO()
+    workbook.save(buffer)
+    with pytest.raises(InputError, match=r"no Excel workbook that can be read \(AttributeError\)"):
+        rows_of(buffer.getvalue())
 
 
 @pytest.fixture
