@@ -23,11 +23,13 @@ class Encoding:
         what: The encoding's name in a sentence, after "text in" and the like.
         command: The command that prints the text in UTF-8; FILE stands for its name.
         note: What the command leaves uncertain; empty if nothing.
+        codec: Python's name of it; empty where it is not known.
     """
 
     what: str
     command: str
     note: str = ""
+    codec: str = ""
 
 
 def wide_encoding(first: bytes) -> Encoding | None:
@@ -40,7 +42,7 @@ def wide_encoding(first: bytes) -> Encoding | None:
         kind = "UTF-16"
     elif (first[0:4:2] == nul) != (first[1:4:2] == nul):
         kind = "UTF-16BE" if first[:1] == b"\0" else "UTF-16LE"
-    return None if kind is None else Encoding(kind[:6], f"iconv -f {kind} -t UTF-8 FILE")
+    return None if kind is None else Encoding(kind[:6], f"iconv -f {kind} -t UTF-8 FILE", codec=kind.lower())
 
 
 def narrow_encoding(data: bytes, *, is_whole: bool = True) -> Encoding | None:
@@ -57,14 +59,14 @@ def narrow_encoding(data: bytes, *, is_whole: bool = True) -> Encoding | None:
     else:
         return None
     if _HALF.search(data) or _is_mostly_utf8(data):
-        return Encoding("damaged UTF-8", "iconv -c -f UTF-8 -t UTF-8 FILE", "what is no character is left out")
+        return Encoding("damaged UTF-8", "iconv -c -f UTF-8 -t UTF-8 FILE", "what is no character is left out", "utf-8")
     if _OTHER_SCRIPT.search(data) or not _is_western(data):
         return Encoding(
             "another encoding than UTF-8",
             "iconv -f ENCODING -t UTF-8 FILE",
             "ENCODING is the text's, such as WINDOWS-1251, GB18030 or SHIFT_JIS",
         )
-    return Encoding("WINDOWS-1252", "iconv -f WINDOWS-1252 -t UTF-8 FILE", "as its bytes look")
+    return Encoding("WINDOWS-1252", "iconv -f WINDOWS-1252 -t UTF-8 FILE", "as its bytes look", "cp1252")
 
 
 def _is_mostly_utf8(data: bytes) -> bool:

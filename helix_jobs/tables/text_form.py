@@ -65,15 +65,12 @@ def text_form(first: bytes, *, is_whole: bool, given: str | None = None) -> Text
             ) from error
         return TextForm("utf-8-sig" if name == "utf-8" else name, name.upper())
     if (wide := wide_encoding(first)) is not None:
-        # With a byte order mark the codec finds the order itself.
-        marked = first[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or first[:4] == codecs.BOM_UTF32_BE
-        codec = wide.what if marked else wide.command.split()[2]
-        return TextForm(codec.lower(), wide.what)
+        return TextForm(wide.codec, wide.what)
     narrow = narrow_encoding(first, is_whole=is_whole)
-    if narrow is None or narrow.what == "damaged UTF-8":
+    if narrow is None or narrow.codec == "utf-8":
         return TextForm("utf-8-sig", "UTF-8")
-    if narrow.what == "WINDOWS-1252":
-        return TextForm("cp1252", "Windows-1252", is_guess=True)
+    if narrow.codec:
+        return TextForm(narrow.codec, narrow.what.title(), is_guess=True)
     raise InputError(
         "the table is text in another encoding than UTF-8; name it with --encoding, such as cp1251, gb18030 or "
         "shift_jis"
