@@ -14,7 +14,7 @@ from helix_jobs.cli.progress import progress_line, progress_view, submitting_not
 from helix_jobs.client.pace import PaceMeter
 from helix_jobs.errors import DatabaseUnreachableError
 from helix_jobs.plain_text import printable
-from helix_jobs.storage.states import JobState
+from helix_jobs.storage.states import BatchState, JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,11 +32,14 @@ _REFRESH_PER_SECOND: Final = 4
 
 
 def worker_notice(status: BatchStatus, workers: Sequence[Worker], lease: float) -> str | None:
-    """A notice about what the batch waits for: the end of its submission, or a worker."""
+    """A notice about what the batch waits for: the end of its submission, somebody to resume it, or a worker."""
     from helix_jobs.storage.liveness import seems_alive
 
     if status.total is None:
         return submitting_notice(command_line("cancel", status.id))
+    if status.state is BatchState.PAUSED:
+        why = f": {status.paused_why}" if status.paused_why else ""
+        return f"Paused{why}. Let it go on with: {command_line('resume', status.id)}"
     if status.done or any(seems_alive(worker, lease) for worker in workers):
         return None
     trouble = "The worker does not respond." if workers else "No worker is running."

@@ -30,14 +30,21 @@ def pause(settings: Settings, batch: str, *, as_json: bool) -> None:
 
 @click.command("resume", cls=HelixCommand, short_help="Let a paused batch go on.")
 @click.argument("batch")
+@click.option("--release-brakes", is_flag=True, help="Have BATCH run without its brakes from now on.")
 @helix_options
-def resume(settings: Settings, batch: str, *, as_json: bool) -> None:
-    """Let the jobs of a paused batch begin again."""
+def resume(settings: Settings, batch: str, *, release_brakes: bool, as_json: bool) -> None:
+    """Let the jobs of a paused batch begin again.
+
+    A batch that one of its brakes has paused (submit --max-tokens-total, --max-hours, --stop-if-failing) may spend the
+    same again, unless --release-brakes takes its brakes away.
+    """
     with open_client(settings) as client:
-        waiting = client.resume(batch)
+        waiting = client.resume(batch, release_brakes=release_brakes)
     if as_json:
         echo_json({"id": batch, "resumed": waiting})
     elif waiting:
         click.echo(f"{counted(waiting, 'job')} may begin. Follow with: {command_line('watch', batch)}")
+    elif release_brakes:
+        click.echo("The batch has no brakes any more. It is not paused, or none of its jobs waits.")
     else:
         click.echo("Nothing to resume: the batch is not paused, or none of its jobs waits.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from helix_jobs.cli.acceptance_option import parse_accept
+from helix_jobs.cli.brake_options import brake_options
 from helix_jobs.cli.console import is_interactive, make_console, show, working
 from helix_jobs.cli.follow import follow_for_person, print_summary, worker_notice
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, fail, helix_options, open_client
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from helix_jobs.acceptance.rule import AcceptanceRule
+    from helix_jobs.brakes import Brakes
     from helix_jobs.client.client import HelixClient
     from helix_jobs.client.submission import Submission, SubmitProgress, SubmitStage
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
@@ -94,6 +96,7 @@ def _read_schema(ctx: click.Context, parameter: click.Parameter, file: str | Non
     help="Hold the answers of lines that do not say their form to the JSON schema in FILE.",
 )
 @like_option
+@brake_options
 @table_options
 @sampling_options
 @truncation_option
@@ -109,6 +112,7 @@ def submit(
     response_format: dict[str, Any] | None,
     accept: AcceptanceRule | None,
     like: str | None,
+    brakes: Brakes | None,
     wait: bool,
     local: bool,
     name: str | None,
@@ -138,6 +142,7 @@ def submit(
         "metadata": metadata or None,
         "accept": accept,
         "table": table,
+        "brakes": brakes,
         "skip_invalid": skip_invalid,
         "rejects": (rejects or _place_for_bad_lines(file)) if skip_invalid else None,
     }

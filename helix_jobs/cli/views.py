@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.brakes import in_words
 from helix_jobs.cli.console import clock_time, show, timestamp
 from helix_jobs.plain_text import paragraphs, printable, shorten
 from helix_jobs.storage.states import BatchState, JobState
 from helix_jobs.wording import counted, duration, percent, rate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from rich.console import Console, JustifyMethod, RenderableType
     from rich.table import Table
@@ -46,6 +47,8 @@ def batch_json(status: BatchStatus) -> dict[str, Any]:
         "finished_at": timestamp(status.finished_at),
         "cancelled_at": timestamp(status.cancelled_at),
         "paused_at": timestamp(status.paused_at),
+        "paused_why": status.paused_why,
+        "brakes": status.brakes,
         "total": status.total,
         "counts": {str(state): status.counts[state] for state in JobState},
         "prompt_tokens": status.prompt_tokens,
@@ -125,12 +128,8 @@ def batch_view(status: BatchStatus) -> Table:
         row("Source", status.source)
     row("Created", clock_time(status.created_at))
     row("Jobs", _job_counts(status))
-    for code, number in sorted(status.error_counts.items()):
-        row("Errors", f"{code} {number:,}")
-    if status.cut_off:
-        row("Cut off", f"{counted(status.cut_off, 'answer')} by max_tokens or the context")
-    if status.refused:
-        row("Refused", f"{counted(status.refused, 'answer')} by acceptance rules")
+    for label, value in _notes(status):
+        row(label, value)
     if status.completion_tokens:
         speed = "" if status.tokens_per_second is None else f", {rate(status.tokens_per_second)} tokens/s"
         shared = f" ({status.cached_prompt_tokens:,} shared)" if status.cached_prompt_tokens else ""
@@ -142,6 +141,20 @@ def batch_view(status: BatchStatus) -> Table:
         spent = duration(status.elapsed_seconds)
         row("Time", f"{spent}, finished {clock_time(status.finished_at)}" if status.finished_at else f"{spent} so far")
     return table
+
+
+def _notes(status: BatchStatus) -> Iterator[tuple[str, str]]:
+    """What is not so with every batch."""
+    if status.paused_at is not None and status.state is BatchState.PAUSED:
+        yield "Paused", f"{clock_time(status.paused_at)}{f': {status.paused_why}' if status.paused_why else ''}"
+    if status.brakes and not status.done:
+        yield "Brakes", in_words(status.brakes)
+    for code, number in sorted(status.error_counts.items()):
+        yield "Errors", f"{code} {number:,}"
+    if status.cut_off:
+        yield "Cut off", f"{counted(status.cut_off, 'answer')} by max_tokens or the context"
+    if status.refused:
+        yield "Refused", f"{counted(status.refused, 'answer')} by acceptance rules"
 
 
 def _job_counts(status: BatchStatus) -> Text:

@@ -70,8 +70,14 @@ class BatchControl(DatabaseClient):
 
         return self._database().transact(lambda c: pausing.pause_batch(c, batch_id, now=datetime.now(UTC)))
 
-    def resume(self, batch_id: str) -> int:
+    def resume(self, batch_id: str, *, release_brakes: bool = False) -> int:
         """Let the jobs of a paused batch begin again, and return how many wait. A worker publishes them.
+
+        A batch that one of its brakes has paused may spend the same again.
+
+        Args:
+            batch_id: The batch.
+            release_brakes: Have it run without brakes from now on, whether it is paused or not.
 
         Raises:
             NotFoundError: No such batch.
@@ -79,4 +85,4 @@ class BatchControl(DatabaseClient):
         """
         from helix_jobs.storage import pausing
 
-        return self._database().transact(lambda c: pausing.resume_batch(c, batch_id))
+        return self._database().transact(lambda c: pausing.resume_batch(c, batch_id, release_brakes=release_brakes))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from helix_jobs.acceptance.rule import AcceptanceRule
+    from helix_jobs.brakes import Brakes
     from helix_jobs.client.acceptance import Accept
     from helix_jobs.client.inputs import Input
     from helix_jobs.client.purge import Outcome, Purged, PurgePlan
@@ -59,6 +60,7 @@ class HelixClient(BatchControl):
         metadata: Mapping[str, Any] | None = None,
         accept: AcceptanceRule | Mapping[str, Any] | Accept | None = None,
         like: str | None = None,
+        brakes: Brakes | None = None,
         skip_invalid: bool = False,
         rejects: str | os.PathLike[str] | BinaryIO | None = None,
         on_invalid: Callable[[BadLine], None] | None = None,
@@ -85,6 +87,7 @@ class HelixClient(BatchControl):
             accept: When an answer counts. A rule, or a mapping with its fields, holds for lines that do not give their
                 own, and workers judge by it. A function judges here: this call then returns when ``accept`` does.
             like: Another batch: the four things above that are not given here are as they were for it.
+            brakes: When the batch is to pause by itself. A batch that an idempotency key names keeps its own.
             skip_invalid: Enqueue the good lines although there are bad ones.
             rejects: A path or binary stream that receives the bytes of bad lines. A path's file is made only if there
                 are bad lines, and replaced whole.
@@ -129,6 +132,7 @@ class HelixClient(BatchControl):
             name=name,
             idempotency_key=idempotency_key,
             metadata=metadata,
+            brakes=brakes,
             skip_invalid=skip_invalid,
             rejects=rejects,
             on_invalid=on_invalid,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Generator, Mapping
 
+    from helix_jobs.brakes import Brakes
     from helix_jobs.client.inputs import Input
     from helix_jobs.client.line_defaults import LineDefaults
     from helix_jobs.client.submission import Submission, SubmitStage
@@ -50,6 +51,7 @@ def submit_source(
     endpoint: str | None = None,
     table: TableAsk | None = None,
     on_reading: Callable[[str], None] | None = None,
+    brakes: Brakes | None = None,
 ) -> Submission:
     """Submit a source, see ``HelixClient.submit``.
 
@@ -69,6 +71,7 @@ def submit_source(
         endpoint: The endpoint that every line has to be for; None takes lines of every form.
         table: What is asked of the source as a table; None for lines.
         on_reading: As there.
+        brakes: As there.
     """
     limits, now = Limits.of(settings), datetime.now(UTC)
     with ExitStack() as stack:
@@ -85,6 +88,7 @@ def submit_source(
             defaults=defaults.to_dict(),
             metadata=storable_metadata(metadata),
             idempotency_key=checked_key(idempotency_key),
+            brakes=None if brakes is None else brakes.to_dict() or None,
         )
         reader = LineReader(
             defaults.sampling,

@@ -61,7 +61,8 @@ def begin_cancel(c: Connection, batch_id: str, *, now: datetime) -> Change | Non
     if not lock_batch(c, batch_id):
         c.execute(delete(batches).where(batches.c.id == batch_id))
         return None
-    c.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=now, paused_at=None))
+    ended = {"cancelled_at": now, "paused_at": None, "paused_why": None}
+    c.execute(update(batches).where(batches.c.id == batch_id).values(ended))
     return Change(batch_id, now)
 
 

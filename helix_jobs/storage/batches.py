@@ -85,6 +85,7 @@ def create_batch(c: Connection, batch: NewBatch) -> StoredBatch:
             "metadata": dict(batch.metadata),
             "idempotency_key": batch.idempotency_key,
             "interactive": batch.interactive,
+            "brakes": batch.brakes,
         },
     ).first()
     if inserted is not None:

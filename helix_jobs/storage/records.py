@@ -20,6 +20,7 @@ class NewBatch:
 
     Attributes:
         interactive: It is one request of a person who waits for its answer.
+        brakes: When it is to pause by itself, as it is stored.
     """
 
     id: str
@@ -30,6 +31,7 @@ class NewBatch:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     idempotency_key: str | None = None
     interactive: bool = False
+    brakes: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +221,9 @@ class BatchStatus(TokenCounts):
         read_at: When this was read, for the rates of a batch that still runs.
         cut_off: Answers of succeeded jobs that max_tokens or the context cut off (finish reason ``length``).
         refused: Answers that the jobs' own acceptance rules refused, those of unfinished jobs included.
-        paused_at: When somebody paused it; None while its jobs may begin.
+        paused_at: When somebody or a brake paused it; None while its jobs may begin.
+        paused_why: Why a brake paused it.
+        brakes: Its brakes, as they are stored.
     """
 
     id: str
@@ -237,6 +241,8 @@ class BatchStatus(TokenCounts):
     cut_off: int = 0
     refused: int = 0
     paused_at: datetime | None = None
+    paused_why: str | None = None
+    brakes: Mapping[str, Any] | None = None
 
     @property
     def stored(self) -> int:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0012"
+SCHEMA_REVISION: Final = "0013"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -77,6 +77,16 @@ def _column(name: str, kind: Any, *args: Any, nullable: bool = False, **kwargs: 
     return Column(name, kind, *args, nullable=nullable, **kwargs)
 
 
+# A JSON column whose NULL is SQL's own, so that plain SQL can ask for it. `holds` is what `readable` expects.
+def _json_or_null(name: str, holds: type) -> Column[Any]:
+    return _column(name, JSON(none_as_null=True), nullable=True, info={"holds": holds})
+
+
+def _partial_index(name: str, *columns: str, where: str) -> Index:
+    """An index over the few rows that match ``where``; SQLite uses it only for queries that repeat that text."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
 # One row, made by the migration: the id that tells this database from all others (``queue_names.py``).
 installation = Table(
     "installation",
@@ -106,7 +116,13 @@ batches = Table(
     _column("interactive", Boolean, server_default=false()),
     # While this is set, no job of the batch begins.
     _column("paused_at", UTCDateTime, nullable=True),
+    # Why a brake has paused it; NULL where a person has.
+    _column("paused_why", Text, nullable=True),
+    # When it is to pause by itself (brakes.py), and what that counts from (storage/brake_ledger.py).
+    _json_or_null("brakes", dict),
+    _json_or_null("brake_ledger", dict),
     Index("ix_batches_created_at", "created_at"),
+    _partial_index("ix_batches_braked", "id", where="brakes IS NOT NULL"),
 )
 
 # Jobs of other batches are neither published nor claimed.
@@ -114,11 +130,6 @@ TAKES_JOBS: Final = and_(batches.c.total.is_not(None), batches.c.cancelled_at.is
 
 # False once `helix purge` has begun to remove the batch: all other code treats it as gone (storage/purging.py).
 BATCH_IS_THERE: Final = or_(batches.c.total.is_not(None), batches.c.cancelled_at.is_(None))
-
-
-def _partial_index(name: str, *columns: str, where: str) -> Index:
-    """An index over the few rows that match ``where``; SQLite uses it only for queries that repeat that text."""
-    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
 jobs = Table(
@@ -189,11 +200,6 @@ runs = Table(
     _column("attention_seconds", Double, nullable=True),
     _column("verify_seconds", Double, nullable=True),
 )
-
-
-# A JSON column whose NULL is SQL's own, so that plain SQL can ask for it. `holds` is what `readable` expects.
-def _json_or_null(name: str, holds: type) -> Column[Any]:
-    return _column(name, JSON(none_as_null=True), nullable=True, info={"holds": holds})
 
 
 # A row for each answer of a job; most jobs have one. The prompt's tokens count in the first answer's row alone, so that

@@ -56,6 +56,8 @@ _BATCHES: Final = select(
     batches.c.created_at,
     batches.c.cancelled_at,
     batches.c.paused_at,
+    batches.c.paused_why,
+    batches.c.brakes,
     batches.c.total,
 ).where(BATCH_IS_THERE)
 
@@ -148,6 +150,8 @@ def _status(
         created_at=batch.created_at,
         cancelled_at=batch.cancelled_at,
         paused_at=batch.paused_at,
+        paused_why=batch.paused_why,
+        brakes=batch.brakes,
         total=batch.total,
         state=state,
         counts=counts,

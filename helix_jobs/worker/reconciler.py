@@ -34,6 +34,7 @@ from helix_jobs.errors import HelixError
 from helix_jobs.observability.rounds import come_round
 from helix_jobs.storage import batch_changes, changes_in_steps, publishing, retries, workers
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
+from helix_jobs.worker.brakes import BrakeWatch
 from helix_jobs.worker.lost_messages import LostMessages
 from helix_jobs.worker.lost_workers import (
     Observation,
@@ -135,6 +136,7 @@ class Reconciler:
         self._observations: dict[str, Observation] = {}
         self._watched = WatchedTime(time_limits.reconcile, clock)
         self._cancels: dict[Change, CancelSeen] = {}
+        self._brakes = BrakeWatch(database, clock)
         self._periodic = Periodic(
             "reconciler",
             self._tick_and_count,
@@ -179,7 +181,7 @@ class Reconciler:
             Exception: The first error of another kind, raised after all duties were tried.
         """
         errors: list[Exception] = []
-        for duty in (self._judge, self._finish_cancels, self._supply):
+        for duty in (self._judge, self._finish_cancels, self._brakes.look, self._supply):
             come_round()
             try:
                 duty()

@@ -21,6 +21,7 @@ FOUNDATIONS = {
     "endpoint_url": {"errors"},
     "_version": set(),
     "bounds": set(),
+    "brakes": {"errors", "wording"},
     "errors": set(),
     "exhaustion": set(),
     "files": {"errors"},

@@ -75,6 +75,7 @@ class BatchView:
         can_cancel: Whether something is left to cancel.
         can_pause: Whether jobs wait that could be held back.
         is_paused: Whether they are.
+        paused_why: Why a brake holds them back; empty where a person does.
         can_retry: Whether something can be tried again.
     """
 
@@ -85,6 +86,7 @@ class BatchView:
     can_cancel: bool
     can_pause: bool
     is_paused: bool
+    paused_why: str
     can_retry: bool
 
 
@@ -100,6 +102,7 @@ def batch_view(batch: BatchNow) -> BatchView:
         facts=_facts(batch),
         can_pause=status.state in (BatchState.QUEUED, BatchState.RUNNING) and counts[JobState.QUEUED] > 0,
         is_paused=status.state is BatchState.PAUSED,
+        paused_why=status.paused_why or "",
         can_cancel=not status.done and status.cancelled_at is None,
         can_retry=status.total is not None and counts[JobState.FAILED] + counts[JobState.CANCELLED] > 0,
     )

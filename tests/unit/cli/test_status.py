@@ -9,14 +9,14 @@ import pytest
 from helix_jobs.cli.follow import follow_for_person
 from helix_jobs.client.client import HelixClient
 from helix_jobs.new_job import NewJob
-from helix_jobs.storage import claims, publishing, workers
+from helix_jobs.storage import braking, claims, publishing, workers
 from helix_jobs.storage.batches import create_batch, insert_jobs
 from helix_jobs.storage.records import NewBatch, NewWorker
 from helix_jobs.time_limits import TimeLimits
 
 BATCH_KEYS = {
     *("id", "name", "source", "state", "created_at", "started_at", "finished_at", "cancelled_at", "total", "counts"),
-    "paused_at",
+    *("paused_at", "paused_why", "brakes"),
     *("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "draft_tokens", "accepted_tokens"),
     *("acceptance_rate", "tokens_per_second", "errors", "cut_off", "refused"),
 }
@@ -170,6 +170,41 @@ def test_pause_a_batch_and_let_it_go_on(helix, submitted):
     assert json.loads(helix("pause", batch, "--json").stdout) == {"id": batch, "paused": 3}
     assert "3 jobs may begin" in helix("resume", batch).stdout
     assert helix("pause", "b-20260101-aaaaaa").exit_code == 2
+
+
+def test_a_batch_that_a_brake_paused_says_why_and_what_to_do(helix, prompts, finish, database):
+    result = helix("submit", prompts(5), "--max-tokens-total", 30, "--max-hours", 8, "--stop-if-failing", "5%")
+    batch = result.stdout.strip()
+    brakes = {"max_tokens_total": 30, "max_hours": 8.0, "stop_if_failing": 0.05}
+    assert json.loads(helix("status", batch, "--json").stdout)["brakes"] == brakes
+    facts = dict(line.split(maxsplit=1) for line in helix("status", batch).stdout.splitlines() if " " in line)
+    assert facts["Brakes"] == "30 tokens, 8 h 00 min, 5 % failing"
+    finish(batch, succeeded=2)
+    assert database.transact(lambda c: braking.brake(c, batch, datetime.now(UTC))) is not None
+    why = "30 tokens computed; the limit is 30 (--max-tokens-total)"
+    shown = helix("status", batch).stdout
+    assert f": {why}\n" in shown
+    assert f"Paused: {why}. Let it go on with: " in shown
+    assert json.loads(helix("status", batch, "--json").stdout)["paused_why"] == why
+    assert "3 jobs may begin" in helix("resume", batch).stdout
+    assert json.loads(helix("status", batch, "--json").stdout)["paused_why"] is None
+    assert "no brakes any more" in helix("resume", batch, "--release-brakes").stdout
+    assert json.loads(helix("status", batch, "--json").stdout)["brakes"] is None
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "remedy"),
+    [
+        ("--stop-if-failing", "5", "write it as in 5%"),
+        ("--max-hours", "0", "x>0"),
+        ("--max-hours", "99999", "up to 10,000"),
+        ("--max-tokens-total", "0", "x>=1"),
+    ],
+)
+def test_a_brake_that_makes_no_sense_is_refused(helix, prompts, option, value, remedy):
+    result = helix("submit", prompts(1), option, value)
+    assert result.exit_code == 2
+    assert remedy in result.stderr
 
 
 def test_cancel_a_job_then_the_batch_then_retry(helix, submitted, database):

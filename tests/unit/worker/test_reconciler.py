@@ -5,18 +5,21 @@ from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import update
 
 from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import BrokerUnreachableError, DatabaseUnreachableError
 from helix_jobs.storage import claims, publishing, workers
 from helix_jobs.storage.process_identity import Here
+from helix_jobs.storage.schema import batches
 from helix_jobs.time_limits import TimeLimits
+from helix_jobs.worker.brakes import LOOK_SECONDS
 from helix_jobs.worker.reconciler import (
     Reconciler,
 )
 from helix_jobs.worker.shared_broker import clear_stranded, revive_broker
 from helix_jobs.worker.stranded_messages import send_again
-from tests.store_helpers import counts, must_take, now, register, stored_batch, succeed, worker
+from tests.store_helpers import counts, must_take, now, register, status, stored_batch, succeed, worker
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(seconds=5)
@@ -341,3 +344,21 @@ def test_a_reconciler_for_which_there_is_no_thread_is_stopped(sqlite_database, m
     with pytest.raises(RuntimeError, match="new thread"):
         reconciler.start()
     assert reconciler.stop()
+
+
+def test_a_batch_whose_brake_says_stop_is_paused_and_the_log_says_why(database, reconciler, clock, caplog):
+    register(database, "w1")
+    batch_id, ids = stored_batch(database, 3)
+    other, _ = stored_batch(database, 1)
+    with database.write() as c:
+        c.execute(update(batches).where(batches.c.id == batch_id).values(brakes={"max_tokens_total": 11}))
+    reconciler.tick()
+    succeed(database, must_take(database, ids[0]))
+    reconciler.tick()
+    assert status(database, batch_id).paused_at is None, "the next look is due in some seconds"
+    clock.seconds += LOOK_SECONDS
+    with caplog.at_level("WARNING"):
+        reconciler.tick()
+    assert f"batch {batch_id} is paused, 2 jobs wait: 11 tokens computed" in caplog.text
+    assert status(database, batch_id).paused_at is not None
+    assert status(database, other).paused_at is None
