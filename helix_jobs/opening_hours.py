@@ -62,20 +62,16 @@ class OpeningHours:
     zone: ZoneInfo | None = None
 
     @classmethod
-    def parse(cls, text: str, variable: str = "HELIX_HOURS") -> OpeningHours:
+    def parse(cls, text: str) -> OpeningHours:
         """Read hours as the module's docstring shows them.
-
-        Args:
-            text: The hours.
-            variable: The setting's name, for messages.
 
         Raises:
             ConfigurationError: The text is not valid; the message names the part that is not, and what is.
         """
         found = _ZONE.search(text)
-        zone = _zone(found["zone"], variable) if found else None
+        zone = _zone(found["zone"]) if found else None
         rest = text[: found.start()] if found else text
-        return cls(tuple(_span(part.strip().lower(), variable) for part in rest.split(",")), zone)
+        return cls(tuple(_span(part.strip().lower()) for part in rest.split(",")), zone)
 
     def is_open(self, moment: datetime) -> bool:
         """Whether an aware ``moment`` lies within a span."""
@@ -127,42 +123,42 @@ def checked_opening_hours(text: str) -> str:
     return text
 
 
-def _span(text: str, variable: str) -> Span:
+def _span(text: str) -> Span:
     found = _SPAN.fullmatch(text)
     if found is None:
-        _refuse(variable, text)
-    begin, end = _minutes(found["begin"], variable), _minutes(found["end"], variable)
+        _refuse(text)
+    begin, end = _minutes(found["begin"]), _minutes(found["end"])
     if begin in (_DAY_MINUTES, end):
-        _refuse(variable, text)
+        _refuse(text)
     first, _, last = (found["days"] or "mon-sun").partition("-")
     if first not in _DAYS or (last or first) not in _DAYS:
-        _refuse(variable, text)
+        _refuse(text)
     number = _DAYS.index(first)
     count = (_DAYS.index(last or first) - number) % _WEEK + 1
     days = frozenset((number + offset) % _WEEK for offset in range(count))
     return Span(days, begin, end if end > begin else end + _DAY_MINUTES)
 
 
-def _minutes(text: str, variable: str) -> int:
+def _minutes(text: str) -> int:
     hours, minutes = map(int, text.split(":"))
     total = hours * _HOUR_MINUTES + minutes
     if minutes >= _HOUR_MINUTES or total > _DAY_MINUTES:
-        _refuse(variable, text)
+        _refuse(text)
     return total
 
 
-def _zone(name: str, variable: str) -> ZoneInfo:
+def _zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (KeyError, OSError, ValueError) as error:  # no such zone, a directory of zones, a hostile name
         raise ConfigurationError(
-            f"{variable} names the time zone {name!r:.100}, which is not known here; use a name such as "
+            f"HELIX_HOURS names the time zone {name!r:.100}, which is not known here; use a name such as "
             "Europe/Berlin, or none for this machine's own; the tzdata package knows all names"
         ) from error
 
 
-def _refuse(variable: str, text: str) -> NoReturn:
+def _refuse(text: str) -> NoReturn:
     raise ConfigurationError(
-        f"{variable} has {text!r:.100}; give hours such as 22:00-07:00, with days such as mon-fri before them, commas "
+        f"HELIX_HOURS has {text!r:.100}; give hours such as 22:00-07:00, with days such as mon-fri before them, commas "
         "between several, and a time zone such as Europe/Berlin at the end if it is not this machine's"
     )
