@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 _SERVER_LOST: Final = (
-    "the engine's server was lost each time it computed this job, the last time with nothing else of this worker; look "
-    "at the server's log, then retry by hand"
+    "the server that computes the answers (HELIX_ENDPOINT_URL) was lost each time it computed this job, the last time "
+    "with nothing else of this worker; look at that server's log, then retry by hand"
 )
 
 

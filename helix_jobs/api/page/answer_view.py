@@ -25,7 +25,7 @@ _REMEDIES: Final[Mapping[str, str]] = {
     ErrorCode.OUT_OF_MEMORY: "Give the worker more memory for its cache (HELIX_KV_CACHE_MB), or shorten the prompt; "
     "then retry.",
     ErrorCode.WORKER_LOST: "Look into the worker's log for why it ended; then retry.",
-    ErrorCode.SERVER_LOST: "Look into the server's log for why it ended; then retry.",
+    ErrorCode.SERVER_LOST: "Look into the log of the server that computes the answers for why it ended; then retry.",
     ErrorCode.ENGINE_ERROR: "Look into the worker's log; then retry.",
     ErrorCode.NOT_ACCEPTED: "Loosen the line's own rule and submit it again, or retry to give it its tries again.",
     ErrorCode.DEADLINE: "Raise HELIX_JOB_TIMEOUT or lower max_tokens; then retry.",

@@ -39,7 +39,7 @@ _CODES: Final[Mapping[str, str]] = {
     "prompt_too_long": "These prompts are longer than the model's context.",
     "out_of_memory": "These requests do not fit into memory, not even alone.",
     "worker_lost": "Workers died while they ran these, several times.",
-    "server_lost": "The engine's server was lost while it computed these, several times.",
+    "server_lost": "The server that computes the answers was lost while it computed these, several times.",
     "deadline": "These took longer than HELIX_JOB_TIMEOUT.",
     "engine_error": "The engine failed on these; the worker's log has more.",
     "not_accepted": "Their acceptance rule refused every answer.",
