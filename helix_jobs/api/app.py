@@ -112,7 +112,7 @@ def _unrouted(request: Request, error: Exception) -> Response:
     if is_page(path):
         return refusal_page(request, Problem(error.status_code, f"{path} is not a page; begin with the overview"))
     if error.status_code == _NOT_FOUND:
-        message = f"there is no {request.method} {path}; GET /docs lists what there is"
+        message = f"there is no {request.method} {path}; GET /openapi.json lists what there is"
     elif error.status_code == _NOT_ALLOWED:
         headers["Allow"] = ", ".join(_methods_of(request))
         message = f"{request.method[:20]} is not answered at {path}; ask with {headers['Allow']}"

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
+from helix_jobs.api.guards import SAFE_METHODS
 from helix_jobs.errors import NotFoundError
-from helix_jobs.intake.forms import CHAT_ENDPOINT, COMPLETION_ENDPOINT
+from helix_jobs.intake.forms import ENDPOINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
 FRESH_SECONDS: Final = 0.25
 # Batches whose reading is kept.
 _MOST: Final = 256
-_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-# They make jobs of their own, and change no batch.
-_GENERATING: Final = frozenset({CHAT_ENDPOINT, COMPLETION_ENDPOINT})
+# What is asked there makes jobs of its own, and changes no batch.
+_GENERATING: Final = frozenset(ENDPOINTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class Forgetting:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, and forget."""
-        if scope["type"] != "http" or scope["method"] in _READING or scope["path"] in _GENERATING:
+        if scope["type"] != "http" or scope["method"] in SAFE_METHODS or scope["path"] in _GENERATING:
             await self._app(scope, receive, send)
             return
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from helix_jobs.intake.forms import CHAT_ENDPOINT, COMPLETION_ENDPOINT
+from helix_jobs.intake.forms import CHAT_ENDPOINT, COMPLETION_ENDPOINT, ENDPOINTS
 
 _WORDS: Final = {
     400: "The request is wrong: the message names the field, the reason and the remedy.",
@@ -19,7 +19,7 @@ _WORDS: Final = {
     422: "No answer was accepted.",
     429: "Too many requests are open, or came within a minute.",
     500: "The server or the engine failed.",
-    502: "The engine's server was lost each time it computed the answer.",
+    502: "The server that computes the answers (HELIX_ENDPOINT_URL) was lost each time it computed this one.",
     503: "No worker runs, the database does not answer, or the server stops.",
     504: "The job took too long.",
     507: "The request does not fit into memory.",
@@ -121,7 +121,7 @@ BATCH_BODY: Final = {
                     "required": ["input_file_id", "endpoint", "completion_window"],
                     "properties": {
                         "input_file_id": {"type": "string"},
-                        "endpoint": {"enum": [CHAT_ENDPOINT, COMPLETION_ENDPOINT]},
+                        "endpoint": {"enum": list(ENDPOINTS)},
                         "completion_window": {"type": "string", "description": "Hours or days: 24h, 7d."},
                         "metadata": {"type": ["object", "null"], "description": "Up to 16 pairs of texts."},
                         "output_expires_after": _EXPIRY,

@@ -32,9 +32,9 @@ BODY_SECONDS: Final = 30.0
 BODY_PACE: Final = 8192
 HEAD_START_SECONDS: Final = 30.0
 # Whatever has no key: it tells nothing about anybody's work.
-_PUBLIC: Final = frozenset({"/health", "/ready"})
+PUBLIC: Final = frozenset({"/health", "/ready"})
 # What changes nothing, and so may be asked by a link on whatever page.
-_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Guard:
@@ -100,7 +100,7 @@ class Guard:
             return self._page_owner(method, path, headers)
         owner = self._access.owner(headers.get("authorization"))
         if owner is None:
-            if path in _PUBLIC:
+            if path in PUBLIC:
                 return ""
             raise Problem(
                 401, "the API key is missing or wrong; send Authorization: Bearer KEY", code="invalid_api_key"
@@ -113,7 +113,7 @@ class Guard:
         So another site, in whose name a browser would send the cookie, can ask the API nothing. What changes something
         on the page has to come from the page itself: browsers send the origin with every form.
         """
-        if method not in _SAFE and not _is_own_origin(headers):
+        if method not in SAFE_METHODS and not _is_own_origin(headers):
             raise Problem(403, "the request does not come from this page; open the page and try again", code="origin")
         owner = EVERYBODY if self._access.is_open else self._sessions.owner(headers.get("cookie"))
         if owner is None and needs_session(path):

@@ -18,7 +18,21 @@ if TYPE_CHECKING:
 
 HEALTH_PATH: Final = "/health"
 READY_PATH: Final = "/ready"
-_NOT_READY: Final[dict[int | str, dict[str, Any]]] = {503: {"description": "They would not."}}
+# Monitors send no key, see ``guards.PUBLIC``.
+_WITHOUT_KEY: Final[dict[str, Any]] = {"security": []}
+_STANDING: Final = {
+    "type": "object",
+    "required": ["status", "database", "workers"],
+    "properties": {
+        "status": {"enum": ["ok", "no worker", "unavailable"]},
+        "database": {"type": "boolean"},
+        "workers": {"type": "integer", "minimum": 0},
+    },
+}
+_READINESS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"description": words, "content": {"application/json": {"schema": _STANDING}}}
+    for status, words in ((200, "They would."), (503, "They would not."))
+}
 _BODY: Final = {"status": "ok"}
 _OK: Final = JSONResponse(_BODY)
 
@@ -26,7 +40,7 @@ router = APIRouter(tags=["health"])
 
 
 @router.head(HEALTH_PATH, include_in_schema=False)
-@router.get(HEALTH_PATH, summary="Whether the server runs")
+@router.get(HEALTH_PATH, summary="Whether the server runs", openapi_extra=_WITHOUT_KEY)
 async def health() -> dict[str, str]:
     """Answers as long as the server runs; asks nobody else."""
     return _BODY
@@ -59,9 +73,7 @@ _ROUTE: Final = next(route for route in router.routes if getattr(route, "path", 
 
 
 @router.head(READY_PATH, include_in_schema=False)
-@router.get(
-    READY_PATH, summary="Whether requests would be answered", responses={503: {"description": "They would not."}}
-)
+@router.get(READY_PATH, summary="Whether requests would be answered", responses=_READINESS, openapi_extra=_WITHOUT_KEY)
 def ready(request: Request) -> JSONResponse:
     """Whether the database answers, and a worker runs."""
     context: Context = request.app.state.context

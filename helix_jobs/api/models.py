@@ -26,8 +26,9 @@ router = APIRouter(tags=["models"])
 def list_models(request: Request) -> dict[str, Any]:
     """The target models of the workers, and the adapters that requests may choose by name."""
     context: Context = request.app.state.context
+    found = _list(context, context.workers.alive())
     answer_again(request.scope["state"], Again(_PATH, lambda: _list_again(context)))
-    return _list(context, context.workers.alive())
+    return found
 
 
 @router.get(_PATH + "/{model:path}", summary="Look up a model", responses=refusals(401, 404, 503))

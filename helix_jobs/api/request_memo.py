@@ -88,9 +88,10 @@ class RequestMemo:
         again: Again | None = state.get(_STATE)
         if again is None or len(head) > MAX_HEAD_BYTES:
             return
-        while len(self._entries) >= MAX_HEADS:
+        digest = sha256(head).digest()
+        while digest not in self._entries and len(self._entries) >= MAX_HEADS:
             self._entries.pop(next(iter(self._entries)))
-        self._entries[sha256(head).digest()] = _Entry(again, self._figures.of_route("GET", again.route, _STATUS))
+        self._entries[digest] = _Entry(again, self._figures.of_route("GET", again.route, _STATUS))
 
 
 def answer_again(state: MutableMapping[str, Any], again: Again) -> None:

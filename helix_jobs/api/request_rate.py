@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.datastructures import MutableHeaders
 
+from helix_jobs.api.guards import SAFE_METHODS
 from helix_jobs.api.problems import Problem
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _MINUTE: Final = 60.0
-_READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Paced:
         Raises:
             Problem: See ``RequestRate.take``; the guard answers it.
         """
-        if scope["type"] != "http" or scope["method"] in _READING or not (owner := scope["state"]["owner"]):
+        if scope["type"] != "http" or scope["method"] in SAFE_METHODS or not (owner := scope["state"]["owner"]):
             await self._app(scope, receive, send)
             return
         standing = self._rate.take(owner)

@@ -77,7 +77,8 @@ def test_refusals_name_the_field_and_store_nothing(served: tuple[Box, str]) -> N
             assert answer.json()["error"]["type"] == "invalid_request_error"
         assert http.post("/v1/completions", content="prompt=x").status_code == 415
         assert http.get("/v1/completions").status_code == 405
-        assert http.get("/v1/nothing").json()["error"]["message"].startswith("there is no GET /v1/nothing")
+        unknown = http.get("/v1/nothing").json()["error"]["message"]
+        assert unknown == "there is no GET /v1/nothing; GET /openapi.json lists what there is"
         assert http.get("/docs").status_code == 200
         for path in ("/health", "/ready"):
             assert (http.head(path).status_code, http.head(path).content) == (200, b"")
@@ -125,6 +126,19 @@ def test_the_same_key_at_the_same_time_answers_once(served: tuple[Box, str]) -> 
         thread.join()
     assert len(set(found)) == 1
     assert count(box, jobs) == 1
+
+
+def test_the_description_says_what_needs_a_key_and_what_a_server_answers_that_is_not_ready(box: Box) -> None:
+    with serving(box, api_keys=KEY) as address, asking(address) as nobody, asking(address, KEY) as http:
+        found = http.get("/openapi.json").json()
+        assert found["security"] == [{"key": []}]
+        open_paths = {path for path, one in found["paths"].items() if one.get("get", {}).get("security") == []}
+        assert open_paths == {"/health", "/ready"}
+        assert [nobody.get(path).status_code for path in ("/health", "/ready", "/v1/models")] == [200, 503, 401]
+        described = found["paths"]["/ready"]["get"]["responses"]["503"]["content"]["application/json"]["schema"]
+        standing = nobody.get("/ready").json()
+        assert set(described["required"]) == set(described["properties"]) == set(standing)
+        assert standing["status"] in described["properties"]["status"]["enum"]
 
 
 def test_without_a_worker_nobody_waits(box: Box) -> None:
