@@ -275,7 +275,7 @@ class HelixClient(BatchControl):
         """
         from helix_jobs.results.joined import JoinedAnswers, JoinOptions
 
-        stored = self.manifest(batch_id).defaults.get("table")
+        stored = self.manifest(batch_id).table
         options = JoinOptions() if options is None else options
         return JoinedAnswers(table, batch_id, stored, lambda: self.results(batch_id, include_failed=True), options)
 

@@ -47,8 +47,7 @@ class DatabaseClient:
         """
         from helix_jobs.storage.manifests import read_manifest
 
-        # Where a repair has counted the batch anew, the workers are read from its answers.
-        with self._database().read(unlimited=True) as connection:
+        with self._database().read() as connection:
             return read_manifest(connection, batch_id)
 
     def facts(self, batch_id: str, *, samples: int = 12) -> BatchFacts:

@@ -1,7 +1,6 @@
 """The manifest of a batch: what was asked, and what answered it.
 
-The workers stand in the batch's counters, so a manifest reads a few rows at any size. After a repair by hand the
-counters no longer name them; then their names are read from the answers.
+The workers stand in the batch's counters, so a manifest reads a few rows at any size.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from sqlalchemy import func, select
 from helix_jobs.errors import NotFoundError
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.readable import fetch_all, readable_rows
-from helix_jobs.storage.schema import BATCH_IS_THERE, batch_counters, batches, jobs, results, workers
+from helix_jobs.storage.schema import BATCH_IS_THERE, batch_counters, batches, workers
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
@@ -78,6 +77,12 @@ class Manifest:
     metadata: Mapping[str, Any]
     makers: tuple[Maker, ...]
 
+    @property
+    def table(self) -> Mapping[str, Any] | None:
+        """What is known of the table that it was submitted from: rows and their digest; None where it was none."""
+        table: Mapping[str, Any] | None = self.defaults.get("table")
+        return table
+
 
 def read_manifest(c: Connection, batch_id: str) -> Manifest:
     """The manifest of a batch, also while it runs.
@@ -110,20 +115,11 @@ def _ended_by(c: Connection, batch_id: str) -> dict[str, int]:
     query = (
         select(batch_counters.c.writer, ended.label("jobs"))
         .where(batch_counters.c.batch_id == batch_id, batch_counters.c.outcome.not_in(_NO_ENDS))
+        .where(batch_counters.c.writer.not_in(_NOT_WORKERS))
         .group_by(batch_counters.c.writer)
+        .having(ended > 0)
     )
-    found = {row.writer: int(row.jobs) for row in c.execute(query)}
-    named = {writer: count for writer, count in found.items() if writer not in _NOT_WORKERS and count > 0}
-    # What a person did takes from the sums: retries and refusals. More than nothing is what a recount wrote.
-    if named or found.get(counters.PERSON, 0) <= 0:
-        return named
-    by_answers = (
-        select(results.c.worker_id, func.count().label("jobs"))
-        .join_from(jobs, results, results.c.job_id == jobs.c.id)
-        .where(jobs.c.batch_id == batch_id, results.c.choice == 0)
-        .group_by(results.c.worker_id)
-    )
-    return {row.worker_id: int(row.jobs) for row in c.execute(by_answers)}
+    return {row.writer: int(row.jobs) for row in c.execute(query)}
 
 
 def _makers(c: Connection, ended: Mapping[str, int]) -> tuple[Maker, ...]:

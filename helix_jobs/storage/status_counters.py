@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, case, delete, func, select
+from sqlalchemy import and_, case, delete, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from helix_jobs.storage import result_rows
@@ -142,7 +142,10 @@ def _merge(sums: dict[str, Any], share: Share) -> None:
 
 
 def recount(c: Connection, batch_id: str) -> None:
-    """Rebuild a batch's counters from its jobs, after rows were changed by hand; costs a scan of the batch."""
+    """Rebuild a batch's counters from its jobs, after rows were changed by hand; costs a scan of the batch.
+
+    Each worker keeps a row for what it ended: the manifest names workers by their rows, and purge spares those.
+    """
     flush(c)
     result_rows.flush(c)
     shares = _count(c, batch_id, times=True)
@@ -160,9 +163,10 @@ def counters_agree(c: Connection, batch_id: str) -> bool:
         row.outcome: tuple(int(getattr(row, name)) for name in _SUMS)
         for row in c.execute(query.group_by(batch_counters.c.outcome))
     }
-    counted = {
-        share.outcome: tuple(int(getattr(share, name)) for name in _SUMS) for share in _count(c, batch_id, times=False)
-    }
+    counted: dict[str, tuple[int, ...]] = {}
+    for share in _count(c, batch_id, times=False):
+        before = counted.get(share.outcome, (0,) * len(_SUMS))
+        counted[share.outcome] = tuple(had + int(getattr(share, name)) for had, name in zip(before, _SUMS, strict=True))
     return {k: v for k, v in kept.items() if any(v)} == {k: v for k, v in counted.items() if any(v)}
 
 
@@ -173,9 +177,12 @@ def _count(c: Connection, batch_id: str, *, times: bool) -> list[Share]:
         .where(jobs.c.batch_id == batch_id)
     ).one()
     outcome = case((jobs.c.state == JobState.FAILED.value, jobs.c.error_code), else_=jobs.c.state)
+    # A cancel is a person's, whoever ran the job.
+    writer = case((jobs.c.state == JobState.CANCELLED.value, PERSON), else_=func.coalesce(jobs.c.worker_id, PERSON))
     rows = c.execute(
         select(
             outcome.label("outcome"),
+            writer.label("writer"),
             func.count(jobs.c.id.distinct()).label("jobs"),
             *(func.coalesce(func.sum(results.c[name]), 0).label(name) for name in OF_RESULTS),
             _CUT_OFF.label("cut_off"),
@@ -186,9 +193,9 @@ def _count(c: Connection, batch_id: str, *, times: bool) -> list[Share]:
             jobs.outerjoin(results, and_(results.c.job_id == jobs.c.id, jobs.c.state == JobState.SUCCEEDED.value))
         )
         .where(jobs.c.batch_id == batch_id, jobs.c.finished_at.is_not(None))
-        .group_by(outcome)
+        .group_by(text("outcome"), text("writer"))
     )
     return [
         Share(batch_id=batch_id, writer=SUBMITTER, outcome=STORED, jobs=stored.jobs, refused=stored.refused),
-        *(Share(batch_id=batch_id, writer=PERSON, **row._mapping) for row in rows),  # noqa: SLF001  (SQLAlchemy's documented name)
+        *(Share(batch_id=batch_id, **row._mapping) for row in rows),  # noqa: SLF001  (SQLAlchemy's documented name)
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from helix_jobs.storage import purging, workers
+from helix_jobs.storage import batch_changes, purging, workers
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.manifests import read_manifest
 from tests.store_helpers import fail, must_take, now, register, stored_batch, succeed, worker
@@ -30,14 +30,23 @@ def test_workers_are_named_with_the_jobs_they_ended(database):
         assert [maker.setup for maker in read_manifest(c, batch_id).makers] == [{"helix": "9"}, None]
 
 
-def test_after_a_recount_the_answers_name_them(database):
-    register(database, "w1")
-    batch_id, ids = stored_batch(database, 2)
-    for job_id in ids:
+def test_a_recount_keeps_what_each_worker_ended(database):
+    register(database, "w1", "w2")
+    batch_id, ids = stored_batch(database, 5)
+    for job_id in ids[:2]:
         succeed(database, must_take(database, job_id))
+    fail(database, must_take(database, ids[2], "w2"), "w2")
+    must_take(database, ids[3], "w2")
+    with database.write() as c:
+        batch_changes.cancel_job(c, ids[3], now=now())
+    before = _makers(database, batch_id)
     with database.write() as c:
         counters.recount(c, batch_id)
-    assert _makers(database, batch_id) == [("w1", 2)]
+        assert counters.counters_agree(c, batch_id)
+        for name in ("w1", "w2"):
+            workers.stop_worker(c, name, now())
+        assert purging.purge_workers(c, now() + timedelta(days=1), 10) == 0
+    assert _makers(database, batch_id) == before == [("w1", 2), ("w2", 1)]
 
 
 def test_a_purge_keeps_the_workers_of_batches_that_stay(database):
