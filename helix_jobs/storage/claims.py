@@ -114,6 +114,8 @@ _GIVE_BACK: Final = (
         queued_at=bindparam("now"),
     )
 )
+# After its last attempt a job does not wait for another one.
+_GIVE_BACK_UNLESS_LAST: Final = _GIVE_BACK.where(jobs.c.attempts < jobs.c.max_attempts)
 # Handing a job back in order is not a failed attempt.
 _RELEASE: Final = _GIVE_BACK.values(attempts=jobs.c.attempts - 1)
 # An answer came, so the job is not what killed earlier workers: its attempts begin anew.
@@ -264,10 +266,10 @@ def release(c: Connection, job_id: int, lease: int, worker_id: str, now: datetim
 def give_back(c: Connection, job_id: int, lease: int, worker_id: str, now: datetime) -> bool:
     """Hand a claimed job back to the queue. Its attempt counts, as the engine may have failed on it.
 
-    False: fenced, or this was its last attempt, after which a job does not wait for another one.
+    False: fenced, or this was its last attempt.
     """
-    left = _GIVE_BACK.where(jobs.c.attempts < jobs.c.max_attempts)
-    return c.execute(left, {"job_id": job_id, "held": lease, "holder": worker_id, "now": now}).rowcount > 0
+    parameters = {"job_id": job_id, "held": lease, "holder": worker_id, "now": now}
+    return c.execute(_GIVE_BACK_UNLESS_LAST, parameters).rowcount > 0
 
 
 def fail_unreadable(c: Connection, job_id: int, reason: str, now: datetime) -> bool:

@@ -35,8 +35,12 @@ from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from sqlalchemy import URL
+
+    # Opens a read transaction: for whoever reads in several.
+    OpenRead = Callable[[], AbstractContextManager[Connection]]
 
 logger = logging.getLogger(__name__)
 

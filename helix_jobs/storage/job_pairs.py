@@ -17,12 +17,11 @@ from helix_jobs.storage.schema import BATCH_IS_THERE, batches, jobs, results
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sqlalchemy import Connection
 
-    OpenRead = Callable[[], AbstractContextManager[Connection]]
+    from helix_jobs.storage.database import OpenRead
 
 # Rows held at once: answers may be long. Where only keys are read there may be more.
 _PAGE: Final = 250

@@ -14,12 +14,11 @@ from helix_jobs.storage.schema import BATCH_IS_THERE, batches, jobs, results
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy import Row
 
-    OpenRead = Callable[[], AbstractContextManager[Connection]]
+    from helix_jobs.storage.database import OpenRead
 
 Order = Literal["line", "completion"]
 
