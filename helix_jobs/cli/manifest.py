@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from helix_jobs.cli.console import clock_time, make_console, show, timestamp
 from helix_jobs.cli.group import HelixCommand, echo_json, helix_options, open_client
 from helix_jobs.plain_text import printable
-from helix_jobs.wording import counted
+from helix_jobs.reports.manifest_words import alike, makers_in_words, options_in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
     from rich.table import Table
 
     from helix_jobs.settings import Settings
-    from helix_jobs.storage.manifests import Maker, Manifest
-
-# A part of a setup -> what it is called.
-_WORDS: Final[Mapping[str, str]] = {
-    "helix": "Helix",
-    "engine": "Engine",
-    "target": "Target",
-    "draft": "Draft",
-    "adapters": "Adapters",
-    "dtype": "Dtype",
-    "device": "Device",
-    "kernels": "Kernels",
-    "speculation_depth": "Depth",
-    "is_reproducible": "Same in any company",
-    "max_batch_size": "Slots",
-    "max_model_len": "Context",
-    "kv_cache_bytes": "KV cache bytes",
-    "libraries": "Libraries",
-    "python": "Python",
-    "system": "System",
-}
+    from helix_jobs.storage.manifests import Manifest
 
 
 @click.command("manifest", cls=HelixCommand, short_help="Show what made a batch's answers.")
@@ -101,20 +80,11 @@ def manifest_view(found: Manifest) -> Table:
     rows(_asked(found))
     for makers in alike(found.makers):
         table.add_row("", "")
-        rows(_answered(makers))
+        rows(makers_in_words(makers))
     if not found.makers:
         table.add_row("", "")
         table.add_row("Workers", "none has ended a job of it yet")
     return table
-
-
-def alike(makers: Sequence[Maker]) -> list[list[Maker]]:
-    """Workers in groups: those of a group differ in nothing that their answers depend on."""
-    groups: dict[str, list[Maker]] = {}
-    for maker in makers:
-        known = json.dumps([maker.setup, maker.target_model, maker.draft_model, maker.device], sort_keys=True)
-        groups.setdefault(known, []).append(maker)
-    return list(groups.values())
 
 
 def _asked(found: Manifest) -> Iterator[tuple[str, str]]:
@@ -127,37 +97,4 @@ def _asked(found: Manifest) -> Iterator[tuple[str, str]]:
     yield "Jobs", "being submitted" if found.total is None else f"{found.total:,}"
     if found.content_digest:
         yield "Lines' digest", found.content_digest
-    defaults = dict(found.defaults)
-    if (table := defaults.pop("table", None)) is not None:
-        yield "Rows read", f"{table['rows']:,}"
-        yield "Rows' digest", table["digest"]
-    for name, value in defaults.items():
-        yield f"Default {name}", _text(value)
-    for name, value in found.metadata.items():
-        yield f"Metadata {name}", _text(value)
-
-
-def _answered(makers: Sequence[Maker]) -> Iterator[tuple[str, str]]:
-    named = ", ".join(f"{maker.worker_id} ({counted(maker.jobs, 'job')})" for maker in makers)
-    yield ("Worker" if len(makers) == 1 else "Workers"), named
-    setup = makers[0].setup
-    if setup is not None:
-        for key, value in setup.items():
-            yield _WORDS.get(key, key), _text(value)
-        return
-    known = {"Target": makers[0].target_model, "Draft": makers[0].draft_model, "Device": makers[0].device}
-    yield from ((label, value) for label, value in known.items() if value)
-    yield "Setup", "not known: an older version of Helix answered, or its row is gone"
-
-
-def _text(value: Any) -> str:  # noqa: ANN401  (JSON)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict) and set(value) <= {"name", "digest"} and "name" in value:
-        digest = f", sha256 {value['digest']}" if "digest" in value else ""
-        return f"{value['name']}{digest}"
-    if isinstance(value, dict) and value and all(isinstance(inner, str) for inner in value.values()):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    return json.dumps(value, ensure_ascii=False)
+    yield from options_in_words(found.defaults, found.metadata)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.plain_text import printable
+from helix_jobs.reports.outcome_words import refused_answers
 from helix_jobs.storage.states import JobState
 from helix_jobs.wording import counted, duration, percent, rate
 
@@ -72,7 +73,7 @@ def _details(status: BatchStatus, pace: Pace) -> list[str]:
     if status.cut_off:
         parts.append(f"{status.cut_off:,} cut off")
     if status.refused:
-        parts.append(f"{status.refused:,} refused")
+        parts.append(f"{status.refused:,} tried again")
     if pace.tokens_per_second is not None:
         parts.append(f"{rate(pace.tokens_per_second)} tokens/s")
     if status.acceptance_rate is not None:
@@ -97,7 +98,7 @@ def summary_lines(status: BatchStatus) -> list[str]:
     if status.cut_off:
         lines.append(f"{counted(status.cut_off, 'answer')} cut off by max_tokens or the context")
     if status.refused:
-        lines.append(f"{counted(status.refused, 'answer')} refused by acceptance rules")
+        lines.append(refused_answers(status.refused))
     if status.error_counts:
         lines.append(
             "errors: " + ", ".join(f"{code} {number:,}" for code, number in sorted(status.error_counts.items()))

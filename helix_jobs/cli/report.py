@@ -63,5 +63,5 @@ def _figures(facts: BatchFacts) -> dict[str, Any]:
         ],
         "ttft": [{"at_most_seconds": edges[place], "answers": count} for place, count in sorted(figures.ttft.items())],
         "finish_reasons": dict(figures.finish_reasons),
-        "runs": len(facts.runs),
+        "runs": facts.runs.count,
     }

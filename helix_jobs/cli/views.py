@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.brakes import in_words
 from helix_jobs.cli.console import clock_time, show, timestamp
 from helix_jobs.plain_text import paragraphs, printable, shorten
+from helix_jobs.reports.outcome_words import refused_answers
 from helix_jobs.storage.states import BatchState, JobState
 from helix_jobs.wording import counted, duration, percent, rate
 
@@ -154,7 +155,7 @@ def _notes(status: BatchStatus) -> Iterator[tuple[str, str]]:
     if status.cut_off:
         yield "Cut off", f"{counted(status.cut_off, 'answer')} by max_tokens or the context"
     if status.refused:
-        yield "Refused", f"{counted(status.refused, 'answer')} by acceptance rules"
+        yield "Tried again", refused_answers(status.refused)
 
 
 def _job_counts(status: BatchStatus) -> Text:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.reports.charts import Chart, Series, chart, nice_step
-from helix_jobs.storage.batch_figures import TTFT_EDGES, TokenSums
+from helix_jobs.storage.batch_figures import TTFT_EDGES, TokenSums, most_tokens
 from helix_jobs.wording import counted, duration, rate
 
 if TYPE_CHECKING:
@@ -35,15 +35,15 @@ _REASONS: Final[Mapping[str, str]] = {
 
 def batch_charts(facts: BatchFacts) -> list[Chart]:
     """The charts that there are answers and runs for."""
-    figures, span = facts.figures, facts.span
+    figures, span, runs = facts.figures, facts.span, facts.runs.read
     if span is None or sum(figures.lengths.values()) < _LEAST_ANSWERS:
         return []
     found = [
         throughput_chart(span, figures.over_time),
-        fill_chart(span, facts.runs),
+        fill_chart(span, runs),
         acceptance_chart(span, figures.over_time),
-        depth_chart(span, facts.runs),
-        reasons_chart(span, facts.runs),
+        depth_chart(span, runs),
+        reasons_chart(span, runs),
         length_chart(figures.lengths),
         first_token_chart(figures.ttft),
     ]
@@ -63,7 +63,8 @@ def throughput_chart(span: Span, over_time: Mapping[int, TokenSums]) -> Chart | 
     ]
     return chart(
         "Tokens per second",
-        f"{rate(mean)} tokens/s on average over {duration(span.seconds)}. An answer counts when it ends.",
+        f"{rate(mean)} tokens/s on average over {duration(span.seconds)}, at most {rate(max(rates))}. "
+        "An answer counts when it ends.",
         Series("tokens/s", rates, words),
         ticks_x=_times(span),
     )
@@ -169,11 +170,11 @@ def length_chart(lengths: Mapping[int, int]) -> Chart:
         span = counted(first, "token") if step == 1 else f"{first:,} to {first + step - 1:,} tokens"
         words.append(f"{counted(answers, 'answer')} ({100 * answers / total:.1f} %) of {span}")
     end = len(columns) * step
-    half, most = _quantile(lengths, 0.5), _quantile(lengths, 0.9)
+    half, most, all_of_them = (most_tokens(_quantile(lengths, part)) for part in (0.5, 0.9, 1.0))
     return chart(
         "Length of answers, in tokens",
         f"Half of the answers have at most {counted(half, 'token')}, nine of ten at most {most:,}, "
-        f"the longest {longest:,}.",
+        f"all at most {all_of_them:,}.",
         Series("answers", columns, words),
         ticks_x=("0", f"{end // 2:,}", f"{end:,}"),
     )
@@ -186,24 +187,32 @@ def first_token_chart(ttft: Mapping[int, int]) -> Chart | None:
         return None
     first, last = min(ttft), max(ttft)
     places = range(first, last + 1)
-    words = [f"{counted(ttft.get(place, 0), 'answer')} began after {_edge(place)}" for place in places]
+    words = [f"{counted(ttft.get(place, 0), 'answer')} began {_between(place)}" for place in places]
     half, most = _quantile(ttft, 0.5), _quantile(ttft, 0.9)
     return chart(
         "Time to the first token, from admission",
-        f"Half of the answers began after {_edge(half)}, nine of ten after {_edge(most)}. The steps grow.",
+        f"Half of the answers began {_within(half)}, nine of ten {_within(most)}. The steps grow.",
         Series("answers", [ttft.get(place, 0) for place in places], words),
         ticks_x=(
-            _edge(first),
-            _edge((first + last) // 2) if last - first > 1 else "",
-            _edge(last) if last > first else "",
+            _seconds(TTFT_EDGES[first - 1]) if first else "0 s",
+            "",
+            _seconds(TTFT_EDGES[last]) if last < len(TTFT_EDGES) else "more",
         ),
     )
 
 
-def _edge(place: int) -> str:
+def _within(place: int) -> str:
+    """When the answers up to this place of ``TTFT_EDGES`` began."""
     if place >= len(TTFT_EDGES):
-        return f"more than {_seconds(TTFT_EDGES[-1])}"
-    return f"{_seconds(TTFT_EDGES[place])} or less"
+        return f"after {_seconds(TTFT_EDGES[-1])} or more"
+    return f"within {_seconds(TTFT_EDGES[place])}"
+
+
+def _between(place: int) -> str:
+    """When the answers at this place began, of which none is at the one before."""
+    if place == 0 or place >= len(TTFT_EDGES):
+        return _within(place)
+    return f"after {_seconds(TTFT_EDGES[place - 1])} to {_seconds(TTFT_EDGES[place])}"
 
 
 def _seconds(value: float) -> str:

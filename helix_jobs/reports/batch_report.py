@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from helix_jobs.reports.batch_charts import batch_charts
+from helix_jobs.reports.manifest_words import alike, makers_in_words, options_in_words
+from helix_jobs.reports.outcome_words import FINISHES, refused_answers
 from helix_jobs.reports.prompts import prompt_of, text_of
 from helix_jobs.storage.states import JobState
 from helix_jobs.wording import counted, duration, percent, rate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from helix_jobs.reports.charts import Chart
     from helix_jobs.storage.batch_examples import ExampleJob
     from helix_jobs.storage.batch_facts import BatchFacts
     from helix_jobs.storage.batch_figures import RankedJob
-
-_REASONS: Final[Mapping[str, str]] = {
-    "stop": "ended by themselves",
-    "length": "were cut off by max_tokens or the context",
-    "tool_calls": "ended with calls of tools",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +100,7 @@ def batch_report(facts: BatchFacts) -> BatchReport:
         state=str(status.state),
         tiles=tuple(_tiles(facts)),
         asked=tuple(_asked(facts)),
-        answered=tuple(_answered(facts)),
+        answered=tuple(tuple(makers_in_words(makers)) for makers in alike(facts.manifest.makers)),
         charts=tuple(batch_charts(facts)),
         outcomes=tuple(_outcomes(facts)),
         errors=tuple(
@@ -148,48 +143,21 @@ def _asked(facts: BatchFacts) -> list[tuple[str, str]]:
     rows.append(("Submitted", manifest.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")))
     if manifest.content_digest:
         rows.append(("Lines' digest", manifest.content_digest))
-    rows += [(f"Default {name}", text_of(value)) for name, value in manifest.defaults.items()]
-    rows += [(f"Metadata {name}", text_of(value)) for name, value in manifest.metadata.items()]
-    return rows
-
-
-def _answered(facts: BatchFacts) -> list[tuple[tuple[str, str], ...]]:
-    groups: dict[str, list[tuple[str, int]]] = {}
-    described: dict[str, list[tuple[str, str]]] = {}
-    for maker in facts.manifest.makers:
-        setup = maker.setup or {}
-        target, draft = setup.get("target", {}), setup.get("draft", {})
-        values = (
-            ("Target", maker.target_model),
-            ("Its digest", target.get("digest")),
-            ("Draft", maker.draft_model),
-            ("Its digest", draft.get("digest")),
-            ("Device", maker.device),
-            ("Dtype", setup.get("dtype")),
-            ("Kernels", setup.get("kernels")),
-            ("Helix", setup.get("helix")),
-        )
-        shown = [(label, str(value)) for label, value in values if value]
-        key = json.dumps(shown)
-        groups.setdefault(key, []).append((maker.worker_id, maker.jobs))
-        described[key] = shown
-    return [
-        (("Workers", ", ".join(f"{name} ({counted(jobs, 'job')})" for name, jobs in named)), *described[key])
-        for key, named in groups.items()
-    ]
+    return [*rows, *options_in_words(manifest.defaults, manifest.metadata)]
 
 
 def _outcomes(facts: BatchFacts) -> list[tuple[str, str]]:
     status, figures = facts.status, facts.figures
     rows = [(f"Jobs {state}", f"{status.counts[state]:,}") for state in JobState if status.counts[state]]
     for reason, answers in figures.finish_reasons.most_common():
-        rows.append((f"Answers that {_REASONS.get(reason, f'ended by {reason}')}", f"{answers:,}"))
+        words = FINISHES.get(reason, f"ended by {reason}")
+        rows.append((f"{words[:1].upper()}{words[1:]}", counted(answers, "answer")))
     again = sum(jobs for attempts, jobs in figures.attempts.items() if attempts > 1)
     if again:
-        rows.append(("Jobs that were begun again after a lost worker", f"{again:,}"))
+        rows.append(("Jobs begun again after a lost worker or server", f"{again:,}"))
     if status.refused:
         refused = sum(jobs for tries, jobs in figures.tries.items() if tries)
-        rows.append(("Answers that acceptance rules refused", f"{status.refused:,}, of {counted(refused, 'job')}"))
+        rows.append(("Tried again", f"{refused_answers(status.refused)}, of {counted(refused, 'job')}"))
     if status.cached_prompt_tokens:
         part = status.cached_prompt_tokens / max(1, status.prompt_tokens)
         rows.append(("Prompt tokens shared with other jobs", f"{status.cached_prompt_tokens:,} ({percent(part)})"))
@@ -197,18 +165,23 @@ def _outcomes(facts: BatchFacts) -> list[tuple[str, str]]:
 
 
 def _times(facts: BatchFacts) -> list[tuple[str, str]]:
+    runs = facts.runs
     parts = {
-        "Target model": sum(run.target_seconds or 0.0 for run in facts.runs),
-        "Drafts": sum(run.draft_seconds or 0.0 for run in facts.runs),
-        "Verification and sampling": sum(run.verify_seconds or 0.0 for run in facts.runs),
-        "Scheduling": sum(run.schedule_seconds or 0.0 for run in facts.runs),
+        "Target model": sum(run.target_seconds or 0.0 for run in runs.read) * runs.step,
+        "Drafts": sum(run.draft_seconds or 0.0 for run in runs.read) * runs.step,
+        "Verification and sampling": sum(run.verify_seconds or 0.0 for run in runs.read) * runs.step,
+        "Scheduling": sum(run.schedule_seconds or 0.0 for run in runs.read) * runs.step,
     }
     whole = sum(parts.values())
     if not whole:
         return []
     rows = [(label, f"{duration(seconds)} ({percent(seconds / whole)})") for label, seconds in parts.items()]
-    preempted = sum(run.preemptions or 0 for run in facts.runs)
-    return [*rows, *([("Sequences that had to make room", f"{preempted:,}")] if preempted else [])]
+    preempted = sum(run.preemptions or 0 for run in runs.read) * runs.step
+    if preempted:
+        rows.append(("Sequences that had to make room", f"{preempted:,}"))
+    if runs.step > 1:
+        rows.append(("Estimated", f"from one of {runs.step} of the {counted(runs.count, 'run')} of its workers"))
+    return rows
 
 
 def _ranked(ranked: Sequence[RankedJob]) -> list[tuple[str, str, str]]:

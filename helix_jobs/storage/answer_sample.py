@@ -30,6 +30,13 @@ _SAMPLE: Final = (
 )
 
 
+def spaced_lines(last: int, most: int) -> range:
+    """At most so many of the lines from 1 to ``last``, evenly spaced over all of them."""
+    step = max(1, -(-last // most))
+    # From the middle of each stretch, so that neither end of the file counts twice.
+    return range((step + 1) // 2, last + 1, step)
+
+
 @dataclass(frozen=True, slots=True)
 class SampledAnswer:
     """What is drawn of an answer.
@@ -68,9 +75,7 @@ def answer_sample(c: Connection, batch_id: str, total: int, most: int = MOST_LIN
     Raises:
         UnreadableRowError: A value of a row cannot be read.
     """
-    step = max(1, -(-total // most))
-    # From the middle of each stretch, so that neither end of the file counts twice.
-    lines = list(range((step + 1) // 2, total + 1, step))
-    rows = fetch_all(c, _SAMPLE, {"batch": batch_id, "lines": lines})
+    lines = spaced_lines(total, most)
+    rows = fetch_all(c, _SAMPLE, {"batch": batch_id, "lines": list(lines)})
     found = sorted((SampledAnswer(row.created_at, row.completion_tokens) for row in rows), key=lambda a: a.created_at)
-    return AnswerSample(found, step)
+    return AnswerSample(found, lines.step)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import func, select, text
 
+from helix_jobs.storage.answer_sample import spaced_lines
 from helix_jobs.storage.readable import readable_rows
 from helix_jobs.storage.schema import jobs, results
 from helix_jobs.storage.states import JobState
@@ -22,7 +23,6 @@ _UNSUCCESSFUL: Final = text("jobs.state IN ('failed', 'cancelled')")
 _SPARE: Final = 4
 _QUERY: Final = (
     select(
-        jobs.c.id.label("job_id"),
         jobs.c.line,
         jobs.c.custom_id,
         jobs.c.request,
@@ -44,7 +44,6 @@ _QUERY: Final = (
 class ExampleJob:
     """A job with the beginning of its first answer; what the answer would have is None without one."""
 
-    job_id: int
     line: int
     custom_id: str | None
     request: Mapping[str, Any]
@@ -63,11 +62,14 @@ def sample_of_answers(c: Connection, batch_id: str, count: int) -> list[ExampleJ
     last = c.execute(select(func.max(jobs.c.line)).where(jobs.c.batch_id == batch_id)).scalar_one()
     if last is None or not count:
         return []
-    step = max(1, last // (count * _SPARE))
-    lines = list(range((step + 1) // 2, last + 1, step))[: count * _SPARE + 1]
-    query = _QUERY.where(jobs.c.batch_id == batch_id, jobs.c.line.in_(lines), jobs.c.state == JobState.SUCCEEDED.value)
-    found = _examples(c, query)
-    return [found[place * len(found) // count] for place in range(count)] if len(found) > count else found
+    lines = spaced_lines(last, count * _SPARE)
+    answered = (jobs.c.line.in_(list(lines)), jobs.c.state == JobState.SUCCEEDED.value)
+    query = select(jobs.c.id).where(jobs.c.batch_id == batch_id, *answered).order_by(jobs.c.line)
+    ids = c.execute(query).scalars().all()
+    # Chosen before they are read: a request may be large, and most of the lines that were looked at are not shown.
+    if len(ids) > count:
+        ids = [ids[(2 * place + 1) * len(ids) // (2 * count)] for place in range(count)]
+    return _examples(c, _QUERY.where(jobs.c.id.in_(ids)))
 
 
 def examples_of_error(c: Connection, batch_id: str, code: str, count: int) -> list[ExampleJob]:

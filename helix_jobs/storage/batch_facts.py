@@ -7,19 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.storage.batch_examples import ExampleJob, examples_of_error, sample_of_answers
 from helix_jobs.storage.batch_figures import BatchFigures, Span, batch_figures
-from helix_jobs.storage.batch_runs import BatchRun, batch_runs
+from helix_jobs.storage.batch_runs import BatchRuns, batch_runs
 from helix_jobs.storage.manifests import Manifest, read_manifest
 from helix_jobs.storage.status import batch_status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Mapping, Sequence
 
-    from sqlalchemy import Connection
-
+    from helix_jobs.storage.database import OpenRead
     from helix_jobs.storage.records import BatchStatus
-
-    OpenRead = Callable[[], AbstractContextManager[Connection]]
 
 _COLUMNS: Final = 48
 _EXAMPLES: Final = 3
@@ -43,7 +39,7 @@ class BatchFacts:
     manifest: Manifest
     span: Span | None
     figures: BatchFigures
-    runs: Sequence[BatchRun]
+    runs: BatchRuns
     errors: Mapping[str, Sequence[ExampleJob]]
     sample: Sequence[ExampleJob]
 
@@ -67,7 +63,7 @@ def batch_facts(open_read: OpenRead, batch_id: str, samples: int) -> BatchFacts:
         sample = sample_of_answers(c, batch_id, samples)
     ended = status.finished_at or status.read_at
     span = None if status.started_at is None else Span(status.started_at, status.elapsed_seconds or 0.0, _COLUMNS)
-    runs: Sequence[BatchRun] = ()
+    runs = BatchRuns()
     figures = BatchFigures()
     if span is not None:
         figures = batch_figures(open_read, batch_id, span)

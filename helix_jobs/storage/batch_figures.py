@@ -18,12 +18,11 @@ from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from sqlalchemy import Connection, Select
 
-    OpenRead = Callable[[], AbstractContextManager[Connection]]
+    from helix_jobs.storage.database import OpenRead
 
 _SLICE: Final = 20_000
 _TOP: Final = 5
@@ -81,7 +80,6 @@ class Span:
 class RankedJob:
     """A job that is among the slowest or the longest."""
 
-    job_id: int
     line: int
     custom_id: str | None
     total_seconds: float
@@ -94,7 +92,7 @@ class BatchFigures:
 
     Attributes:
         over_time: Column of the span -> sums over the answers that were stored in it.
-        lengths: Tokens of an answer -> answers; from 500 tokens on in tens.
+        lengths: Tokens of an answer -> answers; from 500 tokens on in tens, each under its first (``most_tokens``).
         ttft: Place in ``TTFT_EDGES`` of the first edge that is not exceeded (its length: none) -> answers.
         finish_reasons: Finish reason -> answers.
         attempts: Claims of a job -> jobs that have ended.
@@ -111,6 +109,16 @@ class BatchFigures:
     tries: Counter[int] = field(default_factory=Counter)
     slowest: list[RankedJob] = field(default_factory=list)
     longest: list[RankedJob] = field(default_factory=list)
+
+
+def counted_length(tokens: int) -> int:
+    """The length under which ``BatchFigures.lengths`` counts an answer."""
+    return tokens if tokens < _EXACT_LENGTH else tokens - tokens % _TEN
+
+
+def most_tokens(length: int) -> int:
+    """The most tokens that answers have which ``BatchFigures.lengths`` counts under this length."""
+    return length if length < _EXACT_LENGTH else length + _TEN - 1
 
 
 def batch_figures(open_read: OpenRead, batch_id: str, span: Span) -> BatchFigures:
@@ -194,9 +202,8 @@ _OVER_TIME: Final = {
 
 
 def _ranked(by: ColumnElement[Any]) -> Select[Any]:
-    columns = (jobs.c.id.label("job_id"), jobs.c.line, jobs.c.custom_id)
     return (
-        select(*columns, results.c.total_seconds, results.c.completion_tokens)
+        select(jobs.c.line, jobs.c.custom_id, results.c.total_seconds, results.c.completion_tokens)
         .join_from(jobs, results, results.c.job_id == jobs.c.id)
         .where(*_WITH_ANSWERS, results.c.choice == 0)
         .order_by(by.desc(), jobs.c.line)

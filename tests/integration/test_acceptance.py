@@ -134,9 +134,9 @@ def test_one_command_from_prompts_to_accepted_answers(embedded_box: Box) -> None
     check(embedded_box, batch_id)
     assert "not_accepted" in done.stderr
     refused = sum(expected(batch_id, n + 1)[1] for n in range(len(LINES)))
-    assert f"{refused} answers refused by acceptance rules" in done.stderr
+    assert f"{refused} answers refused or asked for again" in done.stderr
     status = run(embedded_box, "status", batch_id).stdout
-    assert f"Refused  {refused} answers by acceptance rules" in status
+    assert f"Tried again  {refused} answers refused or asked for again" in status
     assert json.loads(run(embedded_box, "status", batch_id, "--json").stdout)["refused"] == refused
     written = [json.loads(line) for line in run(embedded_box, "results", batch_id, "--failed").stdout.splitlines()]
     rows = [row for row in written if row["state"] == "failed"]

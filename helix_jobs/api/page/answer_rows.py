@@ -137,5 +137,5 @@ def _note(head: AnswerHead) -> str:
     if head.reasoning_text:
         notes.append("thought")
     if head.tries:
-        notes.append(f"refused {head.tries}\N{MULTIPLICATION SIGN}")
+        notes.append(f"refused or asked again {head.tries}\N{MULTIPLICATION SIGN}")
     return ", ".join(notes)

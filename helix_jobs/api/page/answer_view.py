@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.api.page.answer_prompt import ToolCall, calls_of
 from helix_jobs.api.page.texts import ShownText, pretty_json, shown
 from helix_jobs.errors import ErrorCode
+from helix_jobs.reports.outcome_words import refused_answers
 from helix_jobs.storage.states import JobState
 from helix_jobs.wording import counted, duration, percent, rate
 
@@ -146,7 +147,7 @@ def _origin(result: JobResult) -> dict[str, str | None]:
         "Worker": result.worker_id,
         "Priority": str(result.priority) if result.priority else None,
         "Taken by workers": counted(result.attempts, "time") if result.attempts > 1 else None,
-        "Refused by its rule": counted(result.tries, "answer") if result.tries else None,
+        "Tried again": refused_answers(result.tries) if result.tries else None,
         "Keeps its form": None if result.is_valid is None else "yes" if result.is_valid else "no",
     }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from helix_jobs.errors import ErrorCode, InvalidFieldError
+from helix_jobs.reports.outcome_words import FINISHES
 from helix_jobs.storage.answer_records import AnswerFilter, AnswerMark, AnswerOrder, AnswerQuery
 from helix_jobs.storage.states import JobState
 
@@ -18,7 +19,7 @@ PAGE_ROWS: Final = 50
 ROWS: Final = "rows"
 PREVIEW: Final = "preview"
 _PREVIEW_ROWS: Final = 8
-FINISH_REASONS: Final = ("stop", "length", "tool_calls")
+FINISH_REASONS: Final = tuple(FINISHES)
 MAX_SEARCH_CHARS: Final = 500
 _MAX_LINE: Final = 2**31 - 1
 _STATES: Final = frozenset(state.value for state in JobState)

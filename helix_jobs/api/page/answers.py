@@ -14,6 +14,7 @@ from helix_jobs.api.page.rows import title_of
 from helix_jobs.api.page.templates import page, render
 from helix_jobs.api.page.viewer import viewer_of
 from helix_jobs.errors import ErrorCode
+from helix_jobs.reports.outcome_words import FINISHES
 from helix_jobs.storage.answer_list import list_answers
 from helix_jobs.storage.answer_records import AnswerMark, AnswerOrder, Effort
 from helix_jobs.storage.one_answer import line_of
@@ -30,12 +31,11 @@ if TYPE_CHECKING:
     from helix_jobs.api.context import Context
     from helix_jobs.storage.records import BatchStatus
 
-_FINISH_WORDS: Final = {"stop": "ended by itself", "length": "cut off by max_tokens", "tool_calls": "called tools"}
 _MARK_WORDS: Final[Mapping[AnswerMark, str]] = {
     AnswerMark.THOUGHT: "with thinking",
     AnswerMark.CALLED_TOOLS: "with tool calls",
     AnswerMark.BROKEN_FORM: "form not kept",
-    AnswerMark.REFUSED: "an answer was refused",
+    AnswerMark.REFUSED: "an answer was refused or asked for again",
     AnswerMark.RETAKEN: "taken more than once",
 }
 # What one page may cost the database.
@@ -158,7 +158,7 @@ def _shows(status: BatchStatus, chosen: str) -> tuple[tuple[str, Options], ...]:
     """The options of the filter by outcome, with their numbers where they are known."""
     states = tuple((state.value, f"{state.value} ({status.counts[state]:,})") for state in JobState)
     finishes = tuple(
-        (reason, _FINISH_WORDS[reason] + (f" ({counted(status.cut_off, 'answer')})" if reason == "length" else ""))
+        (reason, FINISHES[reason] + (f" ({counted(status.cut_off, 'answer')})" if reason == "length" else ""))
         for reason in FINISH_REASONS
     )
     counts = {**({chosen: 0} if chosen in {code.value for code in ErrorCode} else {}), **status.error_counts}

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 
 from helix_jobs.api.ids import known_id
-from helix_jobs.api.page.charts import length_chart, throughput_chart
+from helix_jobs.api.page.charts import charts_of_sample
 from helix_jobs.api.page.downloads import formats
 from helix_jobs.api.page.rows import BatchRow, batch_row
 from helix_jobs.api.page.templates import page
 from helix_jobs.api.page.unaccepted import API_PREFIX, show_unaccepted
 from helix_jobs.api.page.viewer import Viewer, viewer_of
 from helix_jobs.errors import NotFoundError
+from helix_jobs.reports.manifest_words import options_in_words
+from helix_jobs.reports.outcome_words import refused_answers
 from helix_jobs.storage.answer_sample import answer_sample
 from helix_jobs.storage.seen_batches import BatchSettings, batch_settings, require_seen
 from helix_jobs.storage.states import BatchState, JobState
@@ -158,7 +159,7 @@ def _charts(context: Context, batch_id: str) -> Sequence[Chart]:
     with context.database.read() as c:
         status = batch_status(c, batch_id)
         sample = answer_sample(c, batch_id, status.total or status.stored)
-    return [chart for chart in (throughput_chart(sample), length_chart(sample)) if chart is not None]
+    return charts_of_sample(sample)
 
 
 def _facts(batch: BatchNow) -> tuple[tuple[str, str], ...]:
@@ -175,7 +176,7 @@ def _facts(batch: BatchNow) -> tuple[tuple[str, str], ...]:
     if status.cut_off:
         facts.append(("Cut off", f"{counted(status.cut_off, 'answer')}, by max_tokens or the context"))
     if status.refused:
-        facts.append(("Refused", f"{counted(status.refused, 'answer')}, by acceptance rules"))
+        facts.append(("Tried again", refused_answers(status.refused)))
     if status.elapsed_seconds is not None:
         facts.append(("Time", duration(status.elapsed_seconds) + ("" if status.done else " so far")))
     return tuple(facts)
@@ -189,13 +190,4 @@ def _shown_settings(settings: BatchSettings, batch: BatchNow) -> Sequence[tuple[
     source = settings.source or label.filename
     if source:
         shown.append(("File", source))
-    defaults = dict(settings.defaults)
-    if (table := defaults.pop("table", None)) is not None:
-        shown.append(("Rows read", f"{table['rows']:,}"))
-    shown += [(f"Default {name}", _text(value)) for name, value in defaults.items()]
-    shown += [(f"Metadata {name}", _text(value)) for name, value in settings.metadata.items()]
-    return shown
-
-
-def _text(value: Any) -> str:  # noqa: ANN401  (JSON)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return [*shown, *options_in_words(settings.defaults, settings.metadata)]

@@ -9,6 +9,7 @@ from starlette.responses import HTMLResponse
 
 from helix_jobs.api.page.viewer import viewer_of
 from helix_jobs.reports import html
+from helix_jobs.reports.outcome_words import FINISHES
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -18,6 +19,7 @@ _LOADER: Final = ChoiceLoader(
     [PackageLoader("helix_jobs.api.page", "templates"), PrefixLoader({"reports": html.TEMPLATES})]
 )
 ENVIRONMENT: Final = html.make_environment(_LOADER, "%Y-%m-%d %H:%M")
+ENVIRONMENT.globals["finishes"] = FINISHES
 ENVIRONMENT.filters["iso"] = lambda moment: moment.isoformat(timespec="seconds")
 
 

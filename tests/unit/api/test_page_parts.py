@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helix_jobs.api.page.batch_list import read_place, write_place
-from helix_jobs.api.page.charts import length_chart, throughput_chart
+from helix_jobs.api.page.charts import charts_of_sample
 from helix_jobs.api.page.downloads import pieces_of
 from helix_jobs.api.page.paths import is_page, local_target, needs_session, sign_in_for
 from helix_jobs.api.page.rows import progress_parts, seconds_left, title_of
@@ -145,17 +145,17 @@ answers = st.builds(
 @given(st.lists(answers, max_size=60), st.integers(1, 1000))
 def test_charts_stay_in_their_box(found: list[SampledAnswer], step: int) -> None:
     sample = AnswerSample(sorted(found, key=lambda answer: answer.created_at), step)
-    for chart in (throughput_chart(sample), length_chart(sample)):
-        if chart is None:
-            continue
+    charts = charts_of_sample(sample)
+    for chart in charts:
         for column in chart.bars:
             assert column.x >= 0
             assert column.x + column.width <= WIDTH + 0.1
             assert 0 <= column.height <= HEIGHT
             assert column.y + column.height == pytest.approx(HEIGHT)
         assert len(chart.bars) <= 41
-    chart = throughput_chart(sample)
-    if chart is not None:
+    for chart in charts:
+        if not chart.title.startswith("Tokens per second"):
+            continue
         spent = (sample.answers[-1].created_at - sample.answers[0].created_at).total_seconds()
         assert chart.words.startswith(f"{_rate(sum(a.tokens for a in found) * step / spent)} tokens/s on average")
 
@@ -166,13 +166,13 @@ def _rate(value: float) -> str:
 
 def test_charts_say_in_words_what_they_show() -> None:
     sample = AnswerSample([SampledAnswer(NOW + timedelta(seconds=n), n) for n in range(101)], step=10)
-    speed, lengths = throughput_chart(sample), length_chart(sample)
-    assert speed is not None
-    assert speed.words == "505 tokens/s on average over 1 min 40 s, at most 1,225."
-    assert lengths is not None
+    speed, lengths = charts_of_sample(sample)
+    assert speed.words == "505 tokens/s on average over 1 min 40 s, at most 1,225. An answer counts when it ends."
+    assert lengths.bars[0].words == "50 answers (5.0 %) of 0 to 4 tokens"
     assert "Half of the answers have at most 50 tokens" in lengths.words
-    assert throughput_chart(AnswerSample([], 1)) is None
-    assert throughput_chart(AnswerSample([SampledAnswer(NOW, 1)] * 3, 1)) is None
+    assert charts_of_sample(AnswerSample([], 1)) == []
+    (lengths,) = charts_of_sample(AnswerSample([SampledAnswer(NOW, 1)] * 3, 1))
+    assert lengths.title.startswith("Length of answers")
 
 
 def test_faults_are_gathered_as_the_command_gathers_them() -> None:

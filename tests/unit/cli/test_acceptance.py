@@ -79,10 +79,10 @@ def test_a_refused_answer_is_shown_below_its_reason(helix, submitted, refuse, fi
     finish(batch, succeeded=1)
     shown = helix("results", batch, "--failed", "--format", "text").stdout
     assert "failed, not_accepted: 2 answers were refused: no river\n   a lake" in shown
-    assert "Refused  1 answer by acceptance rules" in helix("status", batch).stdout
+    assert "Tried again  1 answer refused or asked for again" in helix("status", batch).stdout
     told = helix("watch", batch)
     assert told.exit_code == 1
-    assert "1 answer refused by acceptance rules" in told.stdout
+    assert "1 answer refused or asked for again" in told.stdout
     (job,) = json.loads(helix("status", batch, "--jobs", "--json").stdout)["jobs"]
     assert (job["tries"], job["error_code"]) == (1, "not_accepted")
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from helix_jobs.storage import batch_figures
+from helix_jobs.storage import batch_figures, batch_runs
 from helix_jobs.storage.workers import finish_run, start_run
 from tests.answer_scene import every_kind, hostile_batch
 from tests.store_helpers import now
@@ -41,7 +41,7 @@ def test_it_says_what_was_asked_and_what_came_out(helix, database, tmp_path):
         "prompt_too_long",
         "the model&#39;s context 2,048",
         "Der Mond ist aufgegangen",
-        "cut off by max_tokens or the context",
+        "Cut off by max_tokens or the context",
         "And in Basel?",
         "Took longest",
     ):
@@ -80,6 +80,28 @@ def test_the_engine_s_runs_are_drawn_with_their_reasons(helix, database, submitt
         "Target model",
     ):
         assert text in page, text
+
+
+def test_an_estimate_from_a_part_of_the_runs_says_so(helix, database, submitted, finish, *, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_runs, "_MOST", 2)
+    batch = submitted(4)
+    finish(batch, succeeded=4)
+    with database.write() as c:
+        for _ in range(4):
+            finish_run(c, start_run(c, "w1", now()), totals(), now())
+    helix("report", batch, "-o", tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "from one of 2 of the 4 runs of its workers" in page
+    assert "20 s (76 %)" in page  # of four times 5 s, by two
+
+
+def test_the_table_of_a_batch_is_told_in_words(helix, home, tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n3,4\n", encoding="utf-8")
+    batch = helix("submit", tmp_path / "t.csv", "--prompt", "{{ a }}").stdout.strip()
+    helix("report", batch, "-o", tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Rows read" in page
+    assert "Default table" not in page
 
 
 def test_a_batch_that_has_not_begun_has_no_charts(helix, submitted, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from helix_jobs.reports.batch_charts import fill_chart, first_token_chart, length_chart
 from helix_jobs.reports.charts import HEIGHT, WIDTH, Series, chart
-from helix_jobs.storage.batch_figures import Span
+from helix_jobs.storage.batch_figures import TTFT_EDGES, Span, counted_length
 from helix_jobs.storage.batch_runs import BatchRun
 
 BEGUN = datetime(2026, 11, 1, tzinfo=UTC)
@@ -30,7 +32,7 @@ def test_lengths_are_drawn_in_forty_columns_at_most():
     made = length_chart({1: 5, 7: 4, 640: 1})
     assert made.ticks_x[-1].words == "660"
     assert made.bars[0].words == "9 answers (90.0 %) of 0 to 19 tokens"
-    assert made.words == "Half of the answers have at most 1 token, nine of ten at most 7, the longest 640."
+    assert made.words == "Half of the answers have at most 1 token, nine of ten at most 7, all at most 649."
     assert len(length_chart(dict.fromkeys(range(39), 1)).bars) == 39
 
 
@@ -38,15 +40,34 @@ def test_first_tokens_are_drawn_by_growing_steps():
     made = first_token_chart({3: 1, 5: 3})
     assert made is not None
     assert [bar.words for bar in made.bars] == [
-        "1 answer began after 30 ms or less",
-        "3 answers began after 70 ms or less",
+        "1 answer began after 20 ms to 30 ms",
+        "3 answers began after 50 ms to 70 ms",
     ]
+    assert made.words == "Half of the answers began within 70 ms, nine of ten within 70 ms. The steps grow."
+    assert [tick.words for tick in made.ticks_x] == ["20 ms", "", "70 ms"]
     assert first_token_chart({3: 1}) is None
 
 
+def test_the_first_and_the_last_step_to_a_first_token_have_one_edge():
+    made = first_token_chart({0: 1, len(TTFT_EDGES): 1})
+    assert made is not None
+    assert [bar.words for bar in made.bars] == ["1 answer began within 10 ms", "1 answer began after 700 s or more"]
+    assert made.words == "Half of the answers began within 10 ms, nine of ten after 700 s or more. The steps grow."
+    assert [tick.words for tick in made.ticks_x] == ["0 s", "", "more"]
+
+
+@given(st.lists(st.integers(0, 3000), min_size=2, max_size=50))
+@settings(max_examples=40)
+def test_no_answer_is_longer_than_the_words_say(tokens):
+    made = length_chart(Counter(map(counted_length, tokens)))
+    half, most, all_of_them = (int(n.replace(",", "")) for n in re.findall(r"at most ([\d,]+)", made.words))
+    assert sum(n <= half for n in tokens) >= len(tokens) / 2
+    assert sum(n <= most for n in tokens) >= 0.9 * len(tokens)
+    assert max(tokens) <= all_of_them
+
+
 def run(start, end, fill, **changes):
-    values = {"worker_id": "w", "slots": 8, "steps": 10, "completion_tokens": 5, "draft_tokens": 0}
-    values |= dict.fromkeys(("accepted_tokens", "preemptions"), 0)
+    values = {"worker_id": "w", "slots": 8, "steps": 10, "preemptions": 0}
     values |= dict.fromkeys(("schedule_seconds", "draft_seconds", "target_seconds", "verify_seconds"), 0.0)
     values |= {"mean_depth": None, "depth_reasons": None}
     moments = {"started_at": BEGUN + timedelta(seconds=start), "finished_at": BEGUN + timedelta(seconds=end)}

@@ -8,10 +8,14 @@ import pytest
 from sqlalchemy import select, update
 
 from helix_jobs.storage import batch_figures as module
+from helix_jobs.storage import batch_runs
 from helix_jobs.storage.batch_examples import examples_of_error, sample_of_answers
 from helix_jobs.storage.batch_figures import TTFT_EDGES, Span, batch_figures
 from helix_jobs.storage.schema import jobs, results
+from helix_jobs.storage.workers import finish_run, start_run
+from tests.ended_batches import ended_batch_of
 from tests.store_helpers import fail, must_take, now, register, stored_batch, succeed
+from tests.unit.reports.run_totals import totals
 from tests.varied_batches import varied_batch_of
 
 
@@ -67,3 +71,35 @@ def test_refused_answers_and_other_batches_do_not_count(database):
     assert sample[-1].line > 3300
     assert [job.line for job in failed] == [1000, 2000]
     assert failed[0].error_message == "line 1000 cannot be answered"
+
+
+@pytest.mark.parametrize("count", [1, 12, 49, 95, 200])
+def test_a_sample_is_of_the_whole_file(database, count):
+    batch_id = ended_batch_of(database, count)
+    with database.read() as c:
+        lines = [job.line for job in sample_of_answers(c, batch_id, 12)]
+    assert len(lines) == min(count, 12)
+    assert lines == sorted(lines)
+    gaps = [after - before for before, after in zip([0, *lines], [*lines, count + 1], strict=True)]
+    assert max(gaps) <= 2 * (count // 12 + 1)
+
+
+def test_very_many_runs_are_thinned_evenly_for_each_worker(database, monkeypatch):
+    monkeypatch.setattr(batch_runs, "_MOST", 4)
+    register(database, "w1", "w2")
+    begun = now()
+    with database.write() as c:
+        for minute in range(6):
+            for name in ("w1", "w2"):
+                run_id = start_run(c, name, begun + timedelta(minutes=minute))
+                finish_run(c, run_id, totals(), begun + timedelta(minutes=minute + 1))
+    ended = begun + timedelta(minutes=6)
+    with database.read() as c:
+        found = batch_runs.batch_runs(c, ["w1", "w2"], begun, ended)
+        few = batch_runs.batch_runs(c, ["w1"], begun, begun + timedelta(minutes=3))
+        none = batch_runs.batch_runs(c, [], begun, ended)
+    assert (found.count, found.step) == (12, 3)
+    assert [run.worker_id for run in found.read] == ["w1", "w2", "w1", "w2"]
+    assert [run.started_at - begun for run in found.read] == [timedelta(minutes=m) for m in (2, 2, 5, 5)]
+    assert (few.count, few.step, len(few.read)) == (3, 1, 3)
+    assert (none.count, none.read) == (0, ())
