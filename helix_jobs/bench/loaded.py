@@ -12,12 +12,11 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from helix_jobs.bench.prompts import task
+from helix_jobs.bench.bulk_work import BulkWork
 from helix_jobs.bench.server_load import ServerLoad
 from helix_jobs.errors import HelixError
 from helix_jobs.intake.forms import COMPLETION_ENDPOINT
 from helix_jobs.json_line import json_line
-from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,9 +32,6 @@ _FORM: Final = (
     'Content-Disposition: form-data; name="file"; filename="bulk.jsonl"\r\n\r\n{content}\r\n--{boundary}--\r\n'
 )
 _ANSWER_SECONDS: Final = 120.0
-# A batch has so many jobs for each slot, and another one follows before it ends.
-_JOBS_PER_SLOT: Final = 200
-_LEFT_PER_SLOT: Final = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +42,7 @@ class LoadPlan:
         turns: How often each side is measured, one after the other.
         seconds: How long a turn takes.
         max_tokens: New tokens of a bulk job.
-        is_apart: The worker has one processor for itself, and server and clients have the others.
+        is_apart: The worker has one processor for itself; server, clients and broker have the others.
     """
 
     turns: int
@@ -90,7 +86,7 @@ class LoadedBench:
     """Measures turns without and with load.
 
     Args:
-        client: Reads how many tokens were made.
+        client: Tells how the bulk work stands.
         address: The server's address.
         worker: The worker's process.
         server: The server's process.
@@ -113,8 +109,9 @@ class LoadedBench:
         self._processes = psutil.Process(worker), psutil.Process(server)
         self._plan = plan
         self._say = say
-        self._slots = client.live_workers()[0].slots
-        self._batches: list[str] = []
+        # The id over HTTP of the batch that was handed in last.
+        self._api_id = ""
+        self._bulk = BulkWork(client, client.live_workers()[0].slots, plan.max_tokens, self._hand_in)
         self.turns: list[Turn] = []
 
     def run(self) -> None:
@@ -123,31 +120,25 @@ class LoadedBench:
         Raises:
             HelixError: The server refuses a request, or does not answer.
         """
-        self._fill()
-        while self._client.status(self._own(self._batches[0])).counts[JobState.RUNNING] < self._slots:
-            time.sleep(0.1)
+        self._bulk.begin()
         for number in range(self._plan.turns):
             for is_loaded in (False, True):
                 self._say(f"turn {number + 1} of {self._plan.turns}, {'with' if is_loaded else 'without'} load")
                 self.turns.append(self._turn(is_loaded=is_loaded))
-        for status in self._client.list(1000):
-            if not status.done:
-                self._client.cancel(status.id)
+        self._bulk.cancel()
 
     def _turn(self, *, is_loaded: bool) -> Turn:
-        self._fill()
+        self._bulk.fill()
         with ExitStack() as stack:
             health = status = None
             if is_loaded:
                 health = stack.enter_context(ServerLoad(self._address, "/health", HEALTH_RATE))
-                path = f"/v1/batches/{self._batches[-1]}"
+                path = f"/v1/batches/{self._api_id}"
                 status = stack.enter_context(ServerLoad(self._address, path, STATUS_RATE))
             loads = [load for load in (health, status) if load is not None]
-            began, tokens, used = time.perf_counter(), self._tokens(), self._processor_seconds(loads)
-            while time.perf_counter() - began < self._plan.seconds:
-                self._fill()
-                time.sleep(min(1.0, self._plan.seconds / 10))
-            more, used_then = self._tokens() - tokens, self._processor_seconds(loads)
+            began, tokens, used = time.perf_counter(), self._bulk.tokens(), self._processor_seconds(loads)
+            self._bulk.keep_up(self._plan.seconds)
+            more, used_then = self._bulk.tokens() - tokens, self._processor_seconds(loads)
             seconds = time.perf_counter() - began
         worker, server, client = ((after - before) / seconds for before, after in zip(used, used_then, strict=True))
         asked = sum(load.answered for load in loads) / seconds
@@ -170,29 +161,11 @@ class LoadedBench:
         times = [process.cpu_times() for process in self._processes]
         return (*(each.user + each.system for each in times), sum(load.spent for load in loads))
 
-    def _tokens(self) -> int:
-        """Tokens of all answers that are stored."""
-        return sum(status.completion_tokens for status in self._client.list(1000))
-
-    def _fill(self) -> None:
-        """Hand in another batch before the work runs out."""
-        unfinished = 0
-        for status in self._client.list(1000):
-            unfinished += status.counts[JobState.QUEUED] + status.counts[JobState.RUNNING]
-        if unfinished < self._slots * _LEFT_PER_SLOT:
-            self._batches.append(self._handed_in())
-
-    def _handed_in(self) -> str:
-        """The id of a batch that was uploaded and created over HTTP, once its jobs are stored."""
-        begun = len(self._batches) * self._slots * _JOBS_PER_SLOT
+    def _hand_in(self, requests: list[dict[str, Any]]) -> str:
+        """Upload and create a batch over HTTP; returns its id for the client, once its jobs are stored."""
         lines = [
-            {
-                "custom_id": f"b{number}",
-                "method": "POST",
-                "url": COMPLETION_ENDPOINT,
-                "body": {"prompt": task(number), "max_tokens": self._plan.max_tokens, "ignore_eos": True},
-            }
-            for number in range(begun, begun + self._slots * _JOBS_PER_SLOT)
+            {"custom_id": f"b{number}", "method": "POST", "url": COMPLETION_ENDPOINT, "body": body}
+            for number, body in enumerate(requests)
         ]
         content = "".join(f"{json_line(line)}\n" for line in lines)
         form = _FORM.format(boundary=_BOUNDARY, content=content)
@@ -205,11 +178,9 @@ class LoadedBench:
             batch = self._asked("GET", f"/v1/batches/{batch['id']}")
         if batch["status"] != "in_progress":
             raise HelixError(f"the server did not take the bulk work, which is {batch['status']}: {batch['errors']}")
-        return str(batch["id"])
-
-    def _own(self, api_id: str) -> str:
-        """The batch's id for the client: its name there is its id over HTTP."""
-        return next(status.id for status in self._client.list(1000) if status.name == api_id)
+        self._api_id = batch["id"]
+        # Its name for the client is its id over HTTP.
+        return next(status.id for status in self._client.list(1000) if status.name == self._api_id)
 
     def _asked(self, method: str, path: str, body: str = "", kind: str = "") -> dict[str, Any]:
         connection = http.client.HTTPConnection(urlsplit(self._address).netloc, timeout=_ANSWER_SECONDS)

@@ -12,7 +12,7 @@ _LEAST: Final = 2
 
 
 class ProcessorShare:
-    """Divides this process's processors: the first one is a worker's, the others are everybody else's.
+    """Divides this process's processors: the first one is a worker's, the others are everybody else's of the bench.
 
     Whoever has a device of its own beside the processors, as a worker on a GPU does, competes for none of them. A
     worker on processors is put into this position by a processor that nobody else uses.

@@ -47,9 +47,6 @@ _REQUEST_SECONDS: Final = 600.0
 _STOP_SECONDS: Final = 30.0
 _WORKER_READY: Final = "Ready."
 _SERVER_READY: Final = "Serving at "
-# Jobs that each slot has ended before anything is measured. The first ones of all slots begin at once, and so end at
-# once: a short time has none of them or all.
-_ENDED_PER_SLOT: Final = 3
 # Bulk work is measured alone and beside requests in so many turns.
 _TURNS: Final = 4
 
@@ -159,11 +156,15 @@ class ServingBench:
         """Measure.
 
         Raises:
-            HelixError: Worker or server do not start, or refuse a request; or the bulk work is too short.
+            HelixError: Worker or server do not start, or refuse a request; or no processor can be kept for the worker.
         """
         with ExitStack() as stack:
             # The path is short, because a socket's path has a length limit.
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hx-bench-")))
+            share = ProcessorShare() if self._plan.load is not None and self._plan.load.is_apart else None
+            if share is not None:
+                stack.callback(share.take_all)
+                share.take_others()
             broker = EmbeddedBroker(directory)
             broker.start()
             stack.callback(broker.stop)
@@ -174,9 +175,7 @@ class ServingBench:
             stack.callback(database.dispose)
             upgrade(database)
             self._say("starting a worker")
-            share = ProcessorShare() if self._plan.load is not None and self._plan.load.is_apart else None
             if share is not None:
-                stack.callback(share.take_all)
                 share.take_first()
             worker, _ = _start(stack, settings, "worker", _WORKER_READY, directory)
             if share is not None:
@@ -194,17 +193,15 @@ class ServingBench:
                     loaded.run()
                     return
                 alone = _Asked()
-                self._ask_some(database, address, range(self._plan.requests), "nothing", alone)
+                self._ask_some(database, address, range(self._plan.requests), None, alone)
                 self._parts.append(alone.waits("nothing"))
                 slots = client.live_workers()[0].slots
                 self._parts.append(self._beside_bulk(database, address, client, slots))
 
     def _beside_bulk(self, database: Database, address: str, client: HelixClient, slots: int) -> Waits:
         self._say("filling the batch with bulk work")
-        bulk = BulkWork(client, slots, self._plan.max_tokens)
-        bulk.fill()
-        while bulk.ended() < slots * _ENDED_PER_SLOT:
-            time.sleep(0.1)
+        bulk = BulkWork(client, slots, self._plan.max_tokens, lambda requests: client.submit(requests).batch_id)
+        bulk.begin()
         asked, requests = _Asked(), self._plan.requests
         turns = min(_TURNS, requests)
         seconds, tokens, tokens_alone = 0.0, 0, 0
@@ -212,18 +209,23 @@ class ServingBench:
             bulk.fill()
             numbers = range(requests * turn // turns, requests * (turn + 1) // turns)
             began, before = time.perf_counter(), bulk.tokens()
-            self._ask_some(database, address, numbers, "bulk", asked)
+            self._ask_some(database, address, numbers, bulk, asked)
             spent, between = time.perf_counter() - began, bulk.tokens()
-            time.sleep(spent)
+            bulk.keep_up(spent)
             seconds += spent
             tokens += between - before
             tokens_alone += bulk.tokens() - between
         bulk.cancel()
         return asked.waits("bulk", tokens / seconds, tokens_alone / seconds)
 
-    def _ask_some(self, database: Database, address: str, numbers: Iterable[int], beside: str, asked: _Asked) -> None:
+    def _ask_some(
+        self, database: Database, address: str, numbers: Iterable[int], bulk: BulkWork | None, asked: _Asked
+    ) -> None:
         for number in numbers:
+            beside = "nothing" if bulk is None else "bulk"
             self._say(f"beside {beside}: request {number + 1} of {self._plan.requests}")
+            if bulk is not None:
+                bulk.fill()
             first, job_id = self._ask(address, number + 1)
             with database.read() as connection:
                 answer = answers_of(connection, job_id)[0]

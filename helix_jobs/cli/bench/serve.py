@@ -47,7 +47,9 @@ _SUMMARY: Final = "The wait for the first piece of an answer over HTTP, alone an
     help="Measure instead what bulk work loses to clients that ask how things are, in turns of so many seconds.",
 )
 @click.option(
-    "--apart", is_flag=True, help="With --load: the worker on the first processor, server and clients on the others."
+    "--apart",
+    is_flag=True,
+    help="With --load: the worker on the first processor; server, clients and broker on the others.",
 )
 @json_option
 @settings_option
@@ -68,8 +70,8 @@ def serve(
     the requests and without them, in four turns of equal length.
 
     With --load, bulk work is measured alone and while clients ask for /health a thousand times a second and for a
-    batch's status two hundred times a second, three times in turns. With --apart nobody takes the worker's processor
-    from it, as where the worker's device is a GPU.
+    batch's status two hundred times a second, three times in turns. With --apart server, clients and broker leave the
+    worker's processor to it, as where the worker's device is a GPU.
     """
     from helix_jobs.cli.console import make_console
 
