@@ -21,7 +21,8 @@ from helix_jobs.observability.rounds import come_round
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# A chunk of 1,000 messages took 0.07 to 0.15 seconds, read, sent and marked.
+# A chunk of 1,000 messages, read, sent and marked one after the other (SQLite and the embedded broker, twenty chunks),
+# took 0.04 s of the sender's processor time, and 0.19 to 0.47 s on a machine of two processors with much other work.
 TURN_SECONDS: Final = 3.0
 _LOOK_SECONDS: Final = 0.02
 
