@@ -13,7 +13,8 @@ import secrets
 import stat
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import ConfigurationError
@@ -21,7 +22,6 @@ from helix_jobs.files import PRIVATE_FILE, atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from typing import BinaryIO
 
 # A pipe's reader may start a moment later.
@@ -68,6 +68,14 @@ def written_whole(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
         raise ConfigurationError(f"{path} is a loop of symbolic links; choose another place") from error
     except OSError as error:
         raise cannot_be_written(path, error) from error
+
+
+def is_same_file(path: Path, other: object) -> bool:
+    """Whether a file to be written is the one that is read; False where one is not there, or ``other`` is no path."""
+    if isinstance(other, str | os.PathLike):
+        with suppress(OSError, ValueError):  # what cannot be looked at is not the input, which was opened
+            return path.samefile(Path(other))
+    return False
 
 
 def _own_descriptor(path: Path) -> int | None:

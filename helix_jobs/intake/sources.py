@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, cast
 
 from helix_jobs.errors import ConfigurationError, InputError
 from helix_jobs.intake.file_formats import open_lines
-from helix_jobs.output_file import written_whole
+from helix_jobs.output_file import is_same_file, written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,15 +144,13 @@ class RejectsFile:
 
     def __init__(self, destination: str | os.PathLike[str] | BinaryIO, source: object = None) -> None:
         self._path = Path(destination) if isinstance(destination, str | os.PathLike) else None
-        self._source = Path(source) if isinstance(source, str | os.PathLike) else None
+        self._source = source
         self._stream = None if isinstance(destination, str | os.PathLike) else destination
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        if self._path is not None and self._source is not None:
-            with suppress(OSError):  # what cannot be looked at is not the input, which was opened
-                if self._path.samefile(self._source):
-                    raise InputError(f"{self._path} is the input itself; name another place for the bad lines")
+        if self._path is not None and is_same_file(self._path, self._source):
+            raise InputError(f"{self._path} is the input itself; name another place for the bad lines")
         return self
 
     def __exit__(
