@@ -9,7 +9,7 @@ import click
 
 from helix_jobs.cli.table_options import InputPath
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.results.joined import DEFAULT_COLUMNS, JoinOptions
+from helix_jobs.results.join_options import DEFAULT_COLUMNS, JoinOptions
 from helix_jobs.tables.read_options import ReadOptions
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def join_options(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(*args: Any, join: str | None, **kwargs: Any) -> None:  # noqa: ANN401  (passes click's arguments on)
         given = {name: kwargs.pop(name) for name in _NAMES}
-        if join is None and any(given.values()):
-            named = next(name for name, value in given.items() if value)
+        named = next((name for name, value in given.items() if value is not None and value is not False), None)
+        if join is None and named is not None:
             raise click.UsageError(f"--{named.replace('_', '-')} needs --join.")
         try:
             joining = _joining(given)

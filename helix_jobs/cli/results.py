@@ -23,8 +23,8 @@ from helix_jobs.wording import counted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from helix_jobs.results.export import ByteSink
-    from helix_jobs.results.joined import JoinOptions
+    from helix_jobs.results.file_writers import ByteSink
+    from helix_jobs.results.join_options import JoinOptions
     from helix_jobs.settings import Settings
     from helix_jobs.storage.records import BatchStatus, JobResult
 
@@ -101,6 +101,7 @@ def results(
             written = _write(partial(export_results, rows, fmt=chosen), output, chosen)
         else:
             joined = client.joined(batch, join, joining)
+            click.echo(f"Reading {printable(join)} as {joined.reading}", err=True)
             written = _write(partial(joined.write, fmt=chosen), output, chosen)
     if output is None:
         return

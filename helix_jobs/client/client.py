@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
     from helix_jobs.results.frames import Results
-    from helix_jobs.results.joined import JoinedAnswers, JoinOptions
+    from helix_jobs.results.join_options import JoinOptions
+    from helix_jobs.results.joined import JoinedAnswers
     from helix_jobs.storage.records import BatchStatus, JobSummary
     from helix_jobs.tables.ask import TableAsk
 
@@ -273,11 +274,14 @@ class HelixClient(BatchControl):
             ConfigurationError: Two columns have the same name, or there is no schema to unnest by.
             InputError: It is not the table that the batch was submitted from.
         """
-        from helix_jobs.results.joined import JoinedAnswers, JoinOptions
+        from helix_jobs.client.stored_answers import StoredAnswers
+        from helix_jobs.results.join_options import JoinOptions
+        from helix_jobs.results.joined import JoinedAnswers
 
         stored = self.manifest(batch_id).table
         options = JoinOptions() if options is None else options
-        return JoinedAnswers(table, batch_id, stored, lambda: self.results(batch_id, include_failed=True), options)
+        answers = StoredAnswers(self._database().read, batch_id, _RESULTS_PAGE)
+        return JoinedAnswers(table, batch_id, stored, answers, options)
 
     def jobs(self, batch_id: str, *states: JobState) -> Iterator[JobSummary]:
         """Yield id, line, custom id and state of a batch's jobs, in the order of ``states``; without any, all jobs.

@@ -6,6 +6,8 @@ import json
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.intake.line_faults import cut, short
 from helix_jobs.json_line import json_line
 from helix_jobs.tables.row import row_json
 
@@ -33,6 +35,10 @@ _OF_SCHEMA: Final = {
     "number": FieldKind.DOUBLE,
     "boolean": FieldKind.BOOL,
 }
+# Keywords with several schemas of one value, whose kinds a column must hold.
+_CHOICES: Final = ("anyOf", "oneOf", "allOf")
+# A schema may refer to itself.
+_MOST_REFERENCES: Final = 8
 _LISTS: Final = {
     FieldKind.STRING: FieldKind.STRINGS,
     FieldKind.INT: FieldKind.NUMBERS,
@@ -42,15 +48,11 @@ _LISTS: Final = {
 
 def fields_of_schema(schema: object) -> dict[str, FieldKind]:
     """The columns of answers that are held to a JSON schema: the properties of its object."""
-    root = schema
-    for _ in range(8):  # a reference to a definition, perhaps of another one
-        if not isinstance(root, dict) or "$ref" not in root:
-            break
-        root = _referred(schema, str(root["$ref"]))
+    root = _resolved(schema, schema)
     properties = root.get("properties") if isinstance(root, dict) else None
     if not isinstance(properties, dict):
         return {}
-    return {str(name): _kind_of_schema(value) for name, value in properties.items()}
+    return {str(name): _kind_of_schema(value, schema) or FieldKind.JSON for name, value in properties.items()}
 
 
 def merged(first: Mapping[str, FieldKind], second: Mapping[str, FieldKind]) -> dict[str, FieldKind]:
@@ -100,9 +102,21 @@ def fitted(value: Any, kind: FieldKind) -> Any:  # noqa: ANN401  (any JSON value
     return None
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401  (any value of a table)
-    """A value as JSON has it: dates and the like as text."""
-    return value if value is None or isinstance(value, str | bool | int | float) else json.loads(row_json(value))
+def plain(value: Any, column: str) -> Any:  # noqa: ANN401  (any value of a table)
+    """A value of a column as JSON has it: dates and the like as text.
+
+    Raises:
+        ConfigurationError: It has no form in JSON, such as the bytes of a picture.
+    """
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    try:
+        return json.loads(row_json(value))
+    except ValueError as error:
+        raise ConfigurationError(
+            f"the column {short(column)} {cut(str(error))}, which JSON and CSV cannot have; write .parquet or .arrow "
+            "from a typed table, or submit a table without the column"
+        ) from error
 
 
 def flat(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
@@ -110,28 +124,40 @@ def flat(value: Any) -> Any:  # noqa: ANN401  (any JSON value)
     return json_line(value) if isinstance(value, dict | list) else value
 
 
-def _referred(schema: object, reference: str) -> object:
-    found = schema
-    for part in reference.removeprefix("#").split("/")[1:]:
-        found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
-    return found
+def _resolved(schema: object, root: object) -> object:
+    """The schema itself, or the definition that it refers to, perhaps by way of others."""
+    for _ in range(_MOST_REFERENCES):
+        if not isinstance(schema, dict) or "$ref" not in schema:
+            return schema
+        found = root
+        for part in str(schema["$ref"]).removeprefix("#").split("/")[1:]:
+            found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+        schema = found
+    return None  # it refers to itself
 
 
-def _kind_of_schema(schema: object) -> FieldKind:
-    if not isinstance(schema, dict):
+def _kind_of_schema(schema: object, root: object, depth: int = 0) -> FieldKind | None:
+    """The kind of a column of such values; None for a schema of null alone, which tells nothing."""
+    schema = _resolved(schema, root)
+    if not isinstance(schema, dict) or depth > _MOST_REFERENCES:
         return FieldKind.JSON
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if isinstance(values, list):
-        return _common_of(kind for value in values if (kind := kind_of_value(value)) is not None)
+        return _common_of(map(kind_of_value, values))
+    for name in _CHOICES:
+        if isinstance(branches := schema.get(name), list) and branches and "type" not in schema:
+            return _common_of(_kind_of_schema(branch, root, depth + 1) for branch in branches)
     stated = schema.get("type")
     names = [name for name in (stated if isinstance(stated, list) else [stated]) if name != "null"]
     if names == ["array"]:
-        return _LISTS.get(_kind_of_schema(schema.get("items")), FieldKind.JSON)
+        inner = _kind_of_schema(schema.get("items"), root, depth + 1)
+        return FieldKind.JSON if inner is None else _LISTS.get(inner, FieldKind.JSON)
     return _common_of(_OF_SCHEMA.get(str(name), FieldKind.JSON) for name in names)
 
 
-def _common_of(kinds: Iterable[FieldKind]) -> FieldKind:
+def _common_of(kinds: Iterable[FieldKind | None]) -> FieldKind | None:
     found: FieldKind | None = None
     for kind in kinds:
-        found = kind if found is None else common(found, kind)
-    return FieldKind.JSON if found is None else found
+        if kind is not None:
+            found = kind if found is None else common(found, kind)
+    return found

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.results.export import arrow_groups, results_schema
+from helix_jobs.results.export import results_schema, results_tables
 from helix_jobs.tables.arrow_rows import import_pyarrow
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Results(AsFrames, Iterator["JobResult"]):
         """
         pyarrow = import_pyarrow("data frames")
         schema = results_schema(pyarrow)
-        return pyarrow.concat_tables([schema.empty_table(), *arrow_groups(self._results, pyarrow)])
+        return pyarrow.concat_tables([schema.empty_table(), *results_tables(self._results, pyarrow)])
 
 
 def _library(name: str) -> Any:  # noqa: ANN401  (a module)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from helix_jobs.errors import ConfigurationError, InputError
-from helix_jobs.output_file import written_whole
-from helix_jobs.results.export import COLUMNS, result_row
+from helix_jobs.output_file import is_same_file, written_whole
+from helix_jobs.results.columns import AS_JSON, COLUMNS, FROM_REQUEST, LOGPROBS
+from helix_jobs.results.export import result_values
 from helix_jobs.results.field_kinds import FieldKind, common, fields_of_schema, fitted, kind_of_value, merged
 from helix_jobs.results.frames import AsFrames
 from helix_jobs.results.row_writers import arrow_schema, arrow_tables, write_rows
@@ -23,52 +23,34 @@ from helix_jobs.storage.states import JobState
 from helix_jobs.tables.arrow_rows import import_pyarrow
 from helix_jobs.tables.digest import TableDigest
 from helix_jobs.tables.opened_table import open_table
-from helix_jobs.tables.read_options import ReadOptions
 from helix_jobs.tables.row import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
-    from helix_jobs.results.export import ByteSink
+    from helix_jobs.results.file_writers import ByteSink
+    from helix_jobs.results.join_options import JoinOptions
     from helix_jobs.storage.records import JobResult
 
-DEFAULT_COLUMNS: Final = (
-    *("output_text", "finish_reason", "state", "error_code", "error_message"),
-    *("prompt_tokens", "completion_tokens"),
-)
 _KINDS: Final = {"int64": FieldKind.INT, "double": FieldKind.DOUBLE, "bool": FieldKind.BOOL}
-_AS_JSON: Final = frozenset({"messages", "metadata", "tool_calls", "scores", "logprobs", "prompt_logprobs"})
 _LINES_NOT_TABLE: Final = (
     "was submitted as lines, not as a table: there is no table to join; its results have the columns prompt, custom_id "
     "and metadata"
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinOptions:
-    """What stands in a joined table.
+class BatchAnswers(Protocol):
+    """What a joined table needs of a batch, read anew with each call."""
 
-    Attributes:
-        columns: Columns of the answers.
-        prefix: Stands before their names.
-        unnest: Whether the properties of JSON answers become columns.
-        all_rows: Whether rows without an answer stand there, too.
-        reading: What is known of the table's form.
+    def results(self, without: Collection[str]) -> Iterable[JobResult]:
+        """The results, failed ones included, in the order of lines.
 
-    Raises:
-        ConfigurationError: There is no such column.
-    """
+        Args:
+            without: Large columns that need not be read: of ``request``, ``logprobs`` and ``prompt_logprobs``.
+        """
 
-    columns: Sequence[str] = DEFAULT_COLUMNS
-    prefix: str = ""
-    unnest: bool = False
-    all_rows: bool = False
-    reading: ReadOptions = field(default_factory=ReadOptions)
-
-    def __post_init__(self) -> None:
-        for name in self.columns:
-            if name not in COLUMNS:
-                raise ConfigurationError(f"{name!r} is no column of results; use some of {', '.join(COLUMNS)}")
+    def requests(self) -> Iterable[Mapping[str, Any]]:
+        """The stored requests of all jobs."""
 
 
 class JoinedAnswers(AsFrames):
@@ -78,11 +60,12 @@ class JoinedAnswers(AsFrames):
         source: The table, as for ``open_table``; it is read twice, so no stream.
         batch_id: The batch.
         stored: What was stored of the table with the batch; None if it was no table.
-        results: Returns the batch's results, failed ones included, in the order of lines; called anew for each reading.
+        answers: The batch's answers.
         options: What stands in the result.
 
     Attributes:
         fields: The columns: name -> ``FieldKind``, or Arrow's field where the table is typed.
+        reading: How the table is read, for a person.
 
     Raises:
         ConfigurationError: Two columns have the same name, or there is no schema to unnest by.
@@ -94,20 +77,21 @@ class JoinedAnswers(AsFrames):
         source: object,
         batch_id: str,
         stored: Mapping[str, Any] | None,
-        results: Callable[[], Iterable[JobResult]],
+        answers: BatchAnswers,
         options: JoinOptions,
     ) -> None:
         if stored is None:
             raise InputError(f"batch {batch_id} {_LINES_NOT_TABLE}")
         if hasattr(source, "read") or hasattr(source, "read_next_batch") or hasattr(source, "__next__"):
             raise InputError("a table is read twice to be joined; name a file, or give a data frame or a list")
-        self._source, self._results, self._options = source, results, options
+        self._source, self._answers, self._options = source, answers, options
+        self.reading = ""
         own = self._checked_fields(batch_id, stored)
         self._last = int(stored["rows"])
         self._properties = self._schema_fields(batch_id) if options.unnest else {}
-        answers = {name: _kind_of_column(name) for name in options.columns} | self._properties
+        columns = {name: _kind_of_column(name) for name in options.columns} | self._properties
         self.fields: dict[str, Any] = dict(own)
-        for name, kind in answers.items():
+        for name, kind in columns.items():
             shown = f"{options.prefix}{name}"
             if shown in self.fields:
                 raise ConfigurationError(
@@ -115,16 +99,18 @@ class JoinedAnswers(AsFrames):
                     "(--prefix answer_)"
                 )
             self.fields[shown] = kind
-        if len(self._properties) + len(options.columns) != len(answers):
+        if len(self._properties) + len(options.columns) != len(columns):
             raise ConfigurationError("a property of the schema has the name of a column; choose others with --columns")
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows in the table's order, as they are asked for; a job of several answers has a row for each."""
-        waiting = iter(self._results())
+        waiting = iter(self._answers.results(self._unread()))
         result = next(waiting, None)
         with open_table(self._source, self._options.reading) as table:
             rows = table.rows() if self._options.all_rows else islice(table.rows(), self._last)
             for row in rows:
+                if result is None and not self._options.all_rows:
+                    return
                 if not isinstance(row, Row):
                     continue
                 found = False
@@ -144,11 +130,17 @@ class JoinedAnswers(AsFrames):
             fmt: The format.
 
         Raises:
-            ConfigurationError: The path cannot be written, or the format needs pyarrow, which is not installed.
+            ConfigurationError: The path cannot be written, or is the table itself; or the format needs pyarrow, which
+                is not installed, or cannot hold a value of the table.
         """
         if not isinstance(destination, str | os.PathLike):
             return write_rows(self.rows(), self.fields, destination, fmt)
-        with written_whole(Path(destination)) as stream:
+        path = Path(destination)
+        if is_same_file(path, self._source):
+            raise ConfigurationError(
+                f"{path} is the table itself, which the joined rows would replace; name another place for them"
+            )
+        with written_whole(path) as stream:
             return write_rows(self.rows(), self.fields, stream, fmt)
 
     def to_arrow(self) -> Any:  # noqa: ANN401  (pyarrow is untyped)
@@ -166,6 +158,7 @@ class JoinedAnswers(AsFrames):
         count, digest = int(stored["rows"]), TableDigest()
         kinds: dict[str, FieldKind | None] = {}
         with open_table(self._source, self._options.reading) as table:
+            self.reading = table.reading
             if table.schema is not None:
                 own: dict[str, Any] = dict(zip(table.columns or (), table.schema, strict=True))
             else:
@@ -176,6 +169,8 @@ class JoinedAnswers(AsFrames):
                     digest.note(row)
                 elif stored["is_whole"]:
                     raise _other_table(batch_id, f"it has more than the {count:,} rows that were read then")
+                elif not self._options.all_rows:
+                    break  # none of the rows behind was asked about
                 if isinstance(row, Row) and table.schema is None:
                     _widen(kinds, row.values)
         if digest.rows < count:
@@ -188,25 +183,33 @@ class JoinedAnswers(AsFrames):
         """The columns of the answers' schemas."""
         found: dict[str, FieldKind] = {}
         seen: set[str] = set()
-        for result in self._results():
-            constraint = result.request.get("constraint")
+        for request in self._answers.requests():
+            constraint = request.get("constraint")
             if constraint is None or constraint.get("kind") != "json_schema" or constraint["value"] in seen:
                 continue
             seen.add(constraint["value"])
             found = merged(found, fields_of_schema(json.loads(constraint["value"])))
         if not found:
             raise ConfigurationError(
-                f"no answer of batch {batch_id} is held to a JSON schema with properties, so there is nothing to "
+                f"no line of batch {batch_id} is held to a JSON schema with properties, so there is nothing to "
                 "unnest; submit with --json-schema"
             )
         return found
 
+    def _unread(self) -> list[str]:
+        """Large columns of results that no column of the table needs."""
+        needed = set(self._options.columns)
+        unread = [name for name in LOGPROBS if name not in needed]
+        return unread if needed.intersection(FROM_REQUEST) else ["request", *unread]
+
     def _joined(self, row: Row, result: JobResult | None) -> dict[str, Any]:
         prefix = self._options.prefix
-        answers: dict[str, Any] = {} if result is None else result_row(result)
         joined = dict.fromkeys(self.fields) | dict(row.values)
-        joined |= {f"{prefix}{name}": answers.get(name) for name in self._options.columns}
-        if self._properties and result is not None and result.state is JobState.SUCCEEDED:
+        if result is None:
+            return joined
+        found = result_values(result, self._options.columns)
+        joined |= {f"{prefix}{name}": value for name, value in found.items()}
+        if self._properties and result.state is JobState.SUCCEEDED:
             members = _members(result.output_text)
             for name, kind in self._properties.items():
                 joined[f"{prefix}{name}"] = fitted(members.get(name), kind)
@@ -214,7 +217,7 @@ class JoinedAnswers(AsFrames):
 
 
 def _kind_of_column(name: str) -> FieldKind:
-    return FieldKind.JSON if name in _AS_JSON else _KINDS.get(COLUMNS[name], FieldKind.STRING)
+    return FieldKind.JSON if name in AS_JSON else _KINDS.get(COLUMNS[name], FieldKind.STRING)
 
 
 def _widen(kinds: dict[str, FieldKind | None], values: Mapping[str, Any]) -> None:

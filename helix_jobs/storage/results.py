@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sqlalchemy import Connection, Select, func, not_, or_, select, text, tuple_
+from sqlalchemy import Connection, Select, func, not_, null, or_, select, text, tuple_
 
 from helix_jobs.errors import NotFoundError
 from helix_jobs.storage.readable import fetch_all
@@ -14,7 +14,7 @@ from helix_jobs.storage.schema import BATCH_IS_THERE, batches, jobs, results
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from sqlalchemy import Row
 
@@ -43,9 +43,8 @@ _RESULT_COLUMNS: Final = tuple(
 )
 # A job without an answer has one row, too.
 _CHOICE: Final = func.coalesce(results.c.choice, 0)
-_QUERY: Final = select(*_JOB_COLUMNS, _CHOICE.label("choice"), *_RESULT_COLUMNS, jobs.c.worker_id).select_from(
-    jobs.outerjoin(results, results.c.job_id == jobs.c.id)
-)
+_COLUMNS: Final = (*_JOB_COLUMNS, _CHOICE.label("choice"), *_RESULT_COLUMNS, jobs.c.worker_id)
+_QUERY: Final = select(*_COLUMNS).select_from(jobs.outerjoin(results, results.c.job_id == jobs.c.id))
 # The partial index in completion order holds ended jobs only.
 _ENDED: Final = text("jobs.finished_at IS NOT NULL")
 _UNSUCCESSFUL: Final = text("jobs.state IN ('failed', 'cancelled')")
@@ -72,6 +71,7 @@ def iter_results(
     include_failed: bool = False,
     only_failed: bool = False,
     chunk: int = 1000,
+    without: Collection[str] = (),
 ) -> Iterator[JobResult]:
     """Stream the answers of the batch's ended jobs, also while the batch runs; a job without an answer comes once.
 
@@ -84,12 +84,18 @@ def iter_results(
         include_failed: Include failed and cancelled jobs.
         only_failed: Failed and cancelled jobs only.
         chunk: Rows held at once at most; fewer where their log probabilities are large.
+        without: Large columns that are not read: of ``request``, which is empty then, and ``logprobs`` and
+            ``prompt_logprobs``, which are None.
 
     Raises:
         NotFoundError: No such batch; at a later page, the batch has been removed meanwhile.
     """
     _require_batch(c, batch_id)
     query = _QUERY.where(jobs.c.batch_id == batch_id, _ENDED)
+    if without:
+        query = query.with_only_columns(
+            *(null().label(column.name) if column.name in without else column for column in _COLUMNS)
+        )
     if only_failed:
         query = query.where(_UNSUCCESSFUL)
     elif not include_failed:
@@ -137,6 +143,27 @@ def iter_jobs(c: Connection | OpenRead, batch_id: str, state: JobState, *, chunk
             rows = _page(c, batch_id, query.where(jobs.c.line > last))
             for row in rows:
                 yield JobSummary(**{**row._mapping, "state": state})  # noqa: SLF001  (SQLAlchemy's documented name)
+            if len(rows) < chunk:
+                return
+            last = rows[-1].line
+
+    return pages()
+
+
+def iter_requests(c: Connection | OpenRead, batch_id: str, *, chunk: int = 1000) -> Iterator[Mapping[str, Any]]:
+    """Stream the stored requests of all jobs of a batch in the order of the input; ``c`` as for ``iter_results``.
+
+    Raises:
+        NotFoundError: No such batch.
+    """
+    _require_batch(c, batch_id)
+    query = select(jobs.c.line, jobs.c.request).where(jobs.c.batch_id == batch_id).order_by(jobs.c.line).limit(chunk)
+
+    def pages() -> Iterator[Mapping[str, Any]]:
+        last = 0
+        while True:
+            rows = _page(c, batch_id, query.where(jobs.c.line > last))
+            yield from (row.request for row in rows if isinstance(row.request, dict))
             if len(rows) < chunk:
                 return
             last = rows[-1].line

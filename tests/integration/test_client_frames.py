@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from helix_jobs.errors import ConfigurationError, InputError
-from helix_jobs.results.joined import JoinOptions
+from helix_jobs.results.join_options import JoinOptions
 from helix_jobs.tables.ask import TableAsk
 from tests.integration.client_helpers import prompts, rows, work
 

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from helix_jobs.storage import results as storage_results
+
 ASK = ("--prompt", "Mood of {{ text }}:")
 SCHEMA = {
     "type": "object",
@@ -90,6 +92,74 @@ def test_a_batch_that_was_limited_is_joined_to_the_whole_table(helix, asked, fin
     assert [json.loads(line)["line"] for line in lines] == [2, 4]
 
 
+def test_the_table_behind_the_last_row_that_was_asked_about_is_read_for_all_rows_alone(helix, asked, finish, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("text\n" + "x\n" * 400)
+    batch = asked("--limit", "2", file=path)
+    finish(batch, succeeded=2)
+    with path.open("a") as stream:
+        stream.write('"open' + "x" * 5_000_000)
+    result = helix("results", batch, "--join", path, "--columns", "line")
+    assert [json.loads(line)["line"] for line in result.stdout.splitlines()] == [2, 3]
+    assert f"Reading {path} as CSV, UTF-8" in result.stderr
+    result = helix("results", batch, "--join", path, "--all-rows")
+    assert result.exit_code == 2
+    assert "the row that begins here is longer than 4 MiB" in result.stderr
+
+
+@pytest.mark.parametrize("way", ["same", "link"])
+def test_the_table_is_not_replaced_by_the_joined_one(helix, asked, finish, reviews, way):
+    batch = asked()
+    finish(batch, succeeded=4)
+    out = reviews
+    if way == "link":
+        out = reviews.with_name("link.csv")
+        out.symlink_to(reviews)
+    before = reviews.read_bytes()
+    result = helix("results", batch, "--join", reviews, "-o", out)
+    assert result.exit_code == 2
+    assert "is the table itself" in result.stderr
+    assert reviews.read_bytes() == before
+
+
+def test_bytes_are_kept_in_typed_files_and_refused_elsewhere(helix, asked, finish, tmp_path):
+    path = tmp_path / "t.parquet"
+    table = pa.table({"text": ["a"], "picture": pa.array([b"\xff\x00"])})
+    pq.write_table(table, path)
+    batch = asked("--select", "text", file=path)
+    finish(batch, succeeded=1)
+    out = tmp_path / "out.parquet"
+    assert helix("results", batch, "--join", path, "-o", out).exit_code == 0
+    assert pq.read_table(out).column("picture").to_pylist() == [b"\xff\x00"]
+    for name in ("out.csv", "out.jsonl"):
+        result = helix("results", batch, "--join", path, "-o", tmp_path / name)
+        assert result.exit_code == 2
+        assert "the column picture holds bytes that are no text" in result.stderr
+        assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "without"),
+    [((), ["request", "logprobs", "prompt_logprobs"]), (("--columns", "prompt,logprobs"), ["prompt_logprobs"])],
+)
+def test_answers_are_read_once_and_only_what_columns_need(helix, unnested_batch, monkeypatch, *, options, without):
+    calls = []
+    read = storage_results.iter_results
+
+    def noting(*args, **kwargs):
+        calls.append(kwargs["without"])
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(storage_results, "iter_results", noting)
+    result = helix("results", unnested_batch, "--join", "reviews.csv", "--unnest", *options)
+    assert result.exit_code == 0, result.stderr
+    assert calls == [without]
+    (first, *_) = map(json.loads, result.stdout.splitlines())
+    assert first["mood"] == "good"
+    if options:
+        assert first["prompt"] == "Mood of two\nlines:"
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -129,8 +199,8 @@ def answer(**changes) -> str:
 
 
 @pytest.fixture
-def unnested(helix, asked, finish, reviews, tmp_path):
-    """A Parquet file of the reviews with their answers taken apart."""
+def unnested_batch(asked, finish, tmp_path):
+    """A batch about the reviews whose answers are held to a schema."""
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps(SCHEMA))
     batch = asked("--json-schema", schema)
@@ -138,8 +208,14 @@ def unnested(helix, asked, finish, reviews, tmp_path):
     finish(batch, succeeded=1, text=answer(mood="bad", score=4.0, share=None, words=[]))
     finish(batch, succeeded=1, text=answer()[:20])
     finish(batch, failed=1)
+    return batch
+
+
+@pytest.fixture
+def unnested(helix, unnested_batch, reviews, tmp_path):
+    """A Parquet file of the reviews with their answers taken apart."""
     out = tmp_path / "out.parquet"
-    result = helix("results", batch, "--join", reviews, "--unnest", "-o", out)
+    result = helix("results", unnested_batch, "--join", reviews, "--unnest", "-o", out)
     assert result.exit_code == 0, result.stderr
     return out
 
@@ -210,6 +286,7 @@ def test_a_typed_table_keeps_its_types(helix, asked, finish, tmp_path):
     [
         (["--unnest"], "--unnest needs --join"),
         (["--prefix", "a"], "--prefix needs --join"),
+        (["--sheet", ""], "--sheet needs --join"),
         (["--join", "reviews.csv", "--columns", "nothing"], "'nothing' is no column of results"),
         (["--join", "reviews.csv", "--unnest"], "is held to a JSON schema with properties"),
         (["--join", "reviews.csv", "--format", "openai"], "--join writes jsonl, csv, parquet or arrow"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from helix_jobs.results.field_kinds import FieldKind, fields_of_schema, fitted, merged
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.results.field_kinds import FieldKind, fields_of_schema, fitted, merged, plain
 
 
 @pytest.mark.parametrize(
@@ -20,12 +21,29 @@ from helix_jobs.results.field_kinds import FieldKind, fields_of_schema, fitted, 
         ({"type": "array", "items": {"type": "integer"}}, FieldKind.NUMBERS),
         ({"type": "array", "items": {"type": "object"}}, FieldKind.JSON),
         ({"type": "array"}, FieldKind.JSON),
-        ({"anyOf": [{"type": "string"}]}, FieldKind.JSON),
+        ({"anyOf": [{"type": "string"}]}, FieldKind.STRING),
+        ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, FieldKind.INT),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, FieldKind.DOUBLE),
+        ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, FieldKind.JSON),
+        ({"anyOf": [{"$ref": "#/$defs/mood"}, {"type": "null"}]}, FieldKind.STRING),
+        ({"allOf": [{"$ref": "#/$defs/mood"}]}, FieldKind.STRING),
+        ({"$ref": "#/$defs/mood"}, FieldKind.STRING),
+        ({"$ref": "#/$defs/alias"}, FieldKind.STRING),
+        ({"type": "array", "items": {"$ref": "#/$defs/mood"}}, FieldKind.STRINGS),
+        ({"$ref": "#/$defs/circle"}, FieldKind.JSON),
+        ({"anyOf": [{"$ref": "#/properties/x"}]}, FieldKind.JSON),
+        ({"$ref": "#/nowhere"}, FieldKind.JSON),
+        ({"type": "null"}, FieldKind.JSON),
         (True, FieldKind.JSON),
     ],
 )
 def test_a_property_is_a_column_of_its_kind(schema, kind):
-    assert fields_of_schema({"properties": {"x": schema}}) == {"x": kind}
+    definitions = {
+        "mood": {"enum": ["good", "bad"]},
+        "alias": {"$ref": "#/$defs/mood"},
+        "circle": {"$ref": "#/$defs/circle"},
+    }
+    assert fields_of_schema({"properties": {"x": schema}, "$defs": definitions}) == {"x": kind}
 
 
 def test_a_schema_may_refer_to_its_object_and_may_have_none():
@@ -63,3 +81,9 @@ def test_schemas_of_several_lines_share_their_columns():
 def test_a_value_is_fitted_or_left_out(value, kind, expected):
     found = fitted(value, kind)
     assert (found, type(found)) == (expected, type(expected))
+
+
+def test_a_value_without_a_form_in_json_names_its_column():
+    assert plain({"a": b"text"}, "x") == {"a": "text"}
+    with pytest.raises(ConfigurationError, match="the column x holds bytes that are no text, which JSON"):
+        plain([b"\xff"], "x")

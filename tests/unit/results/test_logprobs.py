@@ -16,7 +16,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
 from helix_jobs.errors import UnreadableRowError
-from helix_jobs.results import export as export_module
+from helix_jobs.results import file_writers
 from helix_jobs.results.export import result_row
 from helix_jobs.results.openai import openai_line
 from helix_jobs.token_logprobs import NO_TOKEN, TokenLogprobs, TokenText
@@ -154,7 +154,7 @@ def test_columns_have_them_as_json() -> None:
 
 
 def test_row_groups_stay_small_however_much_a_row_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module, "_ROW_GROUP_CHARS", 1000)
+    monkeypatch.setattr(file_writers, "ROW_GROUP_BYTES", 5000)
     data = export("parquet", [replace(SUCCEEDED, **ANSWERED)] * 12)
     assert pq.ParquetFile(io.BytesIO(data)).num_row_groups > 3
     assert pq.read_table(io.BytesIO(data)).num_rows == 12
