@@ -54,7 +54,7 @@ class BlockLayout:
             shape, row_size, section = geometry.layers[layer], row_sizes[layer], sections[layer]
             if shape.source is None:
                 firsts[layer] = -(-used[section] // row_size)
-                used[section] = (firsts[layer] + (1 + shape.has_values) * shape.num_kv_heads) * row_size
+                used[section] = (firsts[layer] + 2 * shape.num_kv_heads) * row_size
         for layer, shape in enumerate(geometry.layers):
             if shape.source is not None:
                 firsts[layer] = firsts[shape.source]

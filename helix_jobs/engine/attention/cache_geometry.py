@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from helix_jobs.engine.attention.features import features_of
 from helix_jobs.engine.attention.stored_rows import row_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 
@@ -72,9 +74,10 @@ class CacheShape:
         return self.num_kv_heads * max(self.head_dim, self.value_width)
 
 
-@dataclass(frozen=True, slots=True)
-class BlockRows:
+class BlockRows(NamedTuple):
     """The rows of one layer in the gather view of its keys, and in that of its values: a row is a head of a block.
+
+    It is a key of small tables that every layer of a step looks into, and a tuple is hashed fast.
 
     Attributes:
         num_heads: Key-value heads; the rows of a block stand one behind another.
@@ -111,12 +114,6 @@ class CacheGeometry:
     # Worked out once, as above.
 
     @cached_property
-    def block_rows(self) -> tuple[BlockRows, ...]:
-        """The rows of its layers, each once, where each layer has a pool of its own."""
-        counts = dict.fromkeys(shape.num_kv_heads for shape in self.layers)
-        return tuple(BlockRows(count, count) for count in counts)
-
-    @cached_property
     def head_dims(self) -> tuple[int, ...]:
         """The widths of its layers' keys, each once."""
         return tuple(dict.fromkeys(shape.head_dim for shape in self.layers))
@@ -133,8 +130,16 @@ class CacheGeometry:
 
     @property
     def can_share_blocks(self) -> bool:
-        """Whether layers of different shapes can lie in one block: each has values as wide as its keys, or none."""
-        return all(not shape.has_values or shape.value_width == shape.head_dim for shape in self.layers)
+        """Whether layers of different shapes can lie in one block: each has values, as wide as its keys."""
+        return all(shape.has_values and shape.value_width == shape.head_dim for shape in self.layers)
+
+    def shares_blocks(self, sections: Sequence[int]) -> bool:
+        """Whether layers of different shapes lie in blocks that each section divides in its own way.
+
+        Args:
+            sections: The section of each layer; empty where all are in the first.
+        """
+        return len(self.shapes) > 1 and len(set(sections)) > 1
 
     @property
     def features(self) -> frozenset[str]:

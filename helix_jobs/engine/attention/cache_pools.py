@@ -127,7 +127,7 @@ def shared_pool(geometry: CacheGeometry, sections: LayerSections, settings: Pool
             made.repeat(shape.source)
             continue
         size, first = layout.row_sizes[layer], layout.firsts[layer]
-        behind = first + shape.num_kv_heads * shape.has_values
+        behind = first + shape.num_kv_heads
         made.owners.append(layer)
         made.block_rows.append(layout.rows_of(layer, shape.num_kv_heads))
         made.keys.append(pool[first * size :].view(-1, size))

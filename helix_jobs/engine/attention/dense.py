@@ -41,12 +41,12 @@ class DenseAttention:
             cache.geometry,
             cache.block_size,
             num_heads=self.spec.num_heads,
+            block_rows=cache.rows_in(section),
             windows=self.spec.windows_in(cache.sections, section),
             spare_block=cache.spare_block,
             least_tokens=least_tokens,
             section=section,
             window=cache.sections.windows[section],
-            block_rows=cache.rows_in(section),
         )
 
     def begin(self, layout: StepLayout, cache: PagedKVCache) -> DenseStep:

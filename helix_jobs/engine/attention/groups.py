@@ -163,12 +163,12 @@ def plan_groups(
     block_size: int,
     *,
     num_heads: int,
+    block_rows: tuple[BlockRows, ...],
     windows: tuple[int | None, ...] = (None,),
     spare_block: int | None = None,
     least_tokens: int = 0,
     section: int = 0,
     window: int | None = None,
-    block_rows: tuple[BlockRows, ...] | None = None,
 ) -> StepPlan:
     """Pack slices and divide their attention into groups.
 
@@ -177,6 +177,7 @@ def plan_groups(
         geometry: Shapes of the model's keys and values. Groups are the same for all layers, and bounded for the widest.
         block_size: Tokens a block.
         num_heads: The model's query heads.
+        block_rows: The rows of the layers to plan for, each once.
         windows: The windows of the layers to plan for, each once.
         spare_block: First of the cache's blocks that padding is written to. Given if shapes must repeat because the
             device compiles each one (DirectML). Tokens, and the rows, queries and keys of groups, are then padded to
@@ -184,9 +185,7 @@ def plan_groups(
         least_tokens: With a spare block, the least number of tokens to pad to; at most ``SMALL_STEP``.
         section: The section of layers to plan for.
         window: Keys that its queries see at most; None for all. No others are gathered.
-        block_rows: The rows of its layers, each once; None where each layer has a pool of its own.
     """
-    block_rows = geometry.block_rows if block_rows is None else block_rows
     repeats = spare_block is not None
     grouped = _grouped(slices, num_heads, geometry, block_size, repeats=repeats)
     order = tuple(dict.fromkeys(piece.slice_index for _, pieces in grouped for piece in pieces))

@@ -60,13 +60,17 @@ class PagedKVCache:
         self.spare_block = config.num_blocks if compiles_each_shape(device) else None
         spare = 0 if self.spare_block is None else -(-MAX_PADDING // config.block_size)
         self.sections = sections or LayerSections()
-        shares = len(geometry.shapes) > 1 and len(self.sections.windows) > 1
         settings = PoolSettings(config.num_blocks + spare, config.block_size, self.stored, device)
-        pools = (shared_pool if shares else separate_pools)(geometry, self.sections, settings)
+        make = shared_pool if geometry.shares_blocks(self.sections.layers) else separate_pools
+        pools = make(geometry, self.sections, settings)
         self.keys, self.values = pools.keys, pools.values
         self.key_scales, self.value_scales = pools.key_scales, pools.value_scales
         self.block_rows, self._owners = pools.block_rows, pools.owners
         self.num_bytes = sum(tensor.nbytes for tensor in pools.tensors)
+        self._rows_in = tuple(
+            tuple(dict.fromkeys(rows for layer, rows in enumerate(self.block_rows) if self.sections.of(layer) == place))
+            for place in range(len(self.sections.windows))
+        )
         self._write_rows = row_writer(device.type)
 
     @property
@@ -81,8 +85,7 @@ class PagedKVCache:
 
     def rows_in(self, section: int) -> tuple[BlockRows, ...]:
         """The rows of the layers in a section, each once."""
-        own = enumerate(self.block_rows)
-        return tuple(dict.fromkeys(rows for layer, rows in own if self.sections.of(layer) == section))
+        return self._rows_in[section]
 
     def write(self, layer: int, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor | None) -> None:
         """Store the keys and values of a packed step.

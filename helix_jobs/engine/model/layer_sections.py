@@ -50,11 +50,11 @@ def divide(
         for geometry, windows in models
     ]
     target, draft = ([*layers, []])[:2]
-    shares_blocks = all(
+    can_divide = all(
         len(geometry.shapes) <= 1 or (geometry.can_share_blocks and not compiles_each_shape(device))
         for geometry, _ in models
     )
-    if not shares_blocks or not target:
+    if not can_divide or not target:
         return CacheSections(target=(0,) * len(target), draft=(0,) * len(draft))
     return CacheSections.of(target, draft, context=context)
 
@@ -68,9 +68,9 @@ def block_bytes(geometry: CacheGeometry, sections: Sequence[int], block_size: in
         block_size: Tokens a block.
         stored: The dtype of its keys and values in the cache.
     """
+    if geometry.shares_blocks(sections):
+        return BlockLayout.of(geometry, sections, block_size).block_bytes(block_size, stored)
     if len(set(sections)) <= 1:
         return geometry.block_bytes(block_size, stored)
-    if len(geometry.shapes) > 1:
-        return BlockLayout.of(geometry, sections, block_size).block_bytes(block_size, stored)
     own = [section for section, shape in zip(sections, geometry.layers, strict=True) if shape.source is None]
     return num_pools(own) * geometry.layers[0].token_bytes(stored) * block_size

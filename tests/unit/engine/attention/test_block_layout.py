@@ -16,7 +16,6 @@ from tests.unit.engine.tiny_models import CPU
 DIRECTML = torch.device("privateuseone:0")
 BLOCK, BLOCKS, WINDOW = 4, 6, 512
 SMALL, LARGE = CacheShape(num_kv_heads=2, head_dim=8), CacheShape(num_kv_heads=1, head_dim=32)
-LATENT = CacheShape(num_kv_heads=1, head_dim=24, value_dim=16, has_values=False)
 
 
 def model_of(*, kinds: str, shapes: dict[str, CacheShape]) -> tuple[CacheGeometry, list[int | None]]:
@@ -73,6 +72,9 @@ def test_where_views_are_copied_such_a_model_keeps_every_block():
     odd = model_of(kinds="sf", shapes={"s": CacheShape(num_kv_heads=2, head_dim=16, value_dim=8), "f": LARGE})
     assert not divide([odd], 1 << 17, CPU).frees
     assert divide([odd], 1 << 17, CPU).target == (0, 0)
+    # And one with latents, whose values are columns of their keys.
+    latent = CacheShape(num_kv_heads=1, head_dim=32, value_dim=32, has_values=False)
+    assert not divide([model_of(kinds="sf", shapes={"s": SMALL, "f": latent})], 1 << 17, CPU).frees
     assert geometry.block_bytes(BLOCK, torch.float32) == 4 * (4 * 32 + 2 * 64) * BLOCK
 
 
@@ -111,6 +113,15 @@ def test_the_pool_takes_what_is_reckoned_and_layers_of_a_section_do_not_overlap(
             )
 
 
+def test_a_model_of_one_section_beside_one_of_several_takes_what_is_reckoned():
+    """A draft's layers may all be in one of the target's sections; each then has pools of its own, without padding."""
+    geometry = CacheGeometry(layers=(SMALL, CacheShape(num_kv_heads=1, head_dim=12)))
+    config = CacheConfig(num_blocks=BLOCKS, block_size=BLOCK)
+    sections = LayerSections(windows=(None, WINDOW), layers=(0, 0))
+    cache = PagedKVCache(geometry, config, torch.float32, CPU, sections)
+    assert cache.num_bytes == BLOCKS * block_bytes(geometry, (0, 0), BLOCK, torch.float32)
+
+
 def test_a_cleared_block_holds_nothing_that_is_not_finite_whoever_had_it():
     cache = cache_of()
     cache.keys[2].fill_(float("nan"))  # the whole pool, but for what lies before this layer
@@ -120,9 +131,9 @@ def test_a_cleared_block_holds_nothing_that_is_not_finite_whoever_had_it():
 
 
 def test_rows_that_are_no_multiples_of_each_other_are_padded():
-    geometry = CacheGeometry(layers=(SMALL, CacheShape(num_kv_heads=1, head_dim=12), LATENT))
-    layout = BlockLayout.of(geometry, (0, 1, 1), BLOCK)
-    # Rows of 8, 12 and 24 tokens' elements: the latent comes first, the keys of 12 begin behind it.
-    assert layout.firsts == (0, 2, 0)
-    assert layout.size == 48 * BLOCK
+    shapes = (SMALL, CacheShape(num_kv_heads=1, head_dim=12), CacheShape(num_kv_heads=1, head_dim=24))
+    layout = BlockLayout.of(CacheGeometry(layers=shapes), (0, 1, 1), BLOCK)
+    # Rows of 8, 12 and 24 tokens' elements: the largest come first, the keys of 12 begin behind both.
+    assert layout.firsts == (0, 4, 0)
+    assert layout.size == 72 * BLOCK
     assert [layout.size % size for size in layout.row_sizes] == [0, 0, 0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helix_jobs.engine.attention import groups
-from helix_jobs.engine.attention.cache_geometry import CacheGeometry
+from helix_jobs.engine.attention.cache_geometry import BlockRows, CacheGeometry
 from helix_jobs.engine.attention.groups import plan_groups
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import SpeculationConfig
@@ -232,7 +232,7 @@ def test_padding_leaves_groups_as_small_as_memory_allows(monkeypatch: pytest.Mon
     geometry = CacheGeometry.uniform(num_layers=1, num_kv_heads=2, head_dim=8)
     lengths = [(1 + 7 * i % 40, 13 * i) for i in range(40)] + [(300, 0)]
     slices = [TokenSlice(new, start, range(200)) for new, start in lengths]
-    plan = plan_groups(slices, geometry, 4, num_heads=heads, spare_block=200)
+    plan = plan_groups(slices, geometry, 4, num_heads=heads, block_rows=(BlockRows(2, 2),), spare_block=200)
     for group in plan.attention.groups:
         if group.num_rows > 1:
             assert group.num_rows * geometry.widest * group.num_keys <= most

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from helix_jobs.engine.attention import groups
-from helix_jobs.engine.attention.cache_geometry import CacheGeometry
+from helix_jobs.engine.attention.cache_geometry import BlockRows, CacheGeometry
 from helix_jobs.engine.attention.groups import plan_groups
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, CacheConfig, EngineConfig, SpeculationConfig
@@ -168,7 +168,10 @@ def test_the_largest_steps_masks_are_reckoned(
     prompts = [TokenSlice(budget, max_keys - budget, blocks)] if budget < max_keys else []
     geometry = CacheGeometry.uniform(num_layers=1, num_kv_heads=2, head_dim=8)
     spare = len(blocks) if repeats else None
-    plan = plan_groups([*decodes, *prompts], geometry, DEFAULT_BLOCK_SIZE, num_heads=4, spare_block=spare)
+    rows = (BlockRows(2, 2),)
+    plan = plan_groups(
+        [*decodes, *prompts], geometry, DEFAULT_BLOCK_SIZE, num_heads=4, block_rows=rows, spare_block=spare
+    )
     held = sum(group.num_rows * group.num_queries * group.num_keys for group in plan.attention.groups)
     reckoned = mask_elements(config, max_keys, repeats=repeats)
     # Not in every case the same: a prompt's last piece is padded, and its first ones do not see every key.
