@@ -1,7 +1,7 @@
 // Products of weights in blocks with any number of tokens in the processor's matrix tiles (Intel AMX), in bfloat16.
 //
-// Weights are decoded a few columns of some rows at a time, into the caches, and multiplied there. `panel_sums.h` says in
-// which order; it is the same for any number of tokens.
+// Some columns of some rows are decoded into the caches and multiplied there, then the next columns. `panel_sums.h` says
+// in which order products are added; the order is the same for any number of tokens.
 
 #pragma once
 
@@ -20,10 +20,11 @@ namespace {
 
 static_assert(kLine == kTileColumns, "a line of weights is a row of a tile");
 
-// Up to so many tokens have their sums in tiles while a whole panel passes, so many columns at a time.
+// Up to kFewTokens tokens keep their sums in the tiles until all columns of a panel are multiplied. kFewColumns columns of
+// the panel are decoded at a time.
 constexpr int64_t kFewTokens = 2 * kTile, kFewColumns = 256;
-// Of more tokens so many stay in the second-level cache while weights pass; so many panels are decoded for them together,
-// so many columns at a time, and lie there, too. Two groups of tokens stay in the first-level cache for all these panels.
+// More tokens are multiplied kBatchTokens at a time. kSomeColumns columns of up to kMostPanels panels are decoded together
+// and lie in the second-level cache beside these tokens. Two groups of tokens stay in the first-level cache for all panels.
 constexpr int64_t kBatchTokens = 256, kMostPanels = 8, kSomeColumns = 256;
 
 // Neighbouring rows of a weight in blocks.
@@ -57,10 +58,10 @@ class BlockColumns {
     const uint8_t *from_, *next_;
 };
 
-// The columns of some panels that are next, decoded row by row while tiles multiply: a product of tiles takes long.
+// The next columns of some panels, decoded row by row while the tiles multiply: a product of tiles takes long.
 class Ahead {
   public:
-    // So many passes over each panel's present columns are to come.
+    // `passes` passes over each panel's present columns are to come: the next ones are decoded in the course of them.
     Ahead(const BlockRows &rows, int64_t first, int64_t passes, bf16 *weights)
         : rows_(rows), columns_(std::min(kSomeColumns, rows.columns - first)), piece_(rows, first, columns_),
           weights_(weights), of_pass_((kPanelRows + passes - 1) / passes),
@@ -103,8 +104,8 @@ inline void add_columns(const bf16 *weights, const Tokens &tokens, int64_t first
     PanelSums<kMore>::store(sums);
 }
 
-// All columns of a panel for few tokens. While the tiles multiply some columns, the next ones are decoded: a product of
-// tiles takes long, and few tokens have but two or four of them to wait for. `weights` has room for two pieces.
+// All columns of a panel for few tokens. While the tiles multiply some columns, the next ones are decoded: of few tokens
+// there are but two or four products at a time, and decoding fills the wait for them. `weights` has room for two pieces.
 template <bool kMore>
 inline void multiply_panel(const Tokens &tokens, const BlockRows &rows, bf16 *weights, float *sums) {
     constexpr int64_t kStride = kPanelRows * kLine / kFewColumns;  // rows that are decoded for each line of products

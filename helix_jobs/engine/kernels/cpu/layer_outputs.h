@@ -25,15 +25,14 @@ struct Outputs {
         });
     }
 #if HAS_BF16_DOT
-    // 32 sums, rounded in one instruction; subnormal numbers become zero.
+    // The same as `put` of 32 sums, but for subnormal outputs, which become zero.
     void put_line(int64_t token, int64_t row, const float *low, const float *high) const {
         static_assert(std::is_same_v<T, bf16>, "rounds to bfloat16");
         int64_t place = token * pitch + row;
         vf first = load16(low), second = load16(high);
         if (bias != nullptr) first += load16(bias + row), second += load16(bias + row + kLanes);
         if (residual != nullptr) first += load16(residual + place), second += load16(residual + place + kLanes);
-        _mm512_storeu_si512(y + place, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(
-                                           reinterpret_cast<__m512>(second), reinterpret_cast<__m512>(first))));
+        store_line(y + place, reinterpret_cast<__m512>(first), reinterpret_cast<__m512>(second));
     }
 #endif
 };

@@ -42,7 +42,7 @@ void pack(const bf16 *weight, bf16 *packed, int64_t inputs, int64_t outputs) {
             }
 }
 
-// What `store16` does in one instruction; subnormal numbers become zero.
+// The same as `store16` in one instruction, but for subnormal outputs, which become zero.
 inline void store_rounded(bf16 *y, vf v) {
     __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
     std::memcpy(y, &rounded, sizeof rounded);
