@@ -175,8 +175,12 @@ NORMS_AROUND: Final = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-# An input of each layer beside the residual (Gemma 3n and 4).
-LAYER_INPUTS: Final = {
+# Layers with an input of each beside the residual (Gemma 3n and 4).
+WITH_LAYER_INPUTS: Final = {
+    **ATTENTION,
+    **HEAD_NORMS,
+    **FEED_FORWARD,
+    **NORMS_AROUND,
     "inp_gate": "per_layer_input_gate",
     "proj": "per_layer_projection",
     "post_norm": "post_per_layer_input_norm",

@@ -6,13 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.loading.gguf_family import (
-    ATTENTION,
-    FEED_FORWARD,
-    HEAD_NORMS,
-    LAYER_INPUTS,
     LAYER_INPUTS_OUTER,
-    NORMS_AROUND,
     OUTER,
+    WITH_LAYER_INPUTS,
     GgufFamily,
     of,
 )
@@ -49,11 +45,7 @@ def _share(bound: float) -> float:
 GEMMA3N: Final = GgufFamily(
     model_type="gemma3n_text",
     modules={
-        **ATTENTION,
-        **HEAD_NORMS,
-        **FEED_FORWARD,
-        **NORMS_AROUND,
-        **LAYER_INPUTS,
+        **WITH_LAYER_INPUTS,
         "altup_router": "altup.modality_router",
         "altup_router_norm": "altup.router_norm",
         "altup_predict_coef": "altup.prediction_coefs",

@@ -6,13 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.loading.gguf_family import (
-    ATTENTION,
-    FEED_FORWARD,
-    HEAD_NORMS,
-    LAYER_INPUTS,
     LAYER_INPUTS_OUTER,
-    NORMS_AROUND,
     OUTER,
+    WITH_LAYER_INPUTS,
     GgufFamily,
     of,
 )
@@ -43,11 +39,7 @@ def _settings(gguf: GgufFile) -> dict[str, Any]:
 GEMMA4: Final = GgufFamily(
     model_type="gemma4_text",
     modules={
-        **ATTENTION,
-        **HEAD_NORMS,
-        **FEED_FORWARD,
-        **NORMS_AROUND,
-        **LAYER_INPUTS,
+        **WITH_LAYER_INPUTS,
         "ffn_gate_inp": "router.proj",
         "post_ffw_norm_1": "post_feedforward_layernorm_1",
         "pre_ffw_norm_2": "pre_feedforward_layernorm_2",

@@ -59,6 +59,11 @@ _QWEN35: Final = (
 _TEKKEN: Final = "|".join((*_CASED, r"\p{N}", _SIGNS_AND_SLASHES, _SPACES))
 _O200K: Final = "|".join((*(f"{word}{_CONTRACTIONS}?" for word in _CASED), r"\p{N}{1,3}", _SIGNS_AND_SLASHES, _SPACES))
 _SEED_CODER: Final = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
+# Words with one space between them stay together: K-EXAONE has tokens of several words.
+_EXAONE_MOE: Final = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 # Letters that have a case, as DeepSeek's own files list them: fewer than Unicode has today.
 _DEEPSEEK_CASED: Final = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
@@ -110,6 +115,7 @@ WORD_SPLITS: Final = {
         ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan"), WordSplit((_QWEN2,))
     ),
     "qwen35": WordSplit((_QWEN35,)),
+    "exaone-moe": WordSplit((_EXAONE_MOE,)),
     **dict.fromkeys(("gpt-4o", "kanana2", "minimax-m2"), WordSplit((_O200K,))),
     "tekken": WordSplit((_TEKKEN,), whole_words=True, adds_bos=True),
     "seed-coder": WordSplit((_SEED_CODER,)),

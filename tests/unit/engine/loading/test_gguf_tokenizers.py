@@ -141,6 +141,12 @@ SEED_CODER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# As llama.cpp quotes it from K-EXAONE's tokenizer.json.
+EXAONE_MOE = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
 # As the tokenizer.json of DeepSeek LLM and V2 Lite has it; of the scripts with capitals these are enough for the texts.
 DEEPSEEK = pre_tokenizers.Sequence(
     [
@@ -173,6 +179,7 @@ DEEPSEEK = pre_tokenizers.Sequence(
         ("glm4", split(LLAMA_3), False),
         ("qwen35", split(QWEN_35), False),
         ("seed-coder", split(SEED_CODER), False),
+        ("exaone-moe", split(EXAONE_MOE), False),
         ("deepseek-llm", DEEPSEEK, False),
     ],
 )
@@ -207,6 +214,11 @@ def test_the_names_that_transformers_knows_mean_the_same() -> None:
         ("deepseek-v3", "12345 don't\n\n日本a", ["123", "45", " don", "'t", "\n\n", "日本", "a"]),
         ("qwen35", "e\u0301t 12\n", ["e\u0301t", " ", "1", "2", "\n"]),
         ("hunyuan-dense", "12345 a", ["123", "45", " a"]),
+        (
+            "exaone-moe",
+            "one more e\u0301t  two, 12\n\n",
+            ["one more e\u0301t", " ", " two", ",", " ", "1", "2", "\n\n"],
+        ),
         ("exaone4", "a 42\n\nb", ["a", " 42", "\n", "\n", "b"]),
         ("tekken", "12 MyWord/\n\n", ["1", "2", " My", "Word", "/\n\n"]),
         ("gpt-4o", "I'll 1234", ["I'll", " ", "123", "4"]),
