@@ -19,7 +19,7 @@ from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.latents import latent_heads, latent_products
 from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.model.stored_parts import StoredParts
-from tests.unit.engine.model.family_cases import Case, error, prompts
+from tests.unit.engine.model.family_case import Case, error, prompts
 from tests.unit.engine.tiny_models import CPU, copy_of, ragged_logits, roughen, tiny_model
 
 pytestmark = pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="latent attention is served with transformers 5")

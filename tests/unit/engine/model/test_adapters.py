@@ -25,7 +25,8 @@ from helix_jobs.errors import ModelError
 from tests.unit.engine.adapters import ATTENTION, EVERYTHING, adapted_decoder, peft_model, read_all
 from tests.unit.engine.adapters_at_random import merged, random_adapter
 from tests.unit.engine.kernels.native_models import compiled_decoder
-from tests.unit.engine.model.family_cases import PLAIN_CASES, Case, error
+from tests.unit.engine.model.family_case import Case, error
+from tests.unit.engine.model.family_cases import PLAIN_CASES
 from tests.unit.engine.tiny_models import VOCAB_SIZE, copy_of, reference_logits, roughen, tiny_model
 
 if TYPE_CHECKING:

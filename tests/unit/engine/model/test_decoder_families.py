@@ -17,16 +17,8 @@ from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.quantize import quantize
 from tests.unit.engine.model.case_settings import LONGROPE, ROPES
-from tests.unit.engine.model.family_cases import (
-    CASES,
-    PLAIN_CASES,
-    ROUNDED_CASES,
-    Case,
-    error,
-    plain_logits,
-    plain_model,
-    prompts,
-)
+from tests.unit.engine.model.family_case import Case, error, plain_logits, plain_model, prompts
+from tests.unit.engine.model.family_cases import CASES, PLAIN_CASES, ROUNDED_CASES
 from tests.unit.engine.model_files import load, save_checkpoint
 from tests.unit.engine.tiny_models import (
     batched_reference_logits,

@@ -24,7 +24,8 @@ from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.model.router import Router, choose
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.router_linear import RouterLinear
-from tests.unit.engine.model.family_cases import PLAIN_CASES, Case, error, prompts
+from tests.unit.engine.model.family_case import Case, error, prompts
+from tests.unit.engine.model.family_cases import PLAIN_CASES
 from tests.unit.engine.tiny_models import copy_of, decoder_logits, reference_logits
 from tests.unit.engine.weights.opened_linear import held_weight
 

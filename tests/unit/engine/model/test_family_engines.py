@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from tests.unit.engine.model.family_cases import PLAIN_CASES, Case
+from tests.unit.engine.model.family_cases import PLAIN_CASES
 from tests.unit.engine.tiny_models import EOS, VOCAB_SIZE, batched_reference_logits, request, tiny_engine
+
+if TYPE_CHECKING:
+    from tests.unit.engine.model.family_case import Case
 
 SHARED = [(5 * i) % (VOCAB_SIZE - 1) + 1 for i in range(17)]
 PROMPTS = [SHARED, [*SHARED, 9, 4], [3], [*SHARED[:12], 7, 7, 30], [*SHARED, 9, 4]]

@@ -18,7 +18,8 @@ from helix_jobs.engine.model.decoder_layer import DecoderLayer
 from helix_jobs.engine.model.experts_beside import ExpertsBeside
 from helix_jobs.engine.model.feed_forward import GatedFeedForward
 from helix_jobs.engine.weights.linear import DenseLinear
-from tests.unit.engine.model.family_cases import GEMMA_4_EXPERTS, Case, error, prompts
+from tests.unit.engine.model.case_settings import GEMMA_4_EXPERTS
+from tests.unit.engine.model.family_case import Case, error, prompts
 from tests.unit.engine.tiny_models import RECURRENT, copy_of, decoder_logits
 
 if TYPE_CHECKING:
