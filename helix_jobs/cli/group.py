@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 _COMMANDS: Final = {
     "submit": "helix_jobs.cli.submit:submit",
     "preview": "helix_jobs.cli.preview:preview",
+    "plan": "helix_jobs.cli.plan:plan",
     "status": "helix_jobs.cli.status:status",
     "list": "helix_jobs.cli.status:list_batches",
     "watch": "helix_jobs.cli.status:watch",

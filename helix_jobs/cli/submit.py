@@ -17,6 +17,7 @@ from helix_jobs.cli.like_option import like_option, options_like, other_models
 from helix_jobs.cli.local_run import run_locally
 from helix_jobs.cli.progress import all_succeeded
 from helix_jobs.cli.sampling_options import sampling_options, truncation_option
+from helix_jobs.cli.schema_option import schema_option
 from helix_jobs.cli.streams import standard_input
 from helix_jobs.cli.table_options import InputPath, table_options
 from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json
@@ -53,17 +54,6 @@ def _parse_metadata(ctx: click.Context, parameter: click.Parameter, values: tupl
     return {key: text for key, _, text in pairs}
 
 
-def _read_schema(ctx: click.Context, parameter: click.Parameter, file: str | None) -> dict[str, Any] | None:
-    """The value of ``response_format`` that a file with a JSON schema stands for."""
-    if file is None:
-        return None
-    try:
-        schema = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{printable(file)} cannot be read as UTF-8 text: {error}.", ctx, parameter) from error
-    return {"type": "json_schema", "json_schema": {"schema": schema}}
-
-
 @click.command("submit", cls=HelixCommand, short_help="Validate, store and enqueue a file of prompts.")
 @click.argument("file", metavar="FILE", type=InputPath(exists=True, readable=True, allow_dash=True))
 @click.option("--wait", is_flag=True, help="Stay until the batch ends, with a live progress bar.")
@@ -88,13 +78,7 @@ def _read_schema(ctx: click.Context, parameter: click.Parameter, file: str | Non
     metavar="JSON|FILE",
     help='When an answer counts, for lines that do not say, as in {"not_cut": true}; others are tried again.',
 )
-@click.option(
-    "--json-schema",
-    "response_format",
-    callback=_read_schema,
-    metavar="FILE",
-    help="Hold the answers of lines that do not say their form to the JSON schema in FILE.",
-)
+@schema_option
 @like_option
 @brake_options
 @table_options

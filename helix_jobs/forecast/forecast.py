@@ -6,6 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from math import exp
 from random import Random
+from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.forecast.simulation import simulate
@@ -29,9 +30,11 @@ class Forecast:
 
     Attributes:
         draws: Equally likely values, ascending; at least one.
+        tokens: Tokens that are still to be emitted: the median.
     """
 
     draws: tuple[float, ...]
+    tokens: int = 0
 
     @property
     def median(self) -> float:
@@ -54,7 +57,7 @@ class Forecast:
 
     def scaled(self, factor: float) -> Forecast:
         """Every value times ``factor``."""
-        return Forecast(tuple(value * factor for value in self.draws))
+        return Forecast(tuple(value * factor for value in self.draws), self.tokens)
 
     def _quantile(self, share: float) -> float:
         place = share * (len(self.draws) - 1)
@@ -75,7 +78,8 @@ def forecast(work: Work, lengths: LengthModel, rate: RateModel, seed: int = 0, *
     """
     rng = Random(seed)  # noqa: S311  (no secret)
     count = len(work.running) + len(work.waiting)
-    draws = []
+    draws, emitted = [], []
+    many = work.waiting_count / max(len(work.waiting), 1)
     for _ in range(min(most, max(_FEWEST, _EFFORT // max(count, 1)))):
         sample = lengths.resampled(rng)
         running = [
@@ -91,4 +95,5 @@ def forecast(work: Work, lengths: LengthModel, rate: RateModel, seed: int = 0, *
         ]
         seconds = simulate(running, waiting, rate, work.slots, waiting_count=work.waiting_count)
         draws.append(seconds * exp(rng.gauss(0.0, rate.spread)))
-    return Forecast(tuple(sorted(draws)))
+        emitted.append(sum(running) + many * sum(tokens for _, tokens in waiting))
+    return Forecast(tuple(sorted(draws)), round(median(emitted)))

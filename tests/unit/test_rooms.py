@@ -56,7 +56,7 @@ ARROWS = {
     "tables": {"engine.text", "intake"},
     "results": {"intake", "storage", "tables"},
     "reports": {"storage"},
-    "client": {"acceptance", "broker", "intake", "observability", "results", "storage", "tables", "values"},
+    "client": {"acceptance", "broker", "forecast", "intake", "observability", "results", "storage", "tables", "values"},
     "api": {"broker", "client", "intake", "reports", "results", "storage", "values"},
     "worker": {
         *("acceptance", "broker", "engine.loading", "engine.text", "intake", "observability", "storage", "values"),
@@ -67,7 +67,8 @@ ARROWS = {
         *("engine.devices", "engine.grammar", "engine.loading", "engine.model", "engine.speculation", "engine.text"),
     },
     "cli": {
-        *("acceptance", "api", "bench", "client", "doctor", "engine.devices", "engine.loading", "observability"),
+        *("acceptance", "api", "bench", "client", "doctor", "engine.devices", "engine.loading", "forecast"),
+        "observability",
         *("reports", "results", "storage", "tables", "values", "worker"),
     },
 }

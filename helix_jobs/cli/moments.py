@@ -1,0 +1,56 @@
+"""Forecasts in words: ``done about 06:40 (06:10 to 07:20)``, and as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.cli.console import timestamp
+from helix_jobs.forecast.clock import end_of_work, working_seconds
+from helix_jobs.wording import percent
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from helix_jobs.forecast.forecast import Forecast
+    from helix_jobs.opening_hours import OpeningHours
+
+_NEAR_CERTAIN: Final = 0.99
+
+
+def moment_words(moment: datetime, now: datetime) -> str:
+    """``06:40``, on another day than today's ``Wed 06:40``, and in a week and later ``2026-12-24 06:40``."""
+    local, today = moment.astimezone(), now.astimezone()
+    if local.date() == today.date():
+        return local.strftime("%H:%M")
+    if (local.date() - today.date()).days < 7:  # noqa: PLR2004  (days of a week)
+        return local.strftime("%a %H:%M")
+    return local.strftime("%Y-%m-%d %H:%M")
+
+
+def done_words(found: Forecast, now: datetime, hours: OpeningHours | None) -> str:
+    """``done about 06:40 (06:10 to 07:20)``; eight of ten batches end within such a range."""
+    middle, low, high = (
+        moment_words(end_of_work(now, seconds, hours), now) for seconds in (found.median, found.low, found.high)
+    )
+    return f"done about {middle}" if low == high else f"done about {middle} ({low} to {high})"
+
+
+def probability_by(found: Forecast, now: datetime, by: datetime, hours: OpeningHours | None) -> float:
+    """How likely the work is done by a time."""
+    return found.probability_within(working_seconds(now, by, hours))
+
+
+def probability_words(probability: float) -> str:
+    """``83 %``; the ends are never certain."""
+    if probability > _NEAR_CERTAIN:
+        return "more than 99 %"
+    return "less than 1 %" if probability < 1 - _NEAR_CERTAIN else percent(probability)
+
+
+def forecast_json(found: Forecast, now: datetime, hours: OpeningHours | None) -> dict[str, Any]:
+    """For programs: seconds of work, and the times at which it is done."""
+    quantiles = {"median": found.median, "low": found.low, "high": found.high}
+    return {
+        "seconds": {name: round(seconds, 3) for name, seconds in quantiles.items()},
+        "done_at": {name: timestamp(end_of_work(now, seconds, hours)) for name, seconds in quantiles.items()},
+    }
