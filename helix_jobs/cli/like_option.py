@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from helix_jobs.client.client import HelixClient
+    from helix_jobs.storage.manifests import Manifest
 
 like_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
     "--like",
@@ -23,7 +24,7 @@ like_option: Callable[[Callable[..., None]], Callable[..., None]] = click.option
 )
 
 
-def options_like(client: HelixClient, like: str, defaults: SamplingParams) -> dict[str, Any]:
+def options_like(like: Manifest, defaults: SamplingParams) -> dict[str, Any]:
     """The arguments of ``submit`` by which it repeats another batch's options.
 
     A flag that was given goes before the other batch, and the other batch before the environment.
@@ -31,7 +32,7 @@ def options_like(client: HelixClient, like: str, defaults: SamplingParams) -> di
     from helix_jobs.client.line_defaults import LineDefaults
 
     context = click.get_current_context()
-    before = LineDefaults.of_batch(client.manifest(like)).sampling
+    before = LineDefaults.of_batch(like).sampling
     given = [name for name in SAMPLING_FLAGS if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     changes = {name: getattr(defaults, name) for name in sorted(given)}
     options: dict[str, Any] = {"like": like, "defaults": SamplingParams.from_mapping(changes, before)}
@@ -40,16 +41,16 @@ def options_like(client: HelixClient, like: str, defaults: SamplingParams) -> di
     return options
 
 
-def other_models(client: HelixClient, like: str) -> str | None:
+def other_models(client: HelixClient, like: Manifest) -> str | None:
     """Say so if the workers that run have another model than those that answered the other batch."""
-    answered = {(maker.target_model, _digest(maker.setup)): maker for maker in client.manifest(like).makers}
+    answered = {(maker.target_model, _digest(maker.setup)): maker for maker in like.makers}
     serving = {(worker.target_model, _digest(worker.setup)) for worker in client.live_workers()}
     if not answered or not serving or serving & answered.keys():
         return None
     then = ", ".join(sorted({name or "a model that is not known" for name, _ in answered}))
     now = ", ".join(sorted({name for name, _ in serving}))
     files = " with other files" if then == now else ""
-    return f"Batch {like} was answered by {then}; {counted(len(serving), 'model')} here: {now}{files}."
+    return f"Batch {like.batch_id} was answered by {then}; {counted(len(serving), 'model')} here: {now}{files}."
 
 
 def _digest(setup: Any) -> str | None:  # noqa: ANN401  (JSON)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
     from helix_jobs.settings import Settings
+    from helix_jobs.storage.manifests import Manifest
     from helix_jobs.tables.ask import TableAsk
 
 _LISTED_FAULTS: Final = 20
@@ -131,8 +132,9 @@ def submit(
         "rejects": (rejects or _place_for_bad_lines(file)) if skip_invalid else None,
     }
     with open_client(settings) as client:
-        if like is not None:
-            options |= options_like(client, like, defaults)
+        other = None if like is None else client.manifest(like)
+        if other is not None:
+            options |= options_like(other, defaults)
         submission = _store(client, file, source, options, console, as_json=as_json)
         batch_id = submission.batch_id
         if not (wait or local):
@@ -140,7 +142,7 @@ def submit(
                 echo_json(submission_json(submission))
             else:
                 click.echo(batch_id)
-                _hint(client, submission, console, like)
+                _hint(client, submission, console, other)
             return
         if local:
             final = run_locally(settings, client, batch_id, console, keep=idempotency_key is not None, as_json=as_json)
@@ -265,7 +267,7 @@ def _print_bad_lines(bad_lines: Sequence[BadLine], total: int, console: Console)
         console.print(f"... and {counted(more, 'fault')} more{unread}" if more else f"These are the faults{unread}.")
 
 
-def _hint(client: HelixClient, submission: Submission, console: Console, like: str | None) -> None:
+def _hint(client: HelixClient, submission: Submission, console: Console, like: Manifest | None) -> None:
     """Print the next commands, and what differs from the batch whose options are repeated."""
     console.print(f"Follow it with: {command_line('watch', submission.batch_id)}", soft_wrap=True)
     # The batch is stored: a database that goes away now must not make the command look failed.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from helix_jobs.results.frames import Results
     from helix_jobs.results.join_options import JoinOptions
     from helix_jobs.results.joined import JoinedAnswers
+    from helix_jobs.storage.manifests import Manifest
     from helix_jobs.storage.records import BatchStatus, JobSummary
     from helix_jobs.tables.ask import TableAsk
 
@@ -60,7 +61,7 @@ class HelixClient(BatchControl):
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         accept: AcceptanceRule | Mapping[str, Any] | Accept | None = None,
-        like: str | None = None,
+        like: str | Manifest | None = None,
         brakes: Brakes | None = None,
         skip_invalid: bool = False,
         rejects: str | os.PathLike[str] | BinaryIO | None = None,
@@ -87,7 +88,8 @@ class HelixClient(BatchControl):
             metadata: Stored with the batch.
             accept: When an answer counts. A rule, or a mapping with its fields, holds for lines that do not give their
                 own, and workers judge by it. A function judges here: this call then returns when ``accept`` does.
-            like: Another batch: the four things above that are not given here are as they were for it.
+            like: Another batch, by its id or its manifest: the four things above that are not given here are as they
+                were for it.
             brakes: When the batch is to pause by itself. A batch that an idempotency key names keeps its own.
             skip_invalid: Enqueue the good lines although there are bad ones.
             rejects: A path or binary stream that receives the bytes of bad lines. A path's file is made only if there
@@ -119,7 +121,9 @@ class HelixClient(BatchControl):
         from helix_jobs.client.submit_source import asked_table, submit_source
         from helix_jobs.intake.constraint_fields import default_constraint
 
-        before = LineDefaults() if like is None else LineDefaults.of_batch(self.manifest(like))
+        if isinstance(like, str):
+            like = self.manifest(like)
+        before = LineDefaults() if like is None else LineDefaults.of_batch(like)
         submission = submit_source(
             self.settings,
             self._database,

@@ -7,6 +7,7 @@ import json
 import pytest
 from sqlalchemy import select
 
+from helix_jobs.client.client import HelixClient
 from helix_jobs.storage import workers
 from helix_jobs.storage.schema import batches, jobs
 from tests.store_helpers import now, worker
@@ -109,6 +110,20 @@ def test_like_says_that_other_models_run(helix, prompts, answered, enter, databa
     enter("w2", target_model="qwen", setup=SETUP | {"target": {"name": "qwen", "digest": "cd" * 32}})
     told = helix("submit", prompts(1), "--like", first).stderr
     assert f"Batch {first} was answered by qwen; 1 model here: qwen with other files." in told
+
+
+def test_like_reads_the_other_batch_once(helix, prompts, answered, monkeypatch):
+    first = answered
+    calls = []
+    read = HelixClient.manifest
+
+    def noting(self, batch_id):
+        calls.append(batch_id)
+        return read(self, batch_id)
+
+    monkeypatch.setattr(HelixClient, "manifest", noting)
+    assert helix("submit", prompts(1), "--like", first).exit_code == 0
+    assert calls == [first]
 
 
 def test_like_a_batch_that_is_not_there(helix, prompts):
