@@ -17,7 +17,6 @@ from helix_jobs.intake.sources import RejectsFile, open_source
 from helix_jobs.storage.batches import new_batch_id
 from helix_jobs.storage.records import NewBatch
 from helix_jobs.tables.ask import TableAsk
-from helix_jobs.tables.table_source import TableSource
 
 if TYPE_CHECKING:
     import os
@@ -122,7 +121,7 @@ def submit_source(
             tally=Tally(on_invalid=on_invalid),
             on_progress=report,
             on_stage=on_stage,
-            facts=lines.facts if isinstance(lines, TableSource) else None,
+            facts=lines.facts,
         )
         return submission if handover is None else replace(submission, published=handover.publish())
 
@@ -150,8 +149,9 @@ def open_input(source: Input, table: TableAsk | None, on_reading: Callable[[str]
         ConfigurationError: A table needs a library that is not installed.
         InputError: The source cannot be opened.
     """
-    if table is not None:
-        return TableSource(source, table, on_reading)
-    if hasattr(source, "__arrow_c_stream__"):
-        return TableSource(source, TableAsk(), on_reading)  # its columns are the fields
-    return open_source(source)
+    if table is None and not hasattr(source, "__arrow_c_stream__"):
+        return open_source(source)
+    from helix_jobs.tables.table_source import TableSource
+
+    # Without a question the columns are the fields of lines.
+    return TableSource(source, table or TableAsk(), on_reading)

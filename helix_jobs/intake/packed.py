@@ -6,11 +6,8 @@ the size of their window in the file.
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import importlib
 import io
-import lzma
 import zlib
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast
 
@@ -71,11 +68,21 @@ def unpacked(kind: str, packed: PackedBytes) -> io.BufferedReader:
     """
     if kind == "gzip":
         return io.BufferedReader(_Gzip(packed), _PIECE)
-    makers: dict[str, Callable[[], Any]] = {
-        "bzip2": bz2.BZ2Decompressor,
-        "xz": lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY),
-    }
-    return io.BufferedReader(_Unpacked(kind, packed, makers[kind] if kind in makers else _zstd_maker()), _PIECE)
+    makers: dict[str, Callable[[], Callable[[], Any]]] = {"bzip2": _bzip2_maker, "xz": _xz_maker, "zstd": _zstd_maker}
+    return io.BufferedReader(_Unpacked(kind, packed, makers[kind]()), _PIECE)
+
+
+# Each library is imported for the kind that needs it: most input is not packed.
+def _bzip2_maker() -> Callable[[], Any]:
+    import bz2
+
+    return bz2.BZ2Decompressor
+
+
+def _xz_maker() -> Callable[[], Any]:
+    import lzma
+
+    return lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
 
 
 def _zstd_maker() -> Callable[[], Any]:
@@ -95,7 +102,10 @@ class _Gzip(io.RawIOBase):
     """Gzip by the standard library's own reader, which checks each member's sum."""
 
     def __init__(self, packed: PackedBytes) -> None:
+        import gzip
+
         self._file = gzip.GzipFile(fileobj=cast("BinaryIO", packed), mode="rb")
+        self._error = gzip.BadGzipFile
 
     def readable(self) -> bool:
         return True
@@ -104,7 +114,7 @@ class _Gzip(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         try:
             data = self._file.read1(len(view))
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        except (EOFError, self._error, zlib.error) as error:
             raise _damaged("gzip") from error
         view[: len(data)] = data
         return len(data)

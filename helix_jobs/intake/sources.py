@@ -35,6 +35,9 @@ class Source(Protocol):
     def position(self) -> tuple[int | None, int | None]:
         """Bytes read and bytes in total, as far as known."""
 
+    def facts(self) -> dict[str, Any]:
+        """What was read, to be stored with the batch; complete when all lines have been read."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -108,6 +111,10 @@ class _StreamSource:
         except OSError:  # a named pipe
             return None, None
 
+    def facts(self) -> dict[str, Any]:
+        """None beyond the lines."""
+        return {}
+
 
 class _MappingSource:
     """Parsed lines from Python."""
@@ -132,6 +139,10 @@ class _MappingSource:
     def position(self) -> tuple[int | None, int | None]:
         """Unknown."""
         return None, None
+
+    def facts(self) -> dict[str, Any]:
+        """None beyond the lines."""
+        return {}
 
 
 class RejectsFile:

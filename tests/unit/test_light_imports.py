@@ -27,10 +27,15 @@ NEED_TORCH = {"helix_jobs.engine.speculation.depth.profile"}
 
 
 def modules_after(script: str, tmp_path: Path) -> set[str]:
-    """Top-level modules that a fresh interpreter holds after the script; its last line prints them."""
+    """Top-level modules that a fresh interpreter holds after the script."""
+    return {name.split(".")[0] for name in all_modules_after(script, tmp_path)}
+
+
+def all_modules_after(script: str, tmp_path: Path) -> set[str]:
+    """All modules that a fresh interpreter holds after the script; its last line prints them."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HELIX_")}
     environment |= {"HELIX_HOME": str(tmp_path), "PYTHONPATH": str(PACKAGE.parent)}
-    tail = "\nimport sys, json; print(); print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    tail = "\nimport sys, json; print(); print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", script + tail],
         check=True,
@@ -67,6 +72,26 @@ def test_commands_start_without_what_they_do_not_need(command, tmp_path):
     run = f"main({command.split()!r})"
     script = f"from helix_jobs.cli import main\ntry:\n    {run}\nexcept SystemExit as end:\n    assert not end.code"
     assert not modules_after(script, tmp_path) & HEAVY
+
+
+# What options are made of; the other modules of these rooms read tables and write files.
+OF_OPTIONS = {
+    *(f"helix_jobs.tables{name}" for name in ("", ".ask", ".columns", ".read_options")),
+    *(f"helix_jobs.results{name}" for name in ("", ".columns", ".join_options")),
+}
+
+
+@pytest.mark.parametrize("command", ["--help", "submit prompts.jsonl", "preview --help", "results --help", "status"])
+def test_lines_of_json_are_submitted_without_readers_of_tables(command, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "x"}\n')
+    script = f"from helix_jobs.cli import main\ntry:\n    main({command.split()!r})\nexcept SystemExit: pass"
+    loaded = all_modules_after(script, tmp_path)
+    assert {name for name in loaded if name.startswith(("helix_jobs.tables", "helix_jobs.results"))} <= OF_OPTIONS
+    assert not loaded & {"gzip", "jinja2"}
+
+
+def test_libraries_of_packed_files_are_imported_for_those_alone(tmp_path):
+    assert not modules_after("import helix_jobs.intake.packed", tmp_path) & {"bz2", "lzma", "gzip"}
 
 
 def test_help_needs_no_database_either(tmp_path):
