@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from helix_jobs.engine.attention.cache_geometry import CacheGeometry, CacheShape
-from helix_jobs.engine.model.recurrence_description import ShortConvDescription
+from helix_jobs.engine.model.recurrence_description import SelectiveScanDescription, ShortConvDescription
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -287,10 +287,15 @@ class ModelDescription:
 
     @property
     def plain_matrices(self) -> frozenset[str]:
-        """The matrices that are kept as plain numbers, by their names in a layer: routers, gates, latents' matrices."""
+        """The matrices that are kept as plain numbers, by their names in a layer.
+
+        They are routers, gates, latents' matrices, and those of a selective scan.
+        """
         experts = [layer.experts for layer in self.layers if layer.experts is not None]
         kept = {own.router.weight.removesuffix(".weight") for own in experts}
         kept |= {own.shared_gate.names[0] for own in experts if own.shared_gate is not None}
+        scans = [one.recurrence for one in self.layers if isinstance(one.recurrence, SelectiveScanDescription)]
+        kept |= {name for scan in scans for name in (scan.selection, scan.steps)}
         kept |= {name for layer in self.layers if layer.altup is not None for name in layer.altup.plain_matrices}
         return frozenset(kept | {own.latent.matrix for own in self.attentions if own.latent is not None})
 

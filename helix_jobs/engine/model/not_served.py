@@ -27,7 +27,6 @@ _BY_REASON: Final = {
     "linear attention beside attention to keys that an index chooses": ("qwen4_exp", "qwen4_exp_text"),
     "convolutions inside attention": ("zaya",),
     "layers of recurrent state": ("recurrent_gemma", "zamba", "zamba2"),
-    "layers of recurrent state and experts": ("jamba",),
     "recurrent state instead of attention": ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
     "layers that are computed several times": ("hrm_text",),
     "differences of two attentions": ("diffllama",),

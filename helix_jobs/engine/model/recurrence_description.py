@@ -90,4 +90,29 @@ class MambaDescription:
     is_gated_last: bool = False
 
 
-RecurrenceDescription = ShortConvDescription | DeltaRuleDescription | MambaDescription
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectiveScanDescription:
+    """Mamba in the place of attention (Jamba).
+
+    Attributes:
+        inner: Channels and gates side by side.
+        module: The module that holds the convolution (``conv1d``), ``A_log`` and ``D``.
+        selection: The module of the matrix that makes time steps, keys and queries of channels.
+        steps: The module that makes each channel's time step.
+        norms: The norms of the narrow vector of time steps, of keys and of queries.
+        out: Back to the hidden size.
+        activation: Follows the convolution; a key of ``ACTIVATIONS``.
+        eps: Added to the norms' mean squares.
+    """
+
+    inner: ProjectionDescription
+    module: str
+    selection: str
+    steps: str
+    norms: tuple[str, str, str]
+    out: ProjectionDescription
+    activation: str
+    eps: float
+
+
+RecurrenceDescription = ShortConvDescription | DeltaRuleDescription | MambaDescription | SelectiveScanDescription

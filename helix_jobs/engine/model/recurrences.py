@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.model.activations import ACTIVATIONS
-from helix_jobs.engine.model.recurrence_description import DeltaRuleDescription, MambaDescription, ShortConvDescription
+from helix_jobs.engine.model.recurrence_description import (
+    DeltaRuleDescription,
+    MambaDescription,
+    SelectiveScanDescription,
+    ShortConvDescription,
+)
 from helix_jobs.engine.model.row_order import delta_order
 from helix_jobs.engine.recurrence.delta_rule import DeltaHeads, DeltaRule
 from helix_jobs.engine.recurrence.mamba2 import Mamba2, MambaHeads
+from helix_jobs.engine.recurrence.selective_scan import Selection, SelectiveScan
 from helix_jobs.engine.recurrence.short_conv import ShortConv
 
 if TYPE_CHECKING:
@@ -36,6 +42,8 @@ def build_recurrence(parts: StoredParts, description: RecurrenceDescription) -> 
         return ShortConv(*_convolution(parts, description.conv))
     if isinstance(description, MambaDescription):
         return _mamba(parts, description)
+    if isinstance(description, SelectiveScanDescription):
+        return _selective_scan(parts, description)
     return _delta_rule(parts, description)
 
 
@@ -78,6 +86,25 @@ def _mamba(parts: StoredParts, description: MambaDescription) -> Mamba2:
         norm=_tensor(parts, f"{module}.norm", "weight") if description.has_norm else None,
         eps=description.eps,
         is_gated_last=description.is_gated_last,
+    )
+
+
+def _selective_scan(parts: StoredParts, description: SelectiveScanDescription) -> SelectiveScan:
+    taps, bias = _convolution(parts, f"{description.module}.conv1d")
+    steps_norm, keys_norm, queries_norm = (_tensor(parts, norm, "weight") for norm in description.norms)
+    return SelectiveScan(
+        taps=taps,
+        taps_bias=bias,
+        activation=ACTIVATIONS[description.activation],
+        selection=Selection(
+            matrix=_tensor(parts, description.selection, "weight"),
+            steps=_tensor(parts, description.steps, "weight"),
+            step_bias=_tensor(parts, description.steps, "bias"),
+            norms=(steps_norm, keys_norm, queries_norm),
+            eps=description.eps,
+        ),
+        decay=_tensor(parts, description.module, "A_log"),
+        skip=_tensor(parts, description.module, "D"),
     )
 
 

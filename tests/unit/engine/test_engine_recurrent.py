@@ -159,7 +159,7 @@ def test_a_step_that_fails_is_repeated(family, monkeypatch):
     assert len(failed) > 3
 
 
-@pytest.mark.parametrize("combined", ["qwen3_next", "nemotron_h", "falcon_h1", "lfm2_moe"])
+@pytest.mark.parametrize("combined", ["qwen3_next", "nemotron_h", "falcon_h1", "lfm2_moe", "jamba"])
 def test_states_are_exact_beside_other_parts_of_a_layer(combined, monkeypatch):
     """Drafts, failed steps, preemption and shared prefixes at once."""
     engine = tiny_engine(model(combined), "int8", max_batch_size=4, num_blocks=30, token_budget=9)

@@ -171,6 +171,15 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "olmo_hybrid": {**_DELTA, "rope_parameters": None, "initializer_range": 0.2},
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "falcon_h1": {**_MAMBA, "num_hidden_layers": 2, "mamba_d_ssm": 96},
+    "jamba": {
+        "num_hidden_layers": 4,
+        "initializer_range": 0.2,
+        "attn_layer_period": 3,
+        "attn_layer_offset": 1,
+        "num_experts": 6,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 5,
+    },
     "nemotron_h": {
         "layers_block_type": ["linear_attention", "moe", "linear_attention", "full_attention", "mlp"],
         "initializer_range": 0.2,

@@ -21,6 +21,7 @@ from helix_jobs.engine.model.families import (
     granitemoeshared,
     hunyuan_v1_moe,
     hy_v3,
+    jamba,
     kolibri1,
     lfm2_moe,
     mellum,
@@ -68,5 +69,6 @@ SPARSE_FAMILIES: Final = tuple(
         mellum,
         phimoe,
         solar_open,
+        jamba,
     )
 )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Latent attention without experts and with them.
 LATENT = ("minicpm3", "deepseek_v2")
-WITH_EXPERTS = ("mixtral", "qwen2_moe", "granitemoe", "gpt_oss", "hunyuan_v1_moe", "qwen3_next", "falcon_h1")
+WITH_EXPERTS = ("mixtral", "qwen2_moe", "granitemoe", "gpt_oss", "hunyuan_v1_moe", "qwen3_next", "falcon_h1", "jamba")
 # Layers of several shapes, and a table that is looked up beside the embedding.
 SHAPES = ("gemma4_text",)
 BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -52,6 +52,7 @@ def test_weights_take_what_the_loaded_model_takes(architecture: str, dtype: torc
         "qwen3_5_text": delta,
         "qwen3_next": delta,
         "falcon_h1": 2 * (5 * 128 + 3 * 6),
+        "jamba": 3 * (5 * 96 + 8 * 96 + 96),
     }.get(architecture, 0) * (4 - dtype.itemsize)
     # Norms without weight hold ones: those of the values of the two layers that keep their own.
     kept += {"gemma4_text": 8 + 16}.get(architecture, 0) * dtype.itemsize

@@ -148,6 +148,7 @@ FAMILIES = {
         },
         RECURRENT,
     ),
+    "jamba": Family("jamba", {**HEADS, "head_dim": 16, "intermediate_size": 96}, RECURRENT),
     "falcon_h1": Family(
         "falcon_h1",
         {**HEADS, "head_dim": 16, "intermediate_size": 96, "mamba_n_heads": 8, "mamba_d_ssm": 128},

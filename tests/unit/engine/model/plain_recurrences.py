@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from helix_jobs.engine.recurrence.delta_rule import DeltaHeads, DeltaRule
 from helix_jobs.engine.recurrence.mamba2 import Mamba2, MambaHeads
+from helix_jobs.engine.recurrence.selective_scan import Selection, SelectiveScan
 from helix_jobs.engine.recurrence.short_conv import ShortConv
 
 if TYPE_CHECKING:
@@ -176,6 +177,61 @@ class PlainMamba2:
         assert self.norm is not None
         groups = rows.view(len(rows), self.heads.num_groups, -1)
         return (groups / ((groups * groups).mean(-1, keepdim=True) + EPS).sqrt()).flatten(1) * self.norm.double()
+
+
+@dataclass(frozen=True, eq=False)
+class PlainSelectiveScan:
+    """Mamba; ``matrix``, ``steps``, ``step_bias`` and ``norms`` are those of a ``Selection``."""
+
+    taps: torch.Tensor
+    taps_bias: torch.Tensor | None
+    matrix: torch.Tensor
+    steps: torch.Tensor
+    step_bias: torch.Tensor
+    norms: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    decay: torch.Tensor
+    skip: torch.Tensor
+
+    @property
+    def inputs(self) -> int:
+        return 2 * self.outputs
+
+    @property
+    def outputs(self) -> int:
+        return self.taps.shape[1]
+
+    def made(self) -> SelectiveScan:
+        return SelectiveScan(
+            taps=self.taps,
+            taps_bias=self.taps_bias,
+            activation=functional.silu,
+            selection=Selection(
+                matrix=self.matrix, steps=self.steps, step_bias=self.step_bias, norms=self.norms, eps=EPS
+            ),
+            decay=self.decay,
+            skip=self.skip,
+        )
+
+    def results(self, projected: torch.Tensor) -> torch.Tensor:
+        mixed, gates = projected.chunk(2, dim=1)
+        channels = silu(convolved(mixed, self.taps, self.taps_bias))
+        rows = []
+        state = torch.zeros(self.decay.shape, dtype=torch.float64)
+        for row in channels:
+            chosen = (self.matrix.double() @ row).split([len(norm) for norm in self.norms])
+            normed = (
+                part / ((part * part).mean() + EPS).sqrt() * norm.double()
+                for part, norm in zip(chosen, self.norms, strict=True)
+            )
+            narrow, key, query = normed
+            steps = softplus(self.steps.double() @ narrow + self.step_bias.double())
+            found = []
+            for channel, (value, step) in enumerate(zip(row, steps, strict=True)):
+                state[channel] *= torch.exp(-torch.exp(self.decay[channel].double()) * step)
+                state[channel] += step * value * key
+                found.append(state[channel] @ query + self.skip[channel].double() * value)
+            rows.append(torch.stack(found))
+        return torch.stack(rows) * silu(gates)
 
 
 def convolved(rows: torch.Tensor, taps: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

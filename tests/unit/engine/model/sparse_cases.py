@@ -99,6 +99,12 @@ SPARSE_CASES = [
     Case("phimoe", {"rope_scaling": PHIMOE_LONGROPE, "original_max_position_embeddings": 64}),
     Case("solar_open", {"n_group": 2, "topk_group": 1}),
     Case("solar_open", {"norm_topk_prob": False, "routed_scaling_factor": 1.7}),
+    Case("jamba", changes=False),
+    Case("jamba", {"num_experts": 1}),
+    Case("jamba", {"expert_layer_period": 3, "expert_layer_offset": 2}),
+    Case("jamba", {"attn_layer_period": 2, "attn_layer_offset": 0}),
+    Case("jamba", {"mamba_proj_bias": True, "mamba_conv_bias": False}),
+    Case("jamba", {"mamba_d_conv": 3, "mamba_expand": 1}),
     # Latent attention.
     *(Case(family, changes=False) for family in ("minicpm3", "youtu")),
     *(Case("minicpm3", {name: value}) for name, value in (("scale_emb", 3), ("scale_depth", 0.5))),

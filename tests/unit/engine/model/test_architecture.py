@@ -99,6 +99,7 @@ def test_a_quantisation_that_is_read_and_in_which_nothing_is_stored(
         ("gpt2", {"activation_function": "mish"}, r"the activation 'mish'; supported are silu, "),
         ("qwen3_5_text", {"hidden_act": "mish"}, r"the activation 'mish'; supported are silu, "),
         ("granitemoehybrid", {"hidden_act": "mish"}, r"the activation 'mish'; supported are silu, "),
+        ("jamba", {"hidden_act": "mish"}, r"the activation 'mish'; supported are silu, "),
         ("nemotron_h", {"mamba_hidden_act": "mish"}, r"the activation 'mish'; supported are silu, "),
         ("gpt2", {"add_cross_attention": True}, "attends to an encoder; supported are decoders alone"),
         ("gemma", {"use_bidirectional_attention": True}, "attends in both directions; supported is causal attention"),
@@ -156,6 +157,8 @@ def test_a_falcon_of_the_old_architecture_with_parts_of_the_new(changes: dict[st
         ),
         ("nemotron_h", {"layers_block_type": ["linear_attention", "mlp"]}, "has no layer with attention"),
         ("nemotron_h", {"mlp_hidden_act": "mish"}, "the activation 'mish'"),
+        ("jamba", {"attn_layer_period": 9, "attn_layer_offset": 8}, "4 layers, 0 of them full_attention"),
+        ("jamba", {"num_experts_per_tok": 7}, "chooses 7 of 6 experts"),
         ("nemotron_h", {"mamba_hidden_act": "mish"}, "the activation 'mish'"),
     ],
 )

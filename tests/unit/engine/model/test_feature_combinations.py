@@ -30,11 +30,12 @@ from helix_jobs.engine.model.norms import RmsNorm
 from helix_jobs.engine.model.router import Router
 from helix_jobs.engine.recurrence.delta_rule import DeltaHeads, DeltaRule
 from helix_jobs.engine.recurrence.mamba2 import Mamba2, MambaHeads
+from helix_jobs.engine.recurrence.selective_scan import SelectiveScan
 from helix_jobs.engine.recurrence.short_conv import ShortConv
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.router_linear import RouterLinear
 from tests.unit.engine.model.plain_decoder import plain_logits
-from tests.unit.engine.model.plain_recurrences import PlainDeltaRule, PlainMamba2, PlainShortConv
+from tests.unit.engine.model.plain_recurrences import PlainDeltaRule, PlainMamba2, PlainSelectiveScan, PlainShortConv
 from tests.unit.engine.tiny_models import CPU, ragged_logits
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Maker:
         return made
 
     def recurrence(self) -> PlainRecurrence:
-        kind = self._choice.choice(("conv", "delta", "mamba"))
+        kind = self._choice.choice(("conv", "delta", "mamba", "scan"))
         if kind == "conv":
             return PlainShortConv(self.floats(3, HIDDEN), self.maybe(self.floats(HIDDEN)))
         if kind == "delta":
@@ -153,6 +154,17 @@ class Maker:
                 decay_bias=self.floats(4),
                 norm=1 + self.floats(6),
                 rate_scale=self.maybe(2.0, 1.0),
+            )
+        if kind == "scan":
+            return PlainSelectiveScan(
+                taps=self.floats(3, 12),
+                taps_bias=self.maybe(self.floats(12)),
+                matrix=self.floats(3 + 2 * 5, 12),
+                steps=self.floats(12, 3),
+                step_bias=self.floats(12),
+                norms=(1 + self.floats(3), 1 + self.floats(5), 1 + self.floats(5)),
+                decay=self.floats(12, 5),
+                skip=self.floats(12),
             )
         shape = MambaHeads(num_heads=4, head_dim=6, num_groups=2, state_dim=5)
         return PlainMamba2(
@@ -267,7 +279,10 @@ def test_the_seeds_draw_every_part() -> None:
     assert {router.rule.num_groups for router in routers} == {1, 2}
     assert {router.rule.chooses_by_logits for router in routers} == {False, True}
     recurrences = {(type(layer.recurrence), layer.attention_width > 0) for layer in layers}
-    assert recurrences == {(NoneType, False), *itertools.product((ShortConv, DeltaRule, Mamba2), (False, True))}
+    assert recurrences == {
+        (NoneType, False),
+        *itertools.product((ShortConv, DeltaRule, Mamba2, SelectiveScan), (False, True)),
+    }
     assert {(layer.has_gate, layer.attention_width > 0) for layer in layers} == {
         *itertools.product((False, True), repeat=2)
     }
