@@ -8,6 +8,7 @@ and owners say nothing there.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import sys
@@ -98,6 +99,12 @@ def atomic_write(path: Path, partial: str, mode: int = PRIVATE_FILE) -> Iterator
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, as ``sha256sum`` prints it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def touch_private(path: Path) -> None:

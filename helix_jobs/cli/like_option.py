@@ -43,14 +43,19 @@ def options_like(like: Manifest, defaults: SamplingParams) -> dict[str, Any]:
 
 def other_models(client: HelixClient, like: Manifest) -> str | None:
     """Say so if the workers that run have another model than those that answered the other batch."""
-    answered = {(maker.target_model, _digest(maker.setup)): maker for maker in like.makers}
+    answered = {(maker.target_model, _digest(maker.setup)) for maker in like.makers}
     serving = {(worker.target_model, _digest(worker.setup)) for worker in client.live_workers()}
-    if not answered or not serving or serving & answered.keys():
+    if not answered or not serving or any(_may_be_one(one, other) for one in answered for other in serving):
         return None
     then = ", ".join(sorted({name or "a model that is not known" for name, _ in answered}))
     now = ", ".join(sorted({name for name, _ in serving}))
     files = " with other files" if then == now else ""
     return f"Batch {like.batch_id} was answered by {then}; {counted(len(serving), 'model')} here: {now}{files}."
+
+
+def _may_be_one(one: tuple[str | None, str | None], other: tuple[str | None, str | None]) -> bool:
+    """Whether two models by name and digest may be the same: a worker that has just begun has not read its own yet."""
+    return one[0] == other[0] and (one[1] == other[1] or None in (one[1], other[1]))
 
 
 def _digest(setup: Any) -> str | None:  # noqa: ANN401  (JSON)

@@ -1,7 +1,8 @@
 """Files that Helix leaves under HELIX_HOME beside the database and the models, and the removal of old ones.
 
 A file's age counts from its last write or, for compiled kernels and profiles, from its last use. Helix makes each of
-them again when needed: kernels in a quarter of a minute, profiles in seconds.
+them again when needed: kernels in a quarter of a minute, most profiles in
+seconds, and the digests of models among them by reading the models' files.
 """
 
 from __future__ import annotations

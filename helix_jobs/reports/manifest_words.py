@@ -18,6 +18,7 @@ _WORDS: Final[Mapping[str, str]] = {
     "engine": "Engine",
     "target": "Target",
     "draft": "Draft",
+    "digests": "Digests",
     "adapters": "Adapters",
     "dtype": "Dtype",
     "device": "Device",

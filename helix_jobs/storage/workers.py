@@ -17,6 +17,7 @@ from helix_jobs.storage.records import NewWorker, RunTotals, Worker
 from helix_jobs.storage.schema import jobs, runs, workers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from sqlalchemy import ColumnElement
@@ -40,6 +41,11 @@ def register_worker(c: Connection, worker: NewWorker, now: datetime) -> None:
 def heartbeat(c: Connection, worker_id: str, now: datetime) -> bool:
     """Note that the worker is alive. False: it was declared lost (its leases are gone) and must register again."""
     return c.execute(_HEARTBEAT, {"worker": worker_id, "now": now}).rowcount > 0
+
+
+def describe_worker(c: Connection, worker_id: str, setup: Mapping[str, Any]) -> None:
+    """Replace what the worker's answers depend on."""
+    c.execute(update(workers).where(workers.c.id == worker_id).values(setup=setup))
 
 
 def stop_worker(c: Connection, worker_id: str, now: datetime) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -177,6 +177,16 @@ class Heartbeat:
         with self._database.write() as c:
             self._compare(installation_id(c))
             workers.register_worker(c, self._worker, datetime.now(UTC))
+
+    def describe(self, setup: Mapping[str, Any]) -> None:
+        """Say in the worker's row what its answers depend on, once more of it is known.
+
+        Raises:
+            DatabaseUnreachableError: The row could not be written.
+        """
+        self._worker = replace(self._worker, setup=setup)
+        with self._database.write() as c:
+            workers.describe_worker(c, self._worker.id, setup)
 
     def _beat_and_check(self) -> None:
         try:

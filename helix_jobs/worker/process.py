@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from helix_jobs.bounds import interactive_slots
 from helix_jobs.broker.publisher import (
@@ -39,7 +39,7 @@ from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.storage.migration import ensure_schema
 from helix_jobs.storage.process_identity import here
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
-from helix_jobs.worker import ending, engine_thread, moot_messages
+from helix_jobs.worker import ending, engine_thread, model_digests, moot_messages
 from helix_jobs.worker import rest as rest_rules
 from helix_jobs.worker.answer_streams import AnswerStreams
 from helix_jobs.worker.audit import read_known_ids
@@ -52,6 +52,7 @@ from helix_jobs.worker.figures import QueueReader, worker_figures
 from helix_jobs.worker.gate import JobGate
 from helix_jobs.worker.heartbeat import Heartbeat, worker_row
 from helix_jobs.worker.job_service import WorkerService
+from helix_jobs.worker.model_digests import ModelDigests
 from helix_jobs.worker.moot_messages import MootMessages
 from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.reconciler import Reconciler
@@ -166,7 +167,6 @@ class _Worker:
         self._reconciler: Reconciler
         self._lock: DeviceLock
         self._engine: EngineProtocol
-        self._setup: dict[str, Any]
         self._service: WorkerService
         self._writer: GroupCommitWriter
         self._metrics: MetricsServer | None = None
@@ -212,7 +212,6 @@ class _Worker:
             self._metrics = MetricsServer(self._settings.metrics_host, self._settings.metrics_port)
             self._stack.callback(self._metrics.close)
         self._engine = load_engine(self._settings, on_progress)
-        self._setup = worker_setup(self._settings, self._engine.info, on_progress or logger.info)
         # As many threads as the batch has slots, even if the device chose the number of slots.
         self._settings = replace(self._settings, max_batch_size=self._engine.info.max_batch_size)
         slots = self._engine.info.max_batch_size
@@ -222,7 +221,8 @@ class _Worker:
     def start(self) -> WorkerBanner:
         """Start everything but Celery. The parts stop in the order: reconciler, engine, writer, heartbeat."""
         info = self._engine.info
-        row = worker_row(self._worker_id, self._hostname, info, self._setup)
+        setup = worker_setup(self._settings, info)
+        row = worker_row(self._worker_id, self._hostname, info, setup)
         rounds = self._rounds
         switch = DeadMansSwitch(
             rounds,
@@ -272,7 +272,9 @@ class _Worker:
             lambda: self._service.counters.void_messages,
         )
         self._stack.callback(moot.close)
+        digests = ModelDigests(self._settings, setup, heartbeat.describe)
         duties = [
+            Periodic("model-digests", digests.look, model_digests.LOOK_SECONDS, at_once=True),
             Periodic("moot-messages", moot.look, moot_messages.LOOK_SECONDS),
             Periodic("device-lock", self._lock.keep, LOCK_CHECK_SECONDS),
             Periodic("rest", self._look_for_rest, rest_rules.LOOK_SECONDS),

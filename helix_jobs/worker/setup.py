@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs._version import __version__
-from helix_jobs.errors import HelixError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from helix_jobs.engine.protocol import EngineInfo
     from helix_jobs.settings import Settings
 
-logger = logging.getLogger(__name__)
-
 # Libraries that have a part in what an answer says.
 _LIBRARIES: Final = ("torch", "transformers", "tokenizers", "llguidance")
+# What stands in a setup under "digests" until they are read.
+NOT_READ: Final = "not read yet"
 
 
-def worker_setup(settings: Settings, info: EngineInfo, on_progress: Callable[[str], None]) -> dict[str, Any]:
-    """Describe a worker by what its answers depend on.
+def worker_setup(settings: Settings, info: EngineInfo) -> dict[str, Any]:
+    """Describe a worker by what its answers depend on, as far as it takes no time; see ``ModelDigests``.
 
-    A key without a value is left out. A digest that cannot be had keeps no worker from its work.
+    A key without a value is left out.
     """
-    digests = _digests(settings, on_progress) if settings.engine == "helix" else {}
     depth = "auto" if info.speculation_depth is None else info.speculation_depth
     found = {
         "helix": __version__,
         "engine": settings.engine,
-        "target": {"name": info.target_model, "digest": digests.get("target")},
-        "draft": None if info.draft_model is None else {"name": info.draft_model, "digest": digests.get("draft")},
-        "adapters": digests.get("adapters") or None,
+        "target": {"name": info.target_model},
+        "draft": None if info.draft_model is None else {"name": info.draft_model},
+        "digests": NOT_READ if settings.engine == "helix" else None,
         "dtype": info.dtypes,
         "device": info.device,
         "kernels": info.kernels,
@@ -47,18 +42,7 @@ def worker_setup(settings: Settings, info: EngineInfo, on_progress: Callable[[st
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    return _without_nothing(found)
-
-
-def _digests(settings: Settings, on_progress: Callable[[str], None]) -> dict[str, Any]:
-    from helix_jobs.engine.loading.model_digest import served_digests
-
-    try:
-        found = served_digests(settings, on_progress)
-    except (HelixError, OSError) as error:
-        logger.warning("manifests will lack the digests of this worker's models: %s", error)
-        return {}
-    return {"target": found.target, "draft": found.draft, "adapters": dict(found.adapters)}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _versions() -> dict[str, str]:
@@ -69,12 +53,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _without_nothing(value: dict[str, Any]) -> dict[str, Any]:
-    """The object without keys whose value is None, inner ones included."""
-    return {
-        key: _without_nothing(inner) if isinstance(inner, dict) else inner
-        for key, inner in value.items()
-        if inner is not None
-    }

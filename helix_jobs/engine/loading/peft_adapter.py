@@ -13,6 +13,7 @@ from helix_jobs.engine.loading.tensor_names import canonical
 from helix_jobs.engine.model.text_tower import is_image_part, text_name
 from helix_jobs.engine.weights.adapter import Adapter, LoraPair
 from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
+from helix_jobs.files import file_sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,6 +139,5 @@ def adapter_digest(folder: Path) -> str:
     """Of both files' content."""
     total = hashlib.sha256()
     for file in (CONFIG_FILE, WEIGHTS_FILE):
-        with (folder / file).open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
+        total.update(bytes.fromhex(file_sha256(folder / file)))
     return total.hexdigest()

@@ -126,6 +126,23 @@ def test_like_reads_the_other_batch_once(helix, prompts, answered, monkeypatch):
     assert calls == [first]
 
 
+def test_like_says_nothing_of_a_worker_that_has_not_read_its_files_yet(helix, prompts, answered, enter, database):
+    with database.write() as c:
+        workers.stop_worker(c, "w1", now())
+    enter("w2", target_model="qwen", setup=SETUP | {"target": {"name": "qwen"}, "digests": "not read yet"})
+    assert "was answered by" not in helix("submit", prompts(1), "--like", answered).stderr
+    with database.write() as c:
+        workers.describe_worker(c, "w2", SETUP | {"target": {"name": "qwen", "digest": "cd" * 32}})
+    assert "qwen with other files." in helix("submit", prompts(1), "--like", answered).stderr
+
+
+def test_digests_that_are_not_read_yet_are_told(helix, submitted, finish, enter):
+    enter("w1", setup={"target": {"name": "qwen"}, "digests": "not read yet"})
+    batch = submitted(1)
+    finish(batch, succeeded=1)
+    assert "not read yet" in helix("manifest", batch).stdout
+
+
 def test_like_a_batch_that_is_not_there(helix, prompts):
     result = helix("submit", prompts(1), "--like", "b-none")
     assert result.exit_code == 2

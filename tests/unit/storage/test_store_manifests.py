@@ -30,6 +30,17 @@ def test_workers_are_named_with_the_jobs_they_ended(database):
         assert [maker.setup for maker in read_manifest(c, batch_id).makers] == [{"helix": "9"}, None]
 
 
+def test_what_is_known_of_a_worker_later_replaces_what_was_known_before(database):
+    register(database, "w1")
+    batch_id, ids = stored_batch(database, 1)
+    succeed(database, must_take(database, ids[0]))
+    with database.write() as c:
+        workers.describe_worker(c, "w1", {"target": {"name": "target", "digest": "ab"}})
+    with database.read() as c:
+        (maker,) = read_manifest(c, batch_id).makers
+    assert maker.setup == {"target": {"name": "target", "digest": "ab"}}
+
+
 def test_a_recount_keeps_what_each_worker_ended(database):
     register(database, "w1", "w2")
     batch_id, ids = stored_batch(database, 5)

@@ -56,6 +56,15 @@ def test_a_large_file_is_read_once_until_it_changes(folder: Path, tmp_path: Path
     assert len(said) == 2
 
 
+def test_a_model_of_many_large_files_is_told_once(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "_LARGE", 1)
+    said: list[str] = []
+    first = digest(folder, tmp_path / "home", said)
+    assert len(said) == 1
+    assert digest(folder, tmp_path / "home", said) == first
+    assert len(said) == 1
+
+
 def test_a_copy_of_the_target_and_no_draft_have_none(folder: Path, tmp_path: Path) -> None:
     def settings(draft: str) -> Settings:
         values = {"HELIX_HOME": str(tmp_path), "HELIX_TARGET_MODEL": str(folder), "HELIX_DRAFT_MODEL": draft}
