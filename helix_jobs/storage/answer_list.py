@@ -51,8 +51,8 @@ _TEXTS: Final = (
 )
 # Rows come in the order of an index, each with its answers by their key, and reading stops where the page is full.
 # While a new batch's tables have no statistics, Postgres expects few rows behind a place, gathers all of them (a
-# bitmap) and sorts: 2.9 s for a slice of 20,000 in a million. And it expects many in a slice, and reads all answers of
-# all batches to join them: 4.3 s for a slice of 16. It may do neither, up to the transaction's end.
+# bitmap) and sorts, for each slice. And it expects many in a slice, and reads all answers of all batches to join them.
+# It may do neither, up to the transaction's end.
 _BY_INDEX: Final = text(
     "SELECT "
     + ", ".join(
