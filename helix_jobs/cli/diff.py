@@ -12,6 +12,7 @@ from helix_jobs.cli.console import make_console, show
 from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options, open_client
 from helix_jobs.json_line import json_line
 from helix_jobs.plain_text import printable
+from helix_jobs.reports.comparison import Change
 from helix_jobs.wording import counted
 
 if TYPE_CHECKING:
@@ -23,17 +24,15 @@ if TYPE_CHECKING:
     from helix_jobs.settings import Settings
     from helix_jobs.storage.job_pairs import JobPair
 
-# Those of ``reports.comparison.Change`` (a test holds them equal), which would import the database.
-KINDS: Final = (
-    *("same", "changed", "newly_failed", "newly_fixed", "failed_twice", "unfinished", "only_before", "only_after"),
-)
 _SHOWN: Final = 10
 
 
 @click.command("diff", cls=HelixCommand, short_help="Show what differs between two batches.")
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
-@click.option("--only", type=click.Choice(KINDS), multiple=True, help="Show rows of this kind; repeatable.")
+@click.option(
+    "--only", type=click.Choice(tuple(map(str, Change))), multiple=True, help="Show rows of this kind; repeatable."
+)
 @click.option(
     "--rows",
     type=click.IntRange(0, 10_000),
@@ -64,7 +63,7 @@ def diff(
     """
     with open_client(settings) as client:
         tally, shown, written = _read(client.pairs(before, after), only, rows, output)
-    found = _Found(before, after, tally, shown, _chosen(tally, only))
+    found = _Found(before, after, only, tally, shown)
     if html is not None:
         _write_html(Path(html), found)
     if as_json:
@@ -87,21 +86,27 @@ class _Found:
     Attributes:
         before: The first batch.
         after: The second batch.
+        only: The kinds that were asked for; empty for all but the same.
         tally: The sums over all pairs.
         shown: The pairs to show.
-        chosen: The number of pairs of the kinds that were asked for.
     """
 
     before: str
     after: str
+    only: tuple[str, ...]
     tally: Tally
     shown: list[Difference]
-    chosen: int
 
+    @property
+    def chosen(self) -> int:
+        """The number of rows of the kinds that are shown."""
+        return sum(count for change, count in self.tally.changes.items() if _is_chosen(str(change), self.only))
 
-def _chosen(tally: Tally, only: tuple[str, ...]) -> int:
-    """The number of rows of the kinds that are shown."""
-    return sum(count for change, count in tally.changes.items() if _is_chosen(str(change), only))
+    @property
+    def command(self) -> str:
+        """The command that writes all of these rows."""
+        kinds = [word for kind in self.only for word in ("--only", kind)]
+        return command_line("diff", self.before, self.after, *kinds, "-o", "FILE")
 
 
 def _is_chosen(change: str, only: tuple[str, ...]) -> bool:
@@ -141,7 +146,7 @@ def _read(
 
 def _write_html(path: Path, found: _Found) -> None:
     from helix_jobs.output_file import written_whole
-    from helix_jobs.reports.comparison_rows import WORDS, shown_row, sums_in_words
+    from helix_jobs.reports.comparison_rows import WORDS, asked_otherwise, shown_row, sums_in_words
     from helix_jobs.reports.html import render
 
     tally = found.tally
@@ -153,7 +158,10 @@ def _write_html(path: Path, found: _Found) -> None:
         sums=sums_in_words(tally.before, tally.after),
         fields=tally.fields.most_common(50),
         rows=[shown_row(difference) for difference in found.shown],
+        asked_otherwise=asked_otherwise(tally),
+        nothing="No row is of these kinds." if found.only else "No row differs.",
         more=found.chosen - len(found.shown),
+        command=found.command,
         total=sum(tally.changes.values()),
     )
     with written_whole(path) as stream:
@@ -165,15 +173,13 @@ def _print(console: Console, found: _Found) -> None:
     from rich.text import Text
 
     from helix_jobs.cli.diff_views import print_row, sums_view
-    from helix_jobs.reports.comparison_rows import WORDS, shown_row
+    from helix_jobs.reports.comparison_rows import WORDS, asked_otherwise, shown_row
 
     tally, shown, chosen = found.tally, found.shown, found.chosen
     counts = [f"{tally.changes[kind]:,} {words}" for kind, words in WORDS.items() if tally.changes[kind]]
     console.print(Text(f"{counted(sum(tally.changes.values()), 'row')}: {', '.join(counts)}"), soft_wrap=True)
-    if tally.asked_otherwise:
-        console.print(
-            f"{counted(tally.asked_otherwise, 'row')} with another outcome had another prompt", soft_wrap=True
-        )
+    if (words := asked_otherwise(tally)) is not None:
+        console.print(words, soft_wrap=True)
     if tally.before.answers:
         show(console, sums_view(found.before, found.after, tally))
     for name, count in tally.fields.most_common(10):
@@ -182,5 +188,6 @@ def _print(console: Console, found: _Found) -> None:
         console.print()
         print_row(console, shown_row(difference))
     if chosen > len(shown):
-        more = command_line("diff", found.before, found.after, "-o", "FILE")
-        console.print(f"\n{len(shown):,} of {counted(chosen, 'row')} shown. All of them: {more}", soft_wrap=True)
+        console.print(
+            f"\n{len(shown):,} of {counted(chosen, 'row')} shown. All of them: {found.command}", soft_wrap=True
+        )

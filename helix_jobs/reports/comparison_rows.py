@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.reports.comparison import Change
 from helix_jobs.reports.json_diff import NOTHING, read_json
 from helix_jobs.reports.prompts import prompt_of
 from helix_jobs.reports.text_diff import Piece, around_changes, text_diff
-from helix_jobs.wording import duration, percent
+from helix_jobs.wording import counted, duration, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from helix_jobs.reports.comparison import Difference, Sums, Tally
     from helix_jobs.storage.job_pairs import PairedAnswer, PairedJob
@@ -51,7 +52,7 @@ class ShownRow:
         words: The same in words.
         was_asked_otherwise: Whether the prompts differ.
         asked: Its prompt; None where both answers are the same or one job is missing.
-        notes: What failed, and why; calls of tools that differ.
+        notes: What failed, and why; calls of tools that differ; that an answer is too long to be compared whole.
         fields: Field, value before and value after, of JSON answers.
         texts: For each answer that is no JSON, its pieces.
     """
@@ -69,15 +70,16 @@ class ShownRow:
 def shown_row(difference: Difference) -> ShownRow:
     """A pair for a person."""
     before, after = difference.before, difference.after
+    texts = _differing_texts(before, after)
     return ShownRow(
         name=difference.name,
         kind=difference.change,
         words=WORDS[difference.change],
         was_asked_otherwise=bool(difference.was_asked_otherwise),
         asked=_prompt(after or before),
-        notes=tuple(_notes(before, after)),
+        notes=(*_notes(before, after), *_cut_off(texts)),
         fields=tuple((change.path, _value(change.before), _value(change.after)) for change in difference.fields),
-        texts=tuple(_texts(before, after)),
+        texts=tuple(_texts(texts)),
     )
 
 
@@ -115,6 +117,13 @@ def tally_json(tally: Tally) -> dict[str, Any]:
 def sums_in_words(before: Sums, after: Sums) -> list[tuple[str, str, str]]:
     """Label and both values of each sum."""
     return [(label, words(before), words(after)) for label, words in _SUMS.items()]
+
+
+def asked_otherwise(tally: Tally) -> str | None:
+    """That prompts differ, too; None where none does."""
+    if not tally.asked_otherwise:
+        return None
+    return f"{counted(tally.asked_otherwise, 'row')} with another outcome had another prompt"
 
 
 def _job_json(job: PairedJob | None) -> dict[str, Any] | None:
@@ -177,17 +186,24 @@ def _calls(answer: PairedAnswer) -> str:
     ) or "none"  # fmt: skip
 
 
-def _texts(before: PairedJob | None, after: PairedJob | None) -> list[tuple[Piece, ...]]:
-    """The pieces of each choice that differs and that is not told field by field."""
-    olds = _outputs(before)
-    news = _outputs(after)
-    found = []
-    for place in range(max(len(olds), len(news))):
-        old = olds[place] if place < len(olds) else ""
-        new = news[place] if place < len(news) else ""
-        if old != new and NOTHING in (read_json(old), read_json(new)):
-            found.append(tuple(around_changes(text_diff(old[:_MOST_CHARS], new[:_MOST_CHARS]))))
-    return found
+def _texts(texts: Sequence[tuple[str, str]]) -> Iterator[tuple[Piece, ...]]:
+    """The pieces of each pair of texts, as far as they are compared."""
+    for old, new in texts:
+        if old[:_MOST_CHARS] != new[:_MOST_CHARS]:
+            yield tuple(around_changes(text_diff(old[:_MOST_CHARS], new[:_MOST_CHARS])))
+
+
+def _cut_off(texts: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """That texts are compared in part, for each pair of which this is so."""
+    for old, new in texts:
+        if (longest := max(len(old), len(new))) > _MOST_CHARS:
+            yield f"of {longest:,} characters the first {_MOST_CHARS:,} are compared here"
+
+
+def _differing_texts(before: PairedJob | None, after: PairedJob | None) -> list[tuple[str, str]]:
+    """Both texts of each choice that differs and that is not told field by field."""
+    pairs = zip_longest(_outputs(before), _outputs(after), fillvalue="")
+    return [(old, new) for old, new in pairs if old != new and NOTHING in (read_json(old), read_json(new))]
 
 
 def _outputs(job: PairedJob | None) -> Sequence[str]:

@@ -53,6 +53,27 @@ def test_in_words(helix, answered):
     assert f"1 of 4 rows shown. All of them: helix diff {before} {after} -o FILE" in few.replace("cli ", "helix ")
 
 
+def test_what_is_left_out_is_told_with_the_command_that_has_it(helix, answered, tmp_path):
+    before, after = answered("a", "b", "c", "d"), answered("a", "x", None, "y")
+    kinds = ("--only", "changed", "--only", "newly_failed")
+    told = helix("diff", before, after, *kinds, "--rows", 0, "--html", tmp_path / "d.html").stdout
+    command = f"helix diff {before} {after} --only changed --only newly_failed -o FILE"
+    assert f"0 of 3 rows shown. All of them: {command}" in told.replace("cli ", "helix ")
+    page = (tmp_path / "d.html").read_text(encoding="utf-8")
+    assert "No row" not in page
+    assert f"3 rows of these kinds not shown; <code>{command}</code>" in page.replace("cli ", "helix ")
+    helix("diff", before, after, "--only", "newly_fixed", "--html", tmp_path / "e.html")
+    assert "No row is of these kinds." in (tmp_path / "e.html").read_text(encoding="utf-8")
+
+
+def test_another_prompt_is_told_on_the_page_too(helix, answered, tmp_path):
+    before = answered("a", lines=['{"prompt": "One?"}'])
+    after = answered("b", lines=['{"prompt": "Two?"}'])
+    told = helix("diff", before, after, "--html", tmp_path / "d.html").stdout
+    assert "1 row with another outcome had another prompt" in told
+    assert "1 row with another outcome had another prompt." in (tmp_path / "d.html").read_text(encoding="utf-8")
+
+
 def test_for_programs(helix, answered, tmp_path):
     before, after = answered("a", "b"), answered("a", "c")
     value = json.loads(helix("diff", before, after, "--json", "-o", tmp_path / "rows.jsonl").stdout)

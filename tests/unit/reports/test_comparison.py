@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from helix_jobs.cli.diff import KINDS
 from helix_jobs.reports.comparison import Change, Tally, compare
 from helix_jobs.reports.comparison_rows import WORDS, row_json, shown_row
 from helix_jobs.reports.json_diff import NOTHING, FieldChange, json_diff, read_json
@@ -105,5 +104,15 @@ def test_another_prompt_is_told_from_another_answer():
     assert compare(JobPair(asked("a", "x"), asked("b", "x"))).was_asked_otherwise is False
 
 
-def test_the_command_knows_every_kind():
-    assert KINDS == tuple(Change) == tuple(WORDS)
+def test_every_kind_has_words():
+    assert tuple(Change) == tuple(WORDS)
+
+
+def test_texts_that_are_compared_in_part_say_so():
+    same, end = "word " * 4000, "x" * 9000
+    row = shown_row(compare(JobPair(job(f"{same}{end}"), job(same))))
+    assert row.notes == ("of 29,000 characters the first 20,000 are compared here",)
+    assert row.texts == ()
+    row = shown_row(compare(JobPair(job(f"old {same}"), job(f"new {same}"))))
+    assert row.notes == ("of 20,004 characters the first 20,000 are compared here",)
+    assert [piece.text for piece in row.texts[0][:2]] == ["old", "new"]
