@@ -61,7 +61,7 @@ class ClaimedJob:
             declared lost that comes back cannot overwrite its successor's result.
         attempts: Claims of this try so far, this one included, without those that were handed back.
         max_attempts: How many it may have.
-        tries: Answers of this job that were refused so far.
+        tries: Answers of this job that were refused or asked for again so far.
         priority: 0 to 9, higher runs first.
         interactive: A person waits for its answer.
     """
@@ -299,8 +299,8 @@ class JobResult(AnswerDetails):
     A job of several choices has a ``JobResult`` for each.
 
     Attributes:
-        tries: Answers that the job's own acceptance rule refused. The answer of a job that failed as ``not_accepted``
-            is the last of them.
+        tries: Answers that its own acceptance rule refused, or that were asked for again. The answer of a job that
+            failed as ``not_accepted`` is the last of them.
     """
 
     job_id: int
