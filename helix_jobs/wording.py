@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from datetime import datetime
 
-_KILOBYTE: Final = 1_000
+_KILO: Final = 1_000
 _MEGABYTE: Final = 1_000_000
 _GIGABYTE: Final = 1_000_000_000
 _MINUTE: Final = 60
@@ -27,7 +27,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 def data_size(size: int) -> str:
     """``812 bytes``, ``12.0 kB``, ``3.4 MB``."""
-    for unit, step in (("GB", _GIGABYTE), ("MB", _MEGABYTE), ("kB", _KILOBYTE)):
+    for unit, step in (("GB", _GIGABYTE), ("MB", _MEGABYTE), ("kB", _KILO)):
         if size >= step:
             return f"{size / step:.1f} {unit}"
     return counted(size, "byte")
@@ -65,6 +65,12 @@ def duration(seconds: float) -> str:
     if whole < _DAY:
         return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02d} min"
     return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
+
+
+def energy(joules: float) -> str:
+    """``0.4 Wh``, ``42 Wh``, ``1.2 kWh``."""
+    hours = joules / _HOUR
+    return f"{rate(hours)} Wh" if hours < _KILO else f"{rate(hours / _KILO)} kWh"
 
 
 def clock_time(moment: datetime, now: datetime) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from helix_jobs.engine.choice_scoring import ChoiceScorings
 from helix_jobs.engine.choices import Choices, already_held
 from helix_jobs.engine.devices.devices import cleanup_memory, explaining_shortage
+from helix_jobs.engine.devices.energy import find_energy_meter
 from helix_jobs.engine.engine_info import engine_info
 from helix_jobs.engine.grammar.grammars import Grammars
 from helix_jobs.engine.grammar.vocabulary import TokenTable
@@ -75,6 +76,7 @@ class Engine:
     ) -> None:
         context = min(models.max_context, config.max_model_len or models.max_context)
         self._device = models.device
+        self._meter = find_energy_meter(models.device)
         vocab_size = models.vocab_size
         self._codec = TextCodec(models.tokenizer, vocab_size, models.prompts, context - 1)
         ends = models.eos_token_ids | models.turn_end_ids
@@ -238,6 +240,10 @@ class Engine:
             preemptions=self._scheduler.preemptions,
             depth_reasons=self._speculator.reasons,
         )
+
+    def energy_joules(self) -> float | None:
+        """What the device has taken since the engine was built; None where nobody counts."""
+        return None if self._meter is None else self._meter.joules()
 
     def cost_profile(self) -> CostProfile | None:
         """What steps cost at present; None with a fixed depth, which does not depend on it."""

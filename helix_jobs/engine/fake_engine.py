@@ -286,6 +286,9 @@ class FakeEngine:
         """Totals since the engine was built."""
         return self._counters
 
+    def energy_joules(self) -> None:
+        """No device computes."""
+
     def close(self) -> None:
         """Let a stalled step continue."""
         self._closed.set()

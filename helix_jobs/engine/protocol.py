@@ -149,5 +149,8 @@ class EngineProtocol(Protocol):
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""
 
+    def energy_joules(self) -> float | None:
+        """What the device has taken since some moment that stays the same; None where nobody counts."""
+
     def close(self) -> None:
         """Free the models and the caches."""

@@ -10,7 +10,7 @@ from helix_jobs.reports.manifest_words import alike, makers_in_words, options_in
 from helix_jobs.reports.outcome_words import FINISHES, refused_answers
 from helix_jobs.reports.prompts import prompt_of, text_of
 from helix_jobs.storage.states import JobState
-from helix_jobs.wording import counted, duration, percent, rate
+from helix_jobs.wording import counted, duration, energy, percent, rate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -179,9 +179,22 @@ def _times(facts: BatchFacts) -> list[tuple[str, str]]:
     preempted = sum(run.preemptions or 0 for run in runs.read) * runs.step
     if preempted:
         rows.append(("Sequences that had to make room", f"{preempted:,}"))
+    rows += _energy(facts)
     if runs.step > 1:
         rows.append(("Estimated", f"from one of {runs.step} of the {counted(runs.count, 'run')} of its workers"))
     return rows
+
+
+def _energy(facts: BatchFacts) -> list[tuple[str, str]]:
+    """What the devices took in the runs whose devices tell; other batches of these runs are included, as for times."""
+    told = [run for run in facts.runs.read if run.energy_joules is not None]
+    joules, tokens = sum(run.energy_joules or 0.0 for run in told), sum(run.completion_tokens for run in told)
+    if not joules:
+        return []
+    each = f", {rate(joules / tokens)} J a token written" if tokens else ""
+    silent = len(facts.runs.read) - len(told)
+    missing = f"; the devices of {counted(silent * facts.runs.step, 'run')} do not tell" if silent else ""
+    return [("Energy of the devices", f"{energy(joules * facts.runs.step)}{each}{missing}")]
 
 
 def _ranked(ranked: Sequence[RankedJob]) -> list[tuple[str, str, str]]:

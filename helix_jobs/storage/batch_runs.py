@@ -35,6 +35,7 @@ class BatchRun:
         mean_batch_size: Sequences in a step on average.
         mean_depth: Drafted tokens a sequence and step.
         depth_reasons: Reason -> steps.
+        energy_joules: What the device took.
     """
 
     worker_id: str
@@ -42,6 +43,7 @@ class BatchRun:
     finished_at: datetime
     slots: int
     steps: int
+    completion_tokens: int
     preemptions: int | None
     mean_batch_size: float | None
     mean_depth: float | None
@@ -50,6 +52,7 @@ class BatchRun:
     draft_seconds: float | None
     target_seconds: float | None
     verify_seconds: float | None
+    energy_joules: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,6 +198,7 @@ class RunTotals(TokenCounts):
     target_seconds: float = 0.0
     attention_seconds: float | None = None
     verify_seconds: float = 0.0
+    energy_joules: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

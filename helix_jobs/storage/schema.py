@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0013"
+SCHEMA_REVISION: Final = "0014"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -199,6 +199,8 @@ runs = Table(
     # Part of target_seconds; NULL also where the device cannot measure it.
     _column("attention_seconds", Double, nullable=True),
     _column("verify_seconds", Double, nullable=True),
+    # What the device took meanwhile; NULL where nobody counts.
+    _column("energy_joules", Double, nullable=True),
 )
 
 

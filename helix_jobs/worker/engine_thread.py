@@ -51,11 +51,13 @@ class Run:
     Attributes:
         counters: The engine's totals when it began.
         began: Monotonic time.
+        joules: What its device had taken by then; None where nobody counts.
         row_id: Its row's id; None until the row is written, and for good if that failed.
     """
 
     counters: EngineCounters
     began: float
+    joules: float | None = None
     row_id: int | None = None
 
 

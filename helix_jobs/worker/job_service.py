@@ -86,7 +86,7 @@ class WorkerService:
         self._grace = grace
         self._engine_thread = EngineThread(
             engine,
-            DatabaseRunRecorder(writer, worker_id),
+            DatabaseRunRecorder(writer, worker_id, engine.energy_joules),
             on_broken,
             job_timeout=job_timeout,
             rounds=rounds,

@@ -54,15 +54,21 @@ class DatabaseRunRecorder:
 
     A step that outlasts the worker's stop finds the writer closed. Its run then appears only in the log: no job can be
     finished any more, and the engine is sound.
+
+    Args:
+        writer: The group commit writer.
+        worker_id: Whose runs these are.
+        joules: What the device has taken so far; None where nobody counts.
     """
 
-    def __init__(self, writer: Writer, worker_id: str) -> None:
+    def __init__(self, writer: Writer, worker_id: str, joules: Callable[[], float | None]) -> None:
         self._writer = writer
         self._worker_id = worker_id
+        self._joules = joules
 
     def begin(self, counters: EngineCounters) -> Run:
         """Open a run. Results written later find its id in ``row_id``, as the writer keeps the order."""
-        run = Run(counters, time.monotonic())
+        run = Run(counters, time.monotonic(), self._joules())
         now = datetime.now(UTC)
 
         def insert(c: Connection) -> None:
@@ -79,7 +85,8 @@ class DatabaseRunRecorder:
     def end(self, run: Run, counters: EngineCounters, *, jobs_finished: int, idle_seconds: float) -> None:
         """Close a run and log its one line."""
         seconds = max(0.0, time.monotonic() - run.began - idle_seconds)
-        totals = run_totals(run.counters, counters, jobs_finished=jobs_finished, seconds=seconds)
+        spent = None if run.joules is None or (now := self._joules()) is None else now - run.joules
+        totals = run_totals(run.counters, counters, jobs_finished=jobs_finished, seconds=seconds, joules=spent)
         ended = datetime.now(UTC) - timedelta(seconds=idle_seconds)
 
         def update(c: Connection) -> None:
@@ -138,7 +145,9 @@ def describe_reasons(depth_reasons: Mapping[str, int]) -> str:
     return ", ".join([f"{parts[0]} of {counted(steps, 'step')}", *parts[1:]])
 
 
-def run_totals(before: EngineCounters, after: EngineCounters, *, jobs_finished: int, seconds: float) -> RunTotals:
+def run_totals(
+    before: EngineCounters, after: EngineCounters, *, jobs_finished: int, seconds: float, joules: float | None = None
+) -> RunTotals:
     """Compute a run's figures from two snapshots of the engine's counters.
 
     ``peak_blocks`` is the engine's peak so far: the engine keeps no peak of a single run. A run that computed has spent
@@ -161,4 +170,5 @@ def run_totals(before: EngineCounters, after: EngineCounters, *, jobs_finished: 
         target_seconds=spent.target_seconds,
         attention_seconds=spent.attention_seconds or None,
         verify_seconds=spent.verify_seconds,
+        energy_joules=joules,
     )

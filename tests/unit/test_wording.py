@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from helix_jobs.wording import clock_time, counted, data_size, duration, gigabytes, percent, rate, rough_size
+from helix_jobs.wording import clock_time, counted, data_size, duration, energy, gigabytes, percent, rate, rough_size
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,9 @@ from helix_jobs.wording import clock_time, counted, data_size, duration, gigabyt
         (rough_size(600_000), "1 MB"),
         (rough_size(1_000_000_000), "1.0 GB"),
         (gigabytes(1_234_000_000), "1.23 GB"),
+        (energy(1_440), "0.4 Wh"),
+        (energy(151_200), "42 Wh"),
+        (energy(4_320_000), "1.2 kWh"),
     ],
 )
 def test_words(found: str, expected: str) -> None:

@@ -191,6 +191,9 @@ class EndpointEngine:
         """Totals since the engine was built."""
         return self._counters
 
+    def energy_joules(self) -> None:
+        """The server's device does not tell."""
+
     def close(self) -> None:
         """Close the connections and end the processes that encode. Safe to repeat."""
         self._groups.clear()

@@ -68,7 +68,8 @@ def test_the_engine_s_runs_are_drawn_with_their_reasons(helix, database, submitt
     finish(batch, succeeded=4, draft_tokens=10)
     with database.write() as c:
         run_id = start_run(c, "w1", now())
-        finish_run(c, run_id, totals(depth_reasons={"lookup": 30, "off:cost": 10}), now())
+        finish_run(c, run_id, totals(depth_reasons={"lookup": 30, "off:cost": 10}, energy_joules=1_800.0), now())
+        finish_run(c, start_run(c, "w1", now()), totals(), now())
     helix("report", batch, "-o", tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     for text in (
@@ -77,6 +78,7 @@ def test_the_engine_s_runs_are_drawn_with_their_reasons(helix, database, submitt
         "2.50 tokens a sequence and step",
         "Most often: lookup, in 75 % of the steps.",
         "off, costs too much: 25 % of the steps",
+        "0.5 Wh, 4.5 J a token written; the devices of 1 run do not tell",
         "Target model",
     ):
         assert text in page, text

@@ -67,9 +67,9 @@ def test_no_answer_is_longer_than_the_words_say(tokens):
 
 
 def run(start, end, fill, **changes):
-    values = {"worker_id": "w", "slots": 8, "steps": 10, "preemptions": 0}
+    values = {"worker_id": "w", "slots": 8, "steps": 10, "completion_tokens": 90, "preemptions": 0}
     values |= dict.fromkeys(("schedule_seconds", "draft_seconds", "target_seconds", "verify_seconds"), 0.0)
-    values |= {"mean_depth": None, "depth_reasons": None}
+    values |= {"mean_depth": None, "depth_reasons": None, "energy_joules": None}
     moments = {"started_at": BEGUN + timedelta(seconds=start), "finished_at": BEGUN + timedelta(seconds=end)}
     return BatchRun(mean_batch_size=fill, **moments, **{**values, **changes})
 

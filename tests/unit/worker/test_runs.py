@@ -8,6 +8,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import select
 
 from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.engine.speculation.depth.controller import DepthReason
@@ -16,6 +17,8 @@ from helix_jobs.engine.speculation.speculator import MIXED
 from helix_jobs.observability.logging import configure_logging
 from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.storage.records import RunTotals
+from helix_jobs.storage.schema import runs
+from helix_jobs.storage.workers import register_worker
 from helix_jobs.worker.runs import (
     REASON_WORDS,
     DatabaseRunRecorder,
@@ -24,6 +27,7 @@ from helix_jobs.worker.runs import (
     log_run,
     run_totals,
 )
+from tests.store_helpers import now, worker
 
 if TYPE_CHECKING:
     from helix_jobs.storage.database import Database
@@ -133,8 +137,24 @@ def test_a_run_that_begins_and_ends_after_the_writer_was_closed_is_logged_alone(
     caplog.set_level(logging.INFO, logger="helix_jobs")
     writer = GroupCommitWriter(sqlite_database)
     assert writer.close(20)
-    recorder = DatabaseRunRecorder(writer, "me")
+    recorder = DatabaseRunRecorder(writer, "me", lambda: None)
     run = recorder.begin(EngineCounters())
     recorder.end(run, EngineCounters(steps=1), jobs_finished=0, idle_seconds=0.0)
     assert run.row_id is None
     assert [record.getMessage()[:7] for record in caplog.records] == ["a run c", "run of "]
+
+
+@pytest.mark.parametrize(("told", "spent"), [([100.0, 350.5], 250.5), ([None, 10.0], None), ([10.0, None], None)])
+def test_a_run_has_what_the_device_took_meanwhile(
+    database: Database, told: list[float | None], spent: float | None
+) -> None:
+    writer = GroupCommitWriter(database)
+    with database.write() as c:
+        register_worker(c, worker("me"), now())
+    answers = iter(told)
+    recorder = DatabaseRunRecorder(writer, "me", lambda: next(answers, None))
+    run = recorder.begin(EngineCounters())
+    recorder.end(run, EngineCounters(steps=1), jobs_finished=0, idle_seconds=0.0)
+    assert writer.close(20)
+    with database.read() as c:
+        assert c.execute(select(runs.c.energy_joules)).scalars().all() == [spent]
