@@ -19,7 +19,6 @@ from helix_jobs.results.openai import openai_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from datetime import datetime
     from types import ModuleType
 
     from helix_jobs.results.file_writers import ByteSink
@@ -61,7 +60,8 @@ def result_row(result: JobResult) -> dict[str, Any]:
     """
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row.update(zip(_FROM_RESULT, _values_of_result(result), strict=True))
-    row.update((name, value(result)) for name, value in _CONVERTED.items())
+    for name, value in _CONVERTED.items():
+        row[name] = value(result)
     return row
 
 
@@ -142,15 +142,13 @@ def _logprobs(name: str, result: JobResult) -> Any:  # noqa: ANN401  (JSON)
     return None if found is None else chat_content(found)
 
 
-def _time(name: str, result: JobResult) -> str | None:
-    value: datetime | None = getattr(result, name)
-    return None if value is None else value.isoformat()
-
-
 # Columns that are not an attribute of the result as it is.
 _CONVERTED: Final[Mapping[str, Callable[[JobResult], Any]]] = {
     "state": lambda result: str(result.state),
-    **{name: partial(lambda name, result: result.request.get(name), name) for name in FROM_REQUEST},
+    "prompt": lambda result: result.request.get("prompt"),
+    "messages": lambda result: result.request.get("messages"),
+    "metadata": lambda result: result.request.get("metadata"),
     **{name: partial(_logprobs, name) for name in LOGPROBS},
-    **{name: partial(_time, name) for name in _TIMES},
+    "queued_at": lambda result: result.queued_at.isoformat(),
+    "finished_at": lambda result: None if result.finished_at is None else result.finished_at.isoformat(),
 }
