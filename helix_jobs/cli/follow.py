@@ -10,6 +10,7 @@ import click
 
 from helix_jobs.cli.console import is_interactive
 from helix_jobs.cli.group import INTERRUPTED, command_line, echo_json
+from helix_jobs.cli.outlook_teller import OutlookTeller
 from helix_jobs.cli.progress import progress_line, progress_view, submitting_notice, summary_lines
 from helix_jobs.client.pace import PaceMeter
 from helix_jobs.errors import DatabaseUnreachableError
@@ -89,12 +90,15 @@ def follow_as_json(client: HelixClient, batch_id: str) -> BatchStatus:
     from helix_jobs.cli.views import batch_json
 
     printed: dict[str, object] = {}
+    outlook = OutlookTeller(client)
+    # What changes with the clock alone is not a change.
+    moving = {"tokens_per_second": None, "forecast": None}
 
     def show(status: BatchStatus) -> None:
         nonlocal printed
         value = batch_json(status)
-        # The token rate changes with the clock alone; that is not a change.
-        if {**value, "tokens_per_second": None} != {**printed, "tokens_per_second": None}:
+        if {**value, **moving} != {**printed, **moving}:
+            value["forecast"] = outlook.json(status)
             echo_json(value, one_line=True)
             printed = value
 
@@ -133,6 +137,7 @@ class _Follower:
         self._worker = worker
         self._clock = clock
         self._meter = PaceMeter()
+        self._outlook = OutlookTeller(client, clock)
         self._worker_doing: str | None = None
         self._printed_at: float | None = None
         self._printed: str | None = None
@@ -147,7 +152,7 @@ class _Follower:
 
             def show(status: BatchStatus) -> None:
                 pace = self._meter.update(self._clock(), status)
-                live.update(progress_view(status, pace, self._notice(status)))
+                live.update(progress_view(status, pace, self._notice(status), self._outlook.words(status)))
 
             return self._wait(batch_id, show)
 
@@ -181,7 +186,7 @@ class _Follower:
         if quiet < _PLAIN_INTERVAL or status.done:
             return
         notice = self._notice(status)
-        line = f"{progress_line(status, pace)}{f'. {notice}' if notice else ''}"
+        line = f"{progress_line(status, pace, self._outlook.words(status))}{f'. {notice}' if notice else ''}"
         if line != self._printed or quiet >= _PLAIN_SILENCE:
             self._console.print(line, soft_wrap=True)
             self._printed_at, self._printed = now, line

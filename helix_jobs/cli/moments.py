@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.cli.console import timestamp
 from helix_jobs.forecast.clock import end_of_work, working_seconds
+from helix_jobs.opening_hours import OpeningHours
 from helix_jobs.wording import percent
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from helix_jobs.forecast.forecast import Forecast
-    from helix_jobs.opening_hours import OpeningHours
+    from helix_jobs.outlook.batch_outlook import BatchOutlook
+    from helix_jobs.settings import Settings
 
 _NEAR_CERTAIN: Final = 0.99
 
@@ -54,3 +55,21 @@ def forecast_json(found: Forecast, now: datetime, hours: OpeningHours | None) ->
         "seconds": {name: round(seconds, 3) for name, seconds in quantiles.items()},
         "done_at": {name: timestamp(end_of_work(now, seconds, hours)) for name, seconds in quantiles.items()},
     }
+
+
+def outlook_words(outlook: BatchOutlook | None, settings: Settings) -> str | None:
+    """When a stored batch is done; None where nothing is known. Workers rest outside of HELIX_HOURS."""
+    return None if outlook is None else done_words(outlook.forecast, datetime.now(UTC), hours_of(settings))
+
+
+def outlook_json(outlook: BatchOutlook | None, settings: Settings) -> dict[str, Any] | None:
+    """The same for programs."""
+    if outlook is None:
+        return None
+    told = forecast_json(outlook.forecast, datetime.now(UTC), hours_of(settings))
+    return {**told, "jobs_in_front": outlook.in_front}
+
+
+def hours_of(settings: Settings) -> OpeningHours | None:
+    """The hours in which workers work; None for always."""
+    return None if settings.hours is None else OpeningHours.parse(settings.hours)

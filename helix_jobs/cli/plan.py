@@ -10,6 +10,7 @@ import click
 
 from helix_jobs.cli.console import is_interactive, make_console, show, working
 from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, echo_json, helix_options
+from helix_jobs.cli.moments import hours_of
 from helix_jobs.cli.plan_views import plan_json, plan_view
 from helix_jobs.cli.sampling_options import sampling_options, truncation_option
 from helix_jobs.cli.schema_option import schema_option
@@ -102,7 +103,6 @@ def plan(
     from helix_jobs.client.plan import SampleSize, plan_input
     from helix_jobs.engine.loading.open_engine import load_engine
     from helix_jobs.forecast.clock import read_moment
-    from helix_jobs.opening_hours import OpeningHours
 
     effective = with_options(settings, overrides)
     until = None if by is None else read_moment(by, datetime.now(UTC), option="--by")
@@ -126,7 +126,7 @@ def plan(
             on_progress=say if is_interactive(console) else lambda _line: None,
         )
     now = datetime.now(UTC)
-    hours = None if effective.hours is None else OpeningHours.parse(effective.hours)
+    hours = hours_of(effective)
     weights = _weights(effective, found)
     if as_json:
         echo_json(plan_json(found, now, hours, until, weights))

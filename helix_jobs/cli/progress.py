@@ -23,12 +23,17 @@ def all_succeeded(status: BatchStatus) -> bool:
     return status.counts[JobState.SUCCEEDED] == status.total
 
 
-def progress_line(status: BatchStatus, pace: Pace) -> str:
-    """One plain line: ``45 of 96 done, 8 running, 1 failed, 102 tokens/s, acceptance 71 %, about 1 min 02 s left``."""
+def progress_line(status: BatchStatus, pace: Pace, done: str | None = None) -> str:
+    """One plain line: ``45 of 96 done, 8 running, 1 failed, 102 tokens/s, acceptance 71 %, about 1 min 02 s left``.
+
+    Where a forecast says when it is ``done``, that stands in the place of the time left.
+    """
     if status.total is None:
         return f"{counted(status.stored, 'line')} stored, still being submitted"
     parts = [f"{status.processed:,} of {status.total:,} done", *_details(status, pace)]
-    if pace.eta_seconds is not None and not status.done:
+    if done is not None:
+        parts.append(done)
+    elif pace.eta_seconds is not None and not status.done:
         parts.append(f"about {duration(pace.eta_seconds)} left")
     return ", ".join(parts)
 
@@ -41,7 +46,9 @@ def submitting_notice(cancel: str) -> str:
     )
 
 
-def progress_view(status: BatchStatus, pace: Pace, notice: str | None = None) -> RenderableType:
+def progress_view(
+    status: BatchStatus, pace: Pace, notice: str | None = None, done: str | None = None
+) -> RenderableType:
     """Two lines for a terminal of any width: the bar with done/total and ETA, and the figures below the bar."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
@@ -60,7 +67,9 @@ def progress_view(status: BatchStatus, pace: Pace, notice: str | None = None) ->
         Text(percent(finished / total) if total else ""),
         Text("done" if status.done else f"ETA {eta}", style="cyan"),
     )
-    figures = Text("  ".join(_details(status, pace)), style="dim", no_wrap=True, overflow="ellipsis")
+    figures = Text(
+        "  ".join([*([done] if done else []), *_details(status, pace)]), style="dim", no_wrap=True, overflow="ellipsis"
+    )
     lines: list[RenderableType] = [bar, figures]
     if notice:
         lines.append(Text(printable(notice), style="yellow"))

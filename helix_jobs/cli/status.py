@@ -38,18 +38,20 @@ def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) 
         raise click.UsageError("--jobs needs a BATCH.")
     from helix_jobs.cli.console import make_console, show
     from helix_jobs.cli.follow import worker_notice
+    from helix_jobs.cli.moments import outlook_json, outlook_words
     from helix_jobs.cli.views import batch_json, batch_view, batches_view, job_json, worker_json, worker_line
 
     with open_client(settings) as client:
         workers = list(client.live_workers())
         if batch is not None:
             found = client.status(batch)
+            outlook = client.outlook(batch)
             if as_json:
                 listed = {"jobs": [job_json(job) for job in client.jobs(batch, *_UNANSWERED)]} if jobs else {}
-                echo_json({**batch_json(found), **listed})
+                echo_json({**batch_json(found, outlook_json(outlook, settings)), **listed})
             else:
                 console = make_console()
-                show(console, batch_view(found))
+                show(console, batch_view(found, outlook_words(outlook, settings)))
                 notice = worker_notice(found, workers, client.time_limits.lease)
                 if notice:
                     console.print(notice, style="yellow", soft_wrap=True)

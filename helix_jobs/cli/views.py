@@ -13,7 +13,7 @@ from helix_jobs.storage.states import BatchState, JobState
 from helix_jobs.wording import counted, duration, percent, rate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rich.console import Console, JustifyMethod, RenderableType
     from rich.table import Table
@@ -36,8 +36,8 @@ _SHOWN_LINES: Final = 5
 _WIDE: Final = 76
 
 
-def batch_json(status: BatchStatus) -> dict[str, Any]:
-    """One batch for programs. Keys are stable: new ones may come, none is renamed."""
+def batch_json(status: BatchStatus, forecast: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One batch for programs, with its forecast if known. Keys are stable: new ones may come, none is renamed."""
     return {
         "id": status.id,
         "name": status.name,
@@ -61,6 +61,7 @@ def batch_json(status: BatchStatus) -> dict[str, Any]:
         "refused": status.refused,
         "acceptance_rate": status.acceptance_rate,
         "tokens_per_second": status.tokens_per_second,
+        "forecast": forecast,
         "errors": {str(code): number for code, number in sorted(status.error_counts.items())},
     }
 
@@ -108,8 +109,8 @@ def bad_line_json(bad: BadLine) -> dict[str, Any]:
     return {"line": bad.line, "field": bad.field, "reason": bad.reason, "remedy": bad.remedy}
 
 
-def batch_view(status: BatchStatus) -> Table:
-    """All facts about one batch, each in a row."""
+def batch_view(status: BatchStatus, done: str | None = None) -> Table:
+    """All facts about one batch, each in a row; ``done`` says when it will be done."""
     from rich.table import Table
     from rich.text import Text
 
@@ -141,6 +142,8 @@ def batch_view(status: BatchStatus) -> Table:
     if status.elapsed_seconds is not None:
         spent = duration(status.elapsed_seconds)
         row("Time", f"{spent}, finished {clock_time(status.finished_at)}" if status.finished_at else f"{spent} so far")
+    if done is not None:
+        row("Forecast", done)
     return table
 
 

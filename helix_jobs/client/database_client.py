@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
 from helix_jobs.client.opened_database import OpenedDatabase
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
+    from helix_jobs.outlook.batch_outlook import BatchOutlook
     from helix_jobs.storage.batch_facts import BatchFacts
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.job_pairs import JobPair
@@ -59,6 +61,22 @@ class DatabaseClient:
         from helix_jobs.storage.batch_facts import batch_facts
 
         return batch_facts(self._database().read, batch_id, samples)
+
+    def outlook(self, batch_id: str) -> BatchOutlook | None:
+        """Return when a batch will be done, from what has ended of it and from the workers' latest runs.
+
+        None where it has ended or is held back, where nobody works, and where nothing was answered yet that could tell.
+
+        Raises:
+            NotFoundError: No such batch.
+        """
+        from helix_jobs.outlook.batch_outlook import batch_outlook
+        from helix_jobs.storage.status import batch_status
+
+        with self._database().read() as connection:
+            return batch_outlook(
+                connection, batch_status(connection, batch_id), datetime.now(UTC), self.time_limits.lease
+            )
 
     def pairs(self, before: str, after: str) -> Iterator[JobPair]:
         """Yield the jobs of two batches of the same input in pairs: by ``custom_id``, or else by line.

@@ -31,11 +31,13 @@ class RateModel:
         token_seconds: Sequences at once -> seconds until each of them has one more token; at least one entry.
         prompt_token_seconds: Seconds of a prompt token that is computed.
         spread: Standard deviation of the logarithm of the speed, as it is unknown for the time to come.
+        free_tokens: Tokens of an answer that come with its prompt: the step that ends a prompt emits one.
     """
 
     token_seconds: Mapping[int, float]
     prompt_token_seconds: float
     spread: float
+    free_tokens: int = 1
 
     @classmethod
     def of(cls, stretches: Sequence[StepCosts]) -> RateModel | None:
@@ -71,6 +73,16 @@ class RateModel:
         """The same shape, slower by ``factor``."""
         token_seconds = {size: seconds * factor for size, seconds in self.token_seconds.items()}
         return RateModel(token_seconds, self.prompt_token_seconds * factor, self.spread if spread is None else spread)
+
+    def in_slots(self, factor: float, spread: float) -> RateModel:
+        """The same shape at the level of the time that jobs spend in their slots, prompts and all."""
+        token_seconds = {size: seconds * factor for size, seconds in self.token_seconds.items()}
+        return RateModel(token_seconds, 0.0, spread, free_tokens=0)
+
+    def together(self, engines: int) -> RateModel:
+        """So many engines like this one, which share the work."""
+        token_seconds = {size * engines: seconds for size, seconds in self.token_seconds.items()}
+        return RateModel(token_seconds, self.prompt_token_seconds / engines, self.spread, self.free_tokens)
 
     def at(self, sequences: int) -> float:
         """Seconds until each of so many sequences has one more token: between measured sizes on a straight line."""

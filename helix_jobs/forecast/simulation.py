@@ -45,11 +45,10 @@ def simulate(
             seconds += (end - at) * seconds_at[len(ends)]
             at = end
         seconds += prompt_tokens * rate.prompt_token_seconds
-        # The step that ends a prompt emits the first token.
         if len(ends) < slots:
-            heappush(ends, at + max(tokens - 1, 0))
+            heappush(ends, at + max(tokens - rate.free_tokens, 0))
         else:
-            heapreplace(ends, at + max(tokens - 1, 0))
+            heapreplace(ends, at + max(tokens - rate.free_tokens, 0))
     one_by_one = len(waiting) - admitted_at_once
     if waiting_count is not None and one_by_one > 0:
         # Until the last job is admitted all slots are busy, and time is in proportion to jobs.

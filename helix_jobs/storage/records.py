@@ -183,7 +183,11 @@ class Worker(NewWorker):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTotals(TokenCounts):
-    """The totals of one run, written when it closes."""
+    """The totals of one run, written when it closes.
+
+    Attributes:
+        step_costs: What its steps took, as ``forecast/step_costs.py`` writes it.
+    """
 
     steps: int = 0
     jobs_finished: int = 0
@@ -199,6 +203,7 @@ class RunTotals(TokenCounts):
     attention_seconds: float | None = None
     verify_seconds: float = 0.0
     energy_joules: float | None = None
+    step_costs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

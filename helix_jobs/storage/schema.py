@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0014"
+SCHEMA_REVISION: Final = "0015"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -201,6 +201,8 @@ runs = Table(
     _column("verify_seconds", Double, nullable=True),
     # What the device took meanwhile; NULL where nobody counts.
     _column("energy_joules", Double, nullable=True),
+    # What its steps took, by the number of sequences in them (forecast/step_costs.py).
+    _json_or_null("step_costs", dict),
 )
 
 

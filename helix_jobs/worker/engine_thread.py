@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.engine.request import FinishReason
@@ -20,6 +20,7 @@ from helix_jobs.errors import (
     without_text,
 )
 from helix_jobs.exhaustion import explain_exhaustion, is_exhaustion, is_shortage
+from helix_jobs.forecast.step_costs import StepCosts
 from helix_jobs.observability.rounds import Rounds
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Run:
         counters: The engine's totals when it began.
         began: Monotonic time.
         joules: What its device had taken by then; None where nobody counts.
+        costs: What its steps took.
         row_id: Its row's id; None until the row is written, and for good if that failed.
     """
 
@@ -59,6 +61,7 @@ class Run:
     began: float
     joules: float | None = None
     row_id: int | None = None
+    costs: StepCosts = field(default_factory=StepCosts)
 
 
 class RunRecorder(Protocol):
@@ -156,6 +159,8 @@ class EngineThread:
         self._idle_since: float | None = None
         self._run: Run | None = None
         self._busy_at = 0.0
+        # When the step before the next one ended; None where the engine has had nothing to do since.
+        self._lap: float | None = None
         self._jobs_finished = 0
 
     @property
@@ -246,6 +251,7 @@ class EngineThread:
     def _receive(self) -> _Add | _Abort | _Stop:
         """Wait for a message; with an open run at most as long as it may linger. The wait counts as idle time."""
         self._idle_since = began = time.monotonic()
+        self._lap = None
         try:
             return self._inbox.get(timeout=LINGER_SECONDS if self._run is not None else IDLE_SECONDS)
         finally:
@@ -292,11 +298,15 @@ class EngineThread:
             if is_shortage(error):
                 raise
             self._step_failed(error)
+            self._counters, self._lap = self._engine.counters(), None
             return
         finally:
             self._busy_at = time.monotonic()
         ended = sum(result.finish_reason is not FinishReason.ABORTED for result in results)
-        self._counters = self._engine.counters()
+        before, self._counters = self._counters, self._engine.counters()
+        # What the thread does between two steps counts with the second: jobs wait for that as well.
+        self._run.costs.add_step(before, self._counters, self._busy_at - (now if self._lap is None else self._lap))
+        self._lap = self._busy_at
         completion_tokens = self._counters.completion_tokens
         if ended or completion_tokens > self._completion_tokens:
             # Only progress resets the count: a step may merely clear up after the failed one.

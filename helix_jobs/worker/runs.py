@@ -7,7 +7,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from helix_jobs.errors import HelixError
 from helix_jobs.storage import workers
@@ -86,7 +86,14 @@ class DatabaseRunRecorder:
         """Close a run and log its one line."""
         seconds = max(0.0, time.monotonic() - run.began - idle_seconds)
         spent = None if run.joules is None or (now := self._joules()) is None else now - run.joules
-        totals = run_totals(run.counters, counters, jobs_finished=jobs_finished, seconds=seconds, joules=spent)
+        totals = run_totals(
+            run.counters,
+            counters,
+            jobs_finished=jobs_finished,
+            seconds=seconds,
+            joules=spent,
+            step_costs=run.costs.to_json(),
+        )
         ended = datetime.now(UTC) - timedelta(seconds=idle_seconds)
 
         def update(c: Connection) -> None:
@@ -108,6 +115,7 @@ class DatabaseRunRecorder:
 def log_run(run_id: int | None, totals: RunTotals, seconds: float) -> None:
     """The run's one line: words for a person, and in JSON also its figures."""
     figures = {"run_id": run_id, "seconds": seconds, "acceptance_rate": totals.acceptance_rate, **asdict(totals)}
+    del figures["step_costs"]
     logger.info(
         "run of %.1f s: %s, %s, %.1f tokens/s, mean batch %.1f; %s",
         seconds,
@@ -146,7 +154,13 @@ def describe_reasons(depth_reasons: Mapping[str, int]) -> str:
 
 
 def run_totals(
-    before: EngineCounters, after: EngineCounters, *, jobs_finished: int, seconds: float, joules: float | None = None
+    before: EngineCounters,
+    after: EngineCounters,
+    *,
+    jobs_finished: int,
+    seconds: float,
+    joules: float | None = None,
+    step_costs: Mapping[str, Any] | None = None,
 ) -> RunTotals:
     """Compute a run's figures from two snapshots of the engine's counters.
 
@@ -171,4 +185,5 @@ def run_totals(
         attention_seconds=spent.attention_seconds or None,
         verify_seconds=spent.verify_seconds,
         energy_joules=joules,
+        step_costs=step_costs,
     )

@@ -53,13 +53,18 @@ ARROWS = {
     "acceptance": set(),
     "forecast": {"values"},
     "intake": {"acceptance", "values"},
+    "outlook": {"forecast", "storage", "values"},
     "tables": {"engine.text", "intake"},
     "results": {"intake", "storage", "tables"},
     "reports": {"storage"},
-    "client": {"acceptance", "broker", "forecast", "intake", "observability", "results", "storage", "tables", "values"},
-    "api": {"broker", "client", "intake", "reports", "results", "storage", "values"},
+    "client": {
+        *("acceptance", "broker", "forecast", "intake", "observability", "outlook", "results", "storage", "tables"),
+        "values",
+    },
+    "api": {"broker", "client", "forecast", "intake", "outlook", "reports", "results", "storage", "values"},
     "worker": {
-        *("acceptance", "broker", "engine.loading", "engine.text", "intake", "observability", "storage", "values"),
+        *("acceptance", "broker", "engine.loading", "engine.text", "forecast", "intake", "observability", "storage"),
+        "values",
     },
     "doctor": {"broker", "client", "engine.devices", "engine.kernels", "engine.loading", "storage", "values"},
     "bench": {
@@ -68,7 +73,7 @@ ARROWS = {
     },
     "cli": {
         *("acceptance", "api", "bench", "client", "doctor", "engine.devices", "engine.loading", "forecast"),
-        "observability",
+        *("observability", "outlook"),
         *("reports", "results", "storage", "tables", "values", "worker"),
     },
 }
@@ -110,7 +115,7 @@ LIBRARIES = {
     "httpx2": {"engine"},
     "llguidance": {"bench", "engine", "intake", "values"},
     "numpy": {"bench", "engine", "values"},
-    "sqlalchemy": {"api", "bench", "client", "doctor", "storage", "worker"},
+    "sqlalchemy": {"api", "bench", "client", "doctor", "outlook", "storage", "worker"},
     "alembic": {"storage"},
     "psycopg": {"storage"},
     "celery": {"bench", "broker", "observability"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from fastapi import APIRouter, Request
@@ -16,7 +17,10 @@ from helix_jobs.api.page.rows import BatchRow, batch_row
 from helix_jobs.api.page.templates import page
 from helix_jobs.api.page.unaccepted import API_PREFIX, show_unaccepted
 from helix_jobs.api.page.viewer import Viewer, viewer_of
-from helix_jobs.errors import NotFoundError
+from helix_jobs.errors import NotFoundError, UnreachableError
+from helix_jobs.forecast.clock import end_of_work
+from helix_jobs.opening_hours import OpeningHours
+from helix_jobs.outlook.batch_outlook import batch_outlook
 from helix_jobs.reports.manifest_words import options_in_words
 from helix_jobs.reports.outcome_words import refused_answers
 from helix_jobs.storage.answer_sample import answer_sample
@@ -126,6 +130,7 @@ async def show_batch(request: Request, batch_id: str) -> Response:
         request,
         "batch.html",
         batch=batch_view(batch),
+        done=await run_in_threadpool(_done, context, batch),
         batch_id=batch_id,
         charts=charts,
         settings=_shown_settings(settings, batch),
@@ -145,7 +150,12 @@ async def show_charts(request: Request, batch_id: str) -> Response:
     snapshot = await context.board.latest(batch_id)
     batch = snapshot.batches.get(batch_id)
     return page(
-        request, "_charts.html", charts=charts, batch_id=batch_id, moves=batch is not None and not batch.status.done
+        request,
+        "_charts.html",
+        charts=charts,
+        batch_id=batch_id,
+        moves=batch is not None and not batch.status.done,
+        done=None if batch is None else await run_in_threadpool(_done, context, batch),
     )
 
 
@@ -160,6 +170,25 @@ def _charts(context: Context, batch_id: str) -> Sequence[Chart]:
         status = batch_status(c, batch_id)
         sample = answer_sample(c, batch_id, status.total or status.stored)
     return charts_of_sample(sample)
+
+
+def _done(context: Context, batch: BatchNow) -> tuple[datetime, datetime, datetime] | None:
+    """When the batch will be done: the median, and the ends of a range that eight of ten batches keep."""
+    now, settings = datetime.now(UTC), context.settings
+    try:
+        with context.database.read() as c:
+            found = batch_outlook(c, batch.status, now, context.database.time_limits.lease)
+    except UnreachableError:
+        return None
+    if found is None:
+        return None
+    hours = None if settings.hours is None else OpeningHours.parse(settings.hours)
+    ends = found.forecast
+    return (
+        end_of_work(now, ends.median, hours),
+        end_of_work(now, ends.low, hours),
+        end_of_work(now, ends.high, hours),
+    )
 
 
 def _facts(batch: BatchNow) -> tuple[tuple[str, str], ...]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import click
@@ -16,7 +17,7 @@ from helix_jobs.time_limits import TimeLimits
 
 BATCH_KEYS = {
     *("id", "name", "source", "state", "created_at", "started_at", "finished_at", "cancelled_at", "total", "counts"),
-    *("paused_at", "paused_why", "brakes"),
+    *("paused_at", "paused_why", "brakes", "forecast"),
     *("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "draft_tokens", "accepted_tokens"),
     *("acceptance_rate", "tokens_per_second", "errors", "cut_off", "refused"),
 }
@@ -33,6 +34,18 @@ def test_status_of_a_batch_for_people(helix, submitted, finish):
     assert facts["Errors"] == "prompt_too_long 1"
     assert facts["Tokens"].startswith("20 written, 10 read, ")
     assert facts["Drafts"] == "75 % accepted (12 of 16)"
+
+
+def test_status_says_when_a_batch_is_done(helix, submitted, finish):
+    batch = submitted(60)
+    finish(batch, succeeded=20)  # each in one second, in eight slots
+    shown = helix("status", batch).stdout
+    assert re.search(r"^Forecast +done about \S", shown, re.MULTILINE)
+    told = json.loads(helix("status", batch, "--json").stdout)["forecast"]
+    assert told["seconds"]["median"] == pytest.approx(5.0, rel=0.3)
+    assert told["seconds"]["low"] < told["seconds"]["median"] < told["seconds"]["high"]
+    assert told["done_at"]["low"] <= told["done_at"]["high"]
+    assert told["jobs_in_front"] == 0
 
 
 def test_prompt_tokens_that_jobs_shared_are_shown(helix, submitted, finish):

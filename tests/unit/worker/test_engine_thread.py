@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from helix_jobs.engine.protocol import EngineCounters
+    from helix_jobs.forecast.step_costs import StepCosts
 
 
 class Recorder:
@@ -28,12 +29,14 @@ class Recorder:
     def __init__(self) -> None:
         self.began = 0
         self.ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.costs: queue.SimpleQueue[StepCosts] = queue.SimpleQueue()
 
     def begin(self, counters: EngineCounters) -> Run:
         self.began += 1
         return Run(counters, time.monotonic())
 
     def end(self, run: Run, counters: EngineCounters, *, jobs_finished: int, idle_seconds: float) -> None:  # noqa: ARG002
+        self.costs.put(run.costs)
         self.ended.put(jobs_finished)
 
 
@@ -67,6 +70,18 @@ def bench() -> Iterator[Bench]:
 def test_a_thread_that_was_never_started_is_stopped() -> None:
     """Where a worker's start fails halfway, what it has not begun is undone too."""
     assert Bench(FakeEngine()).thread.stop(20)
+
+
+def test_a_run_tells_what_its_steps_took(bench: Bench) -> None:
+    for number in range(8):
+        bench.submit(f"job {number}")
+    bench.thread.start()
+    bench.collect(8)
+    costs = bench.recorder.costs.get(timeout=20)
+    steps = [one for kind in (costs.decoding, costs.mixed) for one in kind.values()]
+    assert sum(one.steps for one in steps) == bench.engine.counters().steps
+    assert sum(one.tokens for one in steps) == bench.engine.counters().completion_tokens
+    assert costs.seconds > 0
 
 
 def test_requests_added_before_and_while_it_runs_all_end(bench: Bench) -> None:

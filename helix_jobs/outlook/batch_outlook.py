@@ -1,0 +1,203 @@
+"""BatchOutlook: when a stored batch will be done, from what has ended of it and from the workers' latest runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.errors import UnreadableRowError
+from helix_jobs.forecast.forecast import Forecast, forecast
+from helix_jobs.forecast.length_model import Answer, LengthModel
+from helix_jobs.forecast.rate_model import DRIFT, RateModel
+from helix_jobs.forecast.step_costs import StepCosts
+from helix_jobs.forecast.work import MOST_JOBS, JobShape, Work
+from helix_jobs.storage.glimpses import (
+    Glimpse,
+    glimpses,
+    recent_glimpses,
+    recent_step_costs,
+    running_glimpses,
+    waiting_batches,
+)
+from helix_jobs.storage.liveness import seems_alive
+from helix_jobs.storage.states import BatchState, JobState
+from helix_jobs.storage.status import batch_statuses
+from helix_jobs.storage.workers import live_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from helix_jobs.storage.records import BatchStatus, Worker
+
+# Jobs that are looked at: of the batch, of each other one, and of those that were answered last.
+_OWN: Final = 1024
+_OTHERS: Final = 64
+_RECENT: Final = 256
+# Runs, each of a minute at most, from which the cost of steps is read.
+_RUNS: Final = 16
+# Ended jobs that a batch needs before its own lengths and times count alone.
+_ENOUGH: Final = 12
+# Of these many, those that ended last, the time of a token is taken.
+_LATEST: Final = 200
+# How much the time of a token differs from job to job, as a share.
+_JOBS_DIFFER: Final = 0.3
+_DRAWS: Final = 100
+_DEFAULT_MAX_TOKENS: Final = SamplingParams().max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutlook:
+    """What is known of the end of a batch.
+
+    Attributes:
+        forecast: Seconds of work until its last job ends, from when it was made.
+        work: What was simulated.
+        in_front: Jobs of other batches that run first.
+    """
+
+    forecast: Forecast
+    work: Work
+    in_front: int
+
+
+def batch_outlook(
+    c: Connection, status: BatchStatus, now: datetime, lease: float, *, raised_to: int | None = None
+) -> BatchOutlook | None:
+    """The outlook of a batch; None where it has ended or is held back, nobody works, or nothing was ever answered.
+
+    Args:
+        c: A read transaction.
+        status: The batch's.
+        now: The time.
+        lease: Seconds; a worker that was silent for longer counts as gone.
+        raised_to: Reckon as if the batch's jobs had at least this priority.
+    """
+    if status.done or status.state not in (BatchState.QUEUED, BatchState.RUNNING):
+        return None
+    workers = [worker for worker in live_workers(c) if seems_alive(worker, lease)]
+    if not workers:
+        return None
+    try:
+        return _outlook(c, status, now, workers, raised_to)
+    except UnreadableRowError:
+        return None
+
+
+def _outlook(
+    c: Connection, status: BatchStatus, now: datetime, workers: Sequence[Worker], raised_to: int | None
+) -> BatchOutlook | None:
+    own = [_raised(one, raised_to) for one in glimpses(c, status.id, _OWN)]
+    ended = [one for one in own if one.has_ended]
+    if len(ended) < _ENOUGH:
+        ended += recent_glimpses(c, workers[0].target_model, _RECENT)
+    waiting, in_front = _waiting(c, status, own)
+    slots = sum(worker.slots for worker in workers)
+    running = running_glimpses(c)
+    rate = _rate(c, ended, workers, min(slots, len(running) + len(waiting)))
+    if rate is None:
+        return None
+    token_seconds = rate.at(min(slots, len(running) or 1))
+    work = Work(
+        running=tuple(_shape(one, _age(one, now, token_seconds)) for one in running for _ in range(one.choices)),
+        waiting=tuple(waiting),
+        waiting_count=max(len(waiting), _answers(status, own) + in_front),
+        slots=slots,
+    )
+    lengths = LengthModel(
+        [
+            *(Answer(one.size, _limit(one), one.tokens or 0, not one.was_cut) for one in ended),
+            *(Answer(shape.prompt_tokens, shape.limit, shape.done_tokens, ended=False) for shape in work.running),
+        ]
+    )
+    if not lengths:
+        return None
+    found = forecast(work, lengths, rate, most=_DRAWS)
+    again = 1 + status.refused / max(status.finished, 1)
+    return BatchOutlook(found.scaled(again), work, in_front)
+
+
+def _rate(c: Connection, ended: Iterable[Glimpse], workers: Sequence[Worker], at_once: int) -> RateModel | None:
+    """How fast the workers are together.
+
+    The shape of the rate comes from their latest runs. Its level comes from the jobs that have ended last, as far as
+    there are enough: the time in their slots has everything in it that a run does not know of these jobs.
+    """
+    costs = [StepCosts.from_json(one) for one in recent_step_costs(c, [worker.id for worker in workers], _RUNS)]
+    rate = RateModel.of(costs)
+    timed = sorted(
+        (one for one in ended if one.tokens and one.total_seconds and one.finished_at is not None),
+        key=lambda one: str(one.finished_at),
+    )[-_LATEST:]
+    if timed and (rate is None or len(timed) >= _ENOUGH):
+        seconds = sum(one.total_seconds or 0.0 for one in timed) / sum(one.tokens or 0 for one in timed)
+        spread = sqrt(DRIFT**2 + _JOBS_DIFFER**2 / len(timed))
+        each = max(1, round(at_once / len(workers)))
+        shape = RateModel.of_slots(each, seconds) if rate is None else rate
+        level = seconds / shape.at(each) if shape.at(each) > 0 else 1.0
+        rate = shape.in_slots(level, spread)
+    return None if rate is None else rate.together(len(workers))
+
+
+def _waiting(c: Connection, status: BatchStatus, own: Sequence[Glimpse]) -> tuple[list[JobShape], int]:
+    """Shapes of the jobs that wait, in the order in which they begin, each batch in proportion; and how many go first.
+
+    Of other batches those count that begin before the last of this one.
+    """
+    queued = [one for one in own if one.state is JobState.QUEUED]
+    mine = _answers(status, own)
+    if not mine:
+        return [], 0
+    queued = queued or list(own)
+    last = min(_order(one) for one in queued)
+    sources = [(queued, mine)]
+    others = [batch_id for batch_id in waiting_batches(c) if batch_id != status.id]
+    for batch_id, other in batch_statuses(c, others).items():
+        seen = [one for one in glimpses(c, batch_id, _OTHERS) if one.state is JobState.QUEUED]
+        before = [one for one in seen if _order(one) > last]
+        if before:
+            sources.append((before, round(other.counts[JobState.QUEUED] * len(before) / len(seen))))
+    total = sum(count for _, count in sources)
+    thinner = min(1.0, MOST_JOBS / max(total, 1))
+    chosen = [
+        some[turn * len(some) // wanted]
+        for some, count in sources
+        for wanted in [max(1, round(count * thinner))]
+        for turn in range(wanted)
+    ]
+    chosen.sort(key=_order, reverse=True)
+    return [_shape(one) for one in chosen], total - mine
+
+
+def _answers(status: BatchStatus, own: Sequence[Glimpse]) -> int:
+    """Answers that the batch's queued jobs ask for."""
+    each = sum(one.choices for one in own) / max(len(own), 1)
+    return round(status.counts[JobState.QUEUED] * max(each, 1.0))
+
+
+def _shape(one: Glimpse, done_tokens: int = 0) -> JobShape:
+    return JobShape(one.size, 0, _limit(one), done_tokens)
+
+
+def _limit(one: Glimpse) -> int:
+    return _DEFAULT_MAX_TOKENS if one.max_tokens is None else one.max_tokens
+
+
+def _age(one: Glimpse, now: datetime, token_seconds: float) -> int:
+    """Tokens that a running job has by now, as far as its time tells."""
+    if one.claimed_at is None or token_seconds <= 0:
+        return 0
+    return max(0, min(int((now - one.claimed_at).total_seconds() / token_seconds), _limit(one) - 1))
+
+
+def _order(one: Glimpse) -> tuple[int, int]:
+    """The greater goes first."""
+    return one.priority, -one.id
+
+
+def _raised(one: Glimpse, to: int | None) -> Glimpse:
+    return one if to is None or one.priority >= to else replace(one, priority=to)
