@@ -277,6 +277,12 @@ def _stacks(model: Any, description: ModelDescription) -> list[_Stack]:  # noqa:
     for layer, own in zip(model.base_model.get_submodule(description.stack), description.layers, strict=True):
         if own.experts is None:
             continue
+        if own.experts.up is not None:
+            count = layer.get_parameter(own.experts.router.weight).shape[0]
+            gates, back = (layer.get_parameter(name) for name in (own.experts.inner, own.experts.outer))
+            found.append(_Stack(count, 2 * gates.shape[0] // count, 2 * gates.numel(), has_bias=False))
+            found.append(_Stack(count, back.shape[1], back.numel(), has_bias=False))
+            continue
         for name in (own.experts.inner, own.experts.outer):
             stacked = layer.get_parameter(name)
             outputs = stacked.shape[2 if own.experts.is_transposed else 1]

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The families' names for their number of layers in config.json.
-_LAYER_COUNTS: Final = ("num_hidden_layers", "n_layer")
+_LAYER_COUNTS: Final = ("num_hidden_layers", "n_layer", "n_layers")
 
 
 @dataclass(frozen=True, slots=True)

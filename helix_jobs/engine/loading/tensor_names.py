@@ -16,7 +16,7 @@ HEAD: Final = "lm_head.weight"
 # The names of GPT-NeoX's output head in transformers 4, and of BioGPT's.
 _OTHER_HEADS: Final = ("embed_out.weight", "output_projection.weight")
 _PREFIX: Final = re.compile(r"(model|transformer|gpt_neox|biogpt)\.")
-_LAYER: Final = re.compile(r"(?:decoder\.)?(?:layers|h)\.(\d{1,9})\.")
+_LAYER: Final = re.compile(r"(?:decoder\.)?(?:layers|h|blocks)\.(\d{1,9})\.")
 # Buffers that older releases stored beside the weights and every release computes anew: the inverse frequencies of
 # rotary positions, which follow from config.json, and GPT-2's and GPT-NeoX's causal masks with the number they masked
 # with.

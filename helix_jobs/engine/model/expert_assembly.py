@@ -38,19 +38,24 @@ def build_experts(
     Raises:
         Float16OverflowError: See ``Placement``.
     """
-    count = len(parts.tensor(description.inner))
+    count = len(parts.tensor(description.router.weight))
     shared = None if description.shared is None else feed_forward(description.shared)
     if shared is not None and description.shared_gate is not None:
         weight = parts.tensor(f"{description.shared_gate.names[0]}.weight")
         shared = SwitchedFeedForward(shared, RouterLinear(place.take(weight)))
     return Experts(
         _router(parts, place, description.router),
-        tuple(_expert(parts, description, index) for index in range(count)),
+        tuple(_expert(parts, description, index, count) for index in range(count)),
         shared,
     )
 
 
-def _expert(parts: StoredParts, own: ExpertsDescription, index: int) -> FeedForward:
+def _expert(parts: StoredParts, own: ExpertsDescription, index: int, count: int) -> FeedForward:
+    if own.up is not None:
+        inner = parts.rows_of((own.inner, own.up), index, count)
+        return GatedFeedForward(
+            inner, parts.rows_of((own.outer,), index, count, is_transposed=True), ACTIVATIONS[own.activation]
+        )
     inner = parts.stacked(
         own.inner, index, has_bias=own.has_bias, is_transposed=own.is_transposed, is_interleaved=own.is_interleaved
     )

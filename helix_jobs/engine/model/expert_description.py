@@ -80,6 +80,8 @@ class ExpertsDescription:
         has_bias: Whether there are biases, in parameters of these names followed by ``_bias``.
         is_transposed: Whether each matrix is stored as ``[in_features, out_features]``.
         is_interleaved: Whether the rows of a gate and of an up projection alternate (GPT-OSS).
+        up: The parameter of the up projections, if ``inner`` holds the gates alone; else None. All three parameters are
+            then ``[num_experts * intermediate_size, hidden_size]``, one expert behind another (DBRX).
         is_gated: Whether the activation is applied to a gate.
         shared: A feed-forward that computes every token and is added, or None.
         shared_gate: A product of one output, whose sigmoid is the shared feed-forward's factor; or None (Qwen 2).
@@ -93,6 +95,7 @@ class ExpertsDescription:
     has_bias: bool = False
     is_transposed: bool = False
     is_interleaved: bool = False
+    up: str | None = None
     is_gated: bool = True
     shared: FeedForwardDescription | None = None
     shared_gate: ProjectionDescription | None = None

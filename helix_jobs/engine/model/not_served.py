@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 _BY_REASON: Final = {
-    "experts that are stored in one matrix": ("dbrx",),
     "experts in grouped matrices": ("aria_text",),
     "heads that are chosen as experts are": ("jetmoe",),
     "heads of a number by layer, and gates without a bound": ("laguna",),

@@ -101,6 +101,22 @@ class StoredParts:
             bias = None if bias is None else torch.cat((bias[::2], bias[1::2]))
         return DenseLinear(place.move(weight.contiguous()), None if bias is None else place.take(bias))
 
+    def rows_of(self, names: Sequence[str], index: int, count: int, *, is_transposed: bool = False) -> Linear:
+        """One of many equal layers whose rows stand one layer behind another.
+
+        Args:
+            names: The parameters, ``[count * rows, columns]``; the layer's outputs are those of all of them.
+            index: Which layer.
+            count: How many there are.
+            is_transposed: Whether its rows are those of the transposed matrix.
+        """
+        place, own = self._place, []
+        for name in names:
+            stored = self.tensor(name)
+            own.append(place.cast(stored.view(count, -1, stored.shape[1])[index]))
+        weight = torch.cat([one.t() if is_transposed else one for one in own])
+        return DenseLinear(place.move(weight.contiguous()), None)
+
     def _stacked_blocks(self, parts: list[BlockMatrix], bias: torch.Tensor | None, *, is_interleaved: bool) -> Linear:
         place = self._place
         if is_interleaved:

@@ -171,6 +171,11 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "olmo_hybrid": {**_DELTA, "rope_parameters": None, "initializer_range": 0.2},
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "falcon_h1": {**_MAMBA, "num_hidden_layers": 2, "mamba_d_ssm": 96},
+    "dbrx": {
+        "d_model": 48,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 3.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 6, "moe_top_k": 2},
+    },
     "jamba": {
         "num_hidden_layers": 4,
         "initializer_range": 0.2,

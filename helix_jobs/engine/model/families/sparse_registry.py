@@ -7,6 +7,7 @@ from typing import Final
 from helix_jobs.engine.model.families import (
     afmoe,
     axk1,
+    dbrx,
     deepseek_v2,
     deepseek_v3,
     dots1,
@@ -70,5 +71,6 @@ SPARSE_FAMILIES: Final = tuple(
         phimoe,
         solar_open,
         jamba,
+        dbrx,
     )
 )

@@ -123,6 +123,19 @@ def test_experts_of_a_head_for_drafts_are_left_out(tmp_path: Path) -> None:
     assert torch.allclose(decoder_logits(models.target.decoder), reference_logits(model), atol=1e-3)
 
 
+def test_heads_are_rotated_as_the_model_was_trained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """DBRX's files say so in attn_config, which transformers does not read for it."""
+    rope = {"rope_type": "default", "rope_theta": 500.0}
+    own = {"kv_n_heads": 2, "clip_qkv": 3.0, "rope_theta": 500.0}
+    model = roughen(tiny_model("dbrx", attn_config=own, rope_parameters=rope))
+    folder = save_checkpoint(tmp_path, model)
+    assert torch.allclose(decoder_logits(load(folder).target.decoder), reference_logits(model), atol=1e-3)
+    assert "rotates heads" not in caplog.text
+    edit_config(folder, rope_parameters=None)
+    assert torch.allclose(decoder_logits(load(folder).target.decoder), reference_logits(model), atol=1e-3)
+    assert "transformers rotates heads by 10000 (rope_parameters), and Helix by 500" in caplog.text
+
+
 @pytest.fixture
 def nemotron(tmp_path: Path) -> tuple[Any, Path]:
     model = roughen(tiny_model("nemotron_h"))

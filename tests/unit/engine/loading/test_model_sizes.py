@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
 # Latent attention without experts and with them.
 LATENT = ("minicpm3", "deepseek_v2")
-WITH_EXPERTS = ("mixtral", "qwen2_moe", "granitemoe", "gpt_oss", "hunyuan_v1_moe", "qwen3_next", "falcon_h1", "jamba")
+WITH_EXPERTS = (
+    "mixtral",
+    "qwen2_moe",
+    "granitemoe",
+    "gpt_oss",
+    "hunyuan_v1_moe",
+    "qwen3_next",
+    "falcon_h1",
+    "jamba",
+)
 # Layers of several shapes, and a table that is looked up beside the embedding.
 SHAPES = ("gemma4_text",)
 BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -63,6 +72,17 @@ def test_weights_take_what_the_loaded_model_takes(architecture: str, dtype: torc
     assert sum(linear.nbytes for linear in int8.linears()) == sizes.int8_products_bytes
     decoder.pack()
     assert held_bytes(decoder) == sizes.dense_bytes(dtype, packs=packs(dtype, CPU)) + kept
+
+
+@BOTH_DTYPES
+@pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="DBRX is served with transformers 5")
+def test_experts_one_behind_another_take_what_the_loaded_model_takes(dtype: torch.dtype) -> None:
+    """DBRX, whose head is never its embedding."""
+    sizes, decoder = model_sizes("m", tiny_config("dbrx")), decoder_of("dbrx", dtype)
+    assert held_bytes(decoder) == sizes.dense_bytes(dtype, packs=False)
+    int8 = quantize(decoder)
+    assert held_bytes(int8) == sizes.int8_bytes(dtype)
+    assert sum(linear.nbytes for linear in int8.linears()) == sizes.int8_products_bytes
 
 
 @BOTH_DTYPES

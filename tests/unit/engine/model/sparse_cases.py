@@ -13,6 +13,7 @@ from tests.unit.engine.model.case_settings import (
 )
 from tests.unit.engine.model.family_case import Case
 
+DBRX_EXPERTS = {"ffn_hidden_size": 24, "moe_num_experts": 6, "moe_top_k": 2}
 # Without experts: in bfloat16 a near tie of experts would hide how attention rounds.
 DENSE_DEEPSEEK_V2 = Case("deepseek_v2", {"first_k_dense_replace": 2})
 SPARSE_CASES = [
@@ -105,6 +106,11 @@ SPARSE_CASES = [
     Case("jamba", {"attn_layer_period": 2, "attn_layer_offset": 0}),
     Case("jamba", {"mamba_proj_bias": True, "mamba_conv_bias": False}),
     Case("jamba", {"mamba_d_conv": 3, "mamba_expand": 1}),
+    Case("dbrx", changes=False),
+    Case("dbrx", {"attn_config": {"kv_n_heads": 6, "rope_theta": 10000.0, "clip_qkv": 3.0}}),
+    Case("dbrx", {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 0.5}}),
+    Case("dbrx", {"ffn_config": {**DBRX_EXPERTS, "moe_top_k": 3, "ffn_act_fn": {"name": "gelu"}}}),
+    Case("dbrx", {"ffn_config": {**DBRX_EXPERTS, "moe_normalize_expert_weights": None}}),
     # Latent attention.
     *(Case(family, changes=False) for family in ("minicpm3", "youtu")),
     *(Case("minicpm3", {name: value}) for name, value in (("scale_emb", 3), ("scale_depth", 0.5))),
