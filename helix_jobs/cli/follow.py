@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.client.client import HelixClient
     from helix_jobs.client.local_worker import LocalWorker
+    from helix_jobs.settings import Settings
     from helix_jobs.storage.records import BatchStatus, Worker
 
 _PLAIN_INTERVAL: Final = 10.0
@@ -32,8 +33,9 @@ _PLAIN_SILENCE: Final = 30.0
 _REFRESH_PER_SECOND: Final = 4
 
 
-def worker_notice(status: BatchStatus, workers: Sequence[Worker], lease: float) -> str | None:
+def worker_notice(status: BatchStatus, workers: Sequence[Worker], lease: float, settings: Settings) -> str | None:
     """A notice about what the batch waits for: the end of its submission, somebody to resume it, or a worker."""
+    from helix_jobs.cli.resting import wish_line, wishes
     from helix_jobs.storage.liveness import seems_alive
 
     if status.total is None:
@@ -43,6 +45,8 @@ def worker_notice(status: BatchStatus, workers: Sequence[Worker], lease: float) 
         return f"Paused{why}. Let it go on with: {command_line('resume', status.id)}"
     if status.done or any(seems_alive(worker, lease) for worker in workers):
         return None
+    if not workers and (resting := wishes(settings)):
+        return wish_line(*resting[0])
     trouble = "The worker does not respond." if workers else "No worker is running."
     return f"{trouble} Start one with: {command_line('worker')}"
 
@@ -174,7 +178,9 @@ class _Follower:
         if self._worker is not None:
             return self._worker_doing
         try:
-            return worker_notice(status, list(self._client.live_workers()), self._client.time_limits.lease)
+            return worker_notice(
+                status, list(self._client.live_workers()), self._client.time_limits.lease, self._client.settings
+            )
         except DatabaseUnreachableError:
             return None  # the next poll outlasts the outage or ends the command
 

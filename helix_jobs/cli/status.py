@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from helix_jobs.settings import Settings
-    from helix_jobs.storage.records import BatchStatus, JobSummary
+    from helix_jobs.storage.records import BatchStatus, JobSummary, Worker
 
 _OVERVIEW: Final = 5
 _LISTED_JOBS: Final = 50
@@ -39,7 +39,8 @@ def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) 
     from helix_jobs.cli.console import make_console, show
     from helix_jobs.cli.follow import worker_notice
     from helix_jobs.cli.moments import outlook_json, outlook_words
-    from helix_jobs.cli.views import batch_json, batch_view, batches_view, job_json, worker_json, worker_line
+    from helix_jobs.cli.resting import wish_json, wishes
+    from helix_jobs.cli.views import batch_json, batch_view, batches_view, job_json, worker_json
 
     with open_client(settings) as client:
         workers = list(client.live_workers())
@@ -52,7 +53,7 @@ def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) 
             else:
                 console = make_console()
                 show(console, batch_view(found, outlook_words(outlook, settings)))
-                notice = worker_notice(found, workers, client.time_limits.lease)
+                notice = worker_notice(found, workers, client.time_limits.lease, settings)
                 if notice:
                     console.print(notice, style="yellow", soft_wrap=True)
                 if jobs:
@@ -61,19 +62,35 @@ def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) 
             return
         newest = list(client.list(_OVERVIEW))
     if as_json:
-        echo_json({"workers": [worker_json(w) for w in workers], "batches": [batch_json(b) for b in newest]})
+        echo_json(
+            {
+                "workers": [worker_json(w) for w in workers],
+                "resting": [wish_json(*one) for one in wishes(settings)],
+                "batches": [batch_json(b) for b in newest],
+            }
+        )
         return
     console = make_console()
-    for worker in workers:
-        console.print(f"Worker  {worker_line(worker, client.time_limits.lease)}", soft_wrap=True)
-    if not workers:
-        console.print(f"No worker is running. Start one with: {command_line('worker')}", soft_wrap=True)
+    _show_workers(console, settings, workers, client.time_limits.lease)
     console.print()
     if newest:
         show(console, batches_view(newest, console.width))
         _explain_submitting(console, newest)
     else:
         console.print(f"No batches yet. Submit one with: {command_line('submit', 'PROMPTS.jsonl')}", soft_wrap=True)
+
+
+def _show_workers(console: Console, settings: Settings, workers: Sequence[Worker], lease: float) -> None:
+    from helix_jobs.cli.resting import wish_line, wishes
+    from helix_jobs.cli.views import worker_line
+
+    for worker in workers:
+        console.print(f"Worker  {worker_line(worker, lease)}", soft_wrap=True)
+    resting = wishes(settings)
+    for one in resting:
+        console.print(wish_line(*one), style="yellow", soft_wrap=True)
+    if not workers and not resting:
+        console.print(f"No worker is running. Start one with: {command_line('worker')}", soft_wrap=True)
 
 
 def _list_jobs(console: Console, batch: BatchStatus, jobs: Iterator[JobSummary]) -> None:

@@ -272,9 +272,8 @@ def _hint(client: HelixClient, submission: Submission, console: Console, like: M
     console.print(f"Follow it with: {command_line('watch', submission.batch_id)}", soft_wrap=True)
     # The batch is stored: a database that goes away now must not make the command look failed.
     with suppress(UnreachableError):
-        notice = worker_notice(
-            client.status(submission.batch_id), list(client.live_workers()), client.time_limits.lease
-        )
+        status, workers = client.status(submission.batch_id), list(client.live_workers())
+        notice = worker_notice(status, workers, client.time_limits.lease, client.settings)
         differs = None if like is None else other_models(client, like)
         for sentence in (notice, differs):
             if sentence:

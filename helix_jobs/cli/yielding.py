@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options
-from helix_jobs.device_names import torch_device_name
-from helix_jobs.endpoint_url import checked_endpoint_url
+from helix_jobs.cli.lock_name import lock_name
 from helix_jobs.wording import clock_time
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from helix_jobs.settings import Settings
-    from helix_jobs.worker.yield_note import YieldNote
+    from helix_jobs.worker.rest_note import RestNote
 
 _UNITS: Final = {"min": "minutes", "h": "hours", "d": "days"}
 # Beyond the grace time: what the end of a worker may take.
@@ -84,11 +83,11 @@ def yield_device(
     if end and (at_once or device is not None or no_wait):
         raise click.UsageError("--end goes with no other option.")
     from helix_jobs.worker.device_lock import lock_directory
-    from helix_jobs.worker.yield_note import YieldNote, remove_yield_note, write_yield_note
+    from helix_jobs.worker.rest_note import RestNote, Wish, remove_rest_note, write_rest_note
 
     directory = lock_directory(settings.lock_dir)
     if end:
-        ended = remove_yield_note(directory)
+        ended = remove_rest_note(directory, Wish.YIELD)
         if as_json:
             echo_json({"ended": ended})
         else:
@@ -98,9 +97,9 @@ def yield_device(
         return
     if span is not None:
         until = datetime.now(UTC) + span
-    named = None if device is None else _name_of_lock(device)
-    note = YieldNote(device=named, until=until, at_once=at_once)
-    write_yield_note(directory, note)
+    named = None if device is None else lock_name(device)
+    note = RestNote(device=named, until=until, at_once=at_once)
+    write_rest_note(directory, Wish.YIELD, note)
     free = not no_wait and _wait_free(directory, note, settings.shutdown_grace + _END_SECONDS)
     if as_json:
         echo_json({"device": named, "until": None if until is None else until.isoformat(), "free": free})
@@ -112,16 +111,7 @@ def yield_device(
     click.echo(f"{what}{when}. Take it back with: {command_line('yield', '--end')}")
 
 
-def _name_of_lock(device: str) -> str:
-    """The name under which workers lock the device: torch's, or the address of a server of the user's.
-
-    Raises:
-        ConfigurationError: No device is called so.
-    """
-    return checked_endpoint_url(device) if "://" in device else torch_device_name(device)
-
-
-def _wait_free(directory: Path, note: YieldNote, seconds: float) -> bool:
+def _wait_free(directory: Path, note: RestNote, seconds: float) -> bool:
     """Wait until no worker of this user holds the device; False if that takes longer."""
     from helix_jobs.worker.device_lock import is_held
 

@@ -99,11 +99,13 @@ class DeviceLock:
 
     def release(self) -> None:
         """Release the device; harmless if not held."""
-        if self._lock is not None:
-            self._lock.release()
-        if self._sharing is not None:
-            self._sharing.release()
-            self._sharing.path.unlink(missing_ok=True)
+        lock, sharing = self._lock, self._sharing
+        self._lock = self._sharing = None
+        if lock is not None:
+            lock.release()
+        if sharing is not None:
+            sharing.release()
+            sharing.path.unlink(missing_ok=True)
 
     def keep(self) -> bool:
         """Refresh the lock's file, now and then; a removed file is made and locked again.

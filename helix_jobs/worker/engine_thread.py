@@ -38,6 +38,8 @@ RUN_SECONDS: Final = 60.0
 LINGER_SECONDS: Final = 0.5
 # The longest an idle thread waits before it comes round.
 IDLE_SECONDS: Final = 10.0
+# A step or two return what was aborted, or has failed.
+_CLEARING_STEPS: Final = 3
 # The thread's name among the watched loops.
 LOOP: Final = "engine"
 # A step counts at most this many seconds towards a job's deadline, so that a suspended device, process or machine
@@ -153,8 +155,8 @@ class EngineThread:
         # Request id -> seconds of steps so far; kept only if there is a deadline.
         self._ran: dict[str, float] = {}
         self._failed_steps = 0
-        self._completion_tokens = 0
         self._counters = engine.counters()
+        self._completion_tokens = self._counters.completion_tokens
         self._idle_seconds = 0.0
         self._idle_since: float | None = None
         self._run: Run | None = None
@@ -210,6 +212,24 @@ class EngineThread:
         if self._thread.is_alive():
             self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def clear(self) -> bool:
+        """End what the engine still holds, once the thread has ended; returns whether another thread may take it over.
+
+        Nobody waits for these requests: their jobs were handed back.
+        """
+        assert not self._thread.is_alive(), "the engine has one thread"
+        try:
+            for request_id in list(self._held):
+                self._engine.abort(request_id)
+                self._let_go(request_id)
+            for _ in range(_CLEARING_STEPS):
+                if not self._engine.has_unfinished():
+                    return True
+                self._engine.step()
+        except Exception as error:
+            logger.warning("the engine is not kept", exc_info=without_text(error))
+        return False
 
     def _main(self) -> None:
         try:

@@ -49,7 +49,7 @@ class WorkerService:
 
     Args:
         database: For cancelling; all other writes of a job go through ``writer``.
-        engine: Owned by this object's engine thread from ``start`` on.
+        engine: Used by this object's engine thread alone from ``start`` to ``stop``.
         writer: The group commit writer.
         worker_id: This worker's row.
         grace: Seconds between ``begin_drain`` and handing back unfinished jobs.
@@ -237,17 +237,17 @@ class WorkerService:
         self._give_up(Withdrawn.LEASE_LOST)
 
     def stop(self, timeout: float) -> bool:
-        """End the engine's thread after its current step; False if that takes longer. Call it when no job runs."""
+        """End the engine's thread after its current step; False if that takes longer. Call it when no job runs.
+
+        The engine is left open.
+        """
         with self._lock:
             self._jobs.close()
             self._gate.close()
             if self._grace_timer is not None:
                 self._grace_timer.cancel()
         self._judge.close()
-        stopped = self._engine_thread.stop(timeout)
-        if stopped:
-            self._engine.close()
-        return stopped
+        return self._engine_thread.stop(timeout)
 
     def _run(self, active: ActiveJob) -> bool:
         """Claim, generate, finish: beside other jobs, or alone if it must. False: the job was not touched."""

@@ -28,7 +28,6 @@ from helix_jobs.broker.publisher import (
     read_queue_names,
 )
 from helix_jobs.broker.stranded_messages import stranded
-from helix_jobs.engine.loading.open_engine import device_name, load_engine
 from helix_jobs.errors import HelixError
 from helix_jobs.observability.rounds import Rounds
 from helix_jobs.redaction import redact
@@ -46,7 +45,6 @@ from helix_jobs.worker.audit import read_known_ids
 from helix_jobs.worker.banner import WorkerBanner
 from helix_jobs.worker.consumer_loop import ConsumerLoop
 from helix_jobs.worker.dead_man import DeadMansSwitch, Limit
-from helix_jobs.worker.device_lock import DeviceLock
 from helix_jobs.worker.ending import WorkerEnding
 from helix_jobs.worker.figures import QueueReader, worker_figures
 from helix_jobs.worker.gate import JobGate
@@ -63,6 +61,7 @@ from helix_jobs.worker.stop_requests import StopRequests, install_signals
 from helix_jobs.worker.stranded_messages import send_again
 from helix_jobs.worker.thread_limit import check_threads
 from helix_jobs.worker.watchdog import Watchdog
+from helix_jobs.worker.workplace import LOCK_CHECK_SECONDS, Workplace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +77,6 @@ logger = logging.getLogger(__name__)
 
 ENGINE_SECONDS: Final = 10.0
 BROKER_CHECK_SECONDS: Final = 2.0
-LOCK_CHECK_SECONDS: Final = 60.0
 
 
 def run_worker(
@@ -91,6 +89,7 @@ def run_worker(
     stop: StopRequests | None = None,
     handle_signals: bool = True,
     rest: Callable[[], Rest | None] = lambda: None,
+    workplace: Workplace | None = None,
 ) -> int:
     """Run a worker until it is told to stop; return the process's exit code.
 
@@ -101,7 +100,7 @@ def run_worker(
     Args:
         settings: The effective settings, flags included.
         time_limits: The spans of time.
-        allow_shared_device: Run even if another worker holds the device.
+        allow_shared_device: Run even if another worker holds the device; ``workplace`` says so itself.
         on_progress: Called with one line for each step until the worker is ready.
         on_ready: Called once, before the first message is taken; by default the banner is logged.
         stop: Another way to stop the worker than signals.
@@ -109,6 +108,8 @@ def run_worker(
             process.
         rest: Says whether the worker must rest. Then it stops as after SIGTERM, and ``stop`` has the rest; ``shifts``
             starts the next worker.
+        workplace: The device, perhaps with models on it. They stay there when the worker stops for a rest that keeps
+            them.
 
     Raises:
         HelixError: The worker cannot start; nothing was taken from the queue.
@@ -121,8 +122,9 @@ def run_worker(
             requests.armed = False
             if requests.is_final:  # a stop that came between two workers
                 return EXIT_OK
-            worker = _Worker(settings, time_limits, requests, stack, may_exit=handle_signals, rest=rest)
-            worker.prepare(allow_shared_device=allow_shared_device, on_progress=on_progress)
+            place = workplace or Workplace(settings, allow_shared=allow_shared_device)
+            worker = _Worker(settings, time_limits, requests, stack, place, may_exit=handle_signals, rest=rest)
+            worker.prepare(on_progress=on_progress)
             requests.armed = True
         except KeyboardInterrupt:
             logger.info("the worker was stopped before it was ready")
@@ -148,6 +150,7 @@ class _Worker:
         time_limits: TimeLimits,
         requests: StopRequests,
         stack: ExitStack,
+        workplace: Workplace,
         *,
         may_exit: bool,
         rest: Callable[[], Rest | None],
@@ -165,7 +168,7 @@ class _Worker:
         self._names: QueueNames
         self._publisher: CeleryPublisher
         self._reconciler: Reconciler
-        self._lock: DeviceLock
+        self._workplace = workplace
         self._engine: EngineProtocol
         self._service: WorkerService
         self._writer: GroupCommitWriter
@@ -174,7 +177,7 @@ class _Worker:
         self._consuming: ConsumerLoop
         self._rounds = Rounds()
 
-    def prepare(self, *, allow_shared_device: bool, on_progress: Callable[[str], None] | None) -> None:
+    def prepare(self, *, on_progress: Callable[[str], None] | None) -> None:
         """Make the cheap checks, then load the models."""
         # Imported before any thread exists: two threads that enter Celery's and kombu's circular imports at different
         # ends break each other.
@@ -182,9 +185,8 @@ class _Worker:
         importlib.import_module("helix_jobs.broker.celery.task")
         importlib.import_module("helix_jobs.broker.celery.transport")
         self._settings.make_home()
-        self._lock = DeviceLock(device_name(self._settings), self._settings.lock_dir)
-        self._lock.acquire(allow_shared=allow_shared_device)
-        self._stack.callback(self._lock.release)
+        self._workplace.occupy()
+        self._stack.callback(self._leave)
         self._stack.callback(self._database.dispose)
         ensure_schema(self._database)
         self._names = read_queue_names(self._database)
@@ -211,7 +213,7 @@ class _Worker:
 
             self._metrics = MetricsServer(self._settings.metrics_host, self._settings.metrics_port)
             self._stack.callback(self._metrics.close)
-        self._engine = load_engine(self._settings, on_progress)
+        self._engine = self._workplace.engine(on_progress)
         # As many threads as the batch has slots, even if the device chose the number of slots.
         self._settings = replace(self._settings, max_batch_size=self._engine.info.max_batch_size)
         slots = self._engine.info.max_batch_size
@@ -276,7 +278,7 @@ class _Worker:
         duties = [
             Periodic("model-digests", digests.look, model_digests.LOOK_SECONDS, at_once=True),
             Periodic("moot-messages", moot.look, moot_messages.LOOK_SECONDS),
-            Periodic("device-lock", self._lock.keep, LOCK_CHECK_SECONDS),
+            Periodic("device-lock", self._workplace.lock.keep, LOCK_CHECK_SECONDS),
             Periodic("rest", self._look_for_rest, rest_rules.LOOK_SECONDS),
             Periodic("postponed-jobs", self._service.send_postponed, self._time_limits.postponed),
         ]
@@ -285,7 +287,7 @@ class _Worker:
         self._stack.callback(heartbeat.stop)
         self._stack.callback(self._count_attempts)
         self._stack.callback(lambda: writer.close(ending.WRITER_SECONDS))
-        self._stack.callback(lambda: self._service.stop(1.0 if self.ending.state.is_interrupted else ENGINE_SECONDS))
+        self._stack.callback(self._end_engine)
         self._stack.callback(self._reconciler.stop)
         self._stack.callback(self._watchdog.stop)
         for duty in duties:
@@ -316,6 +318,22 @@ class _Worker:
     def consume(self) -> int:
         """Take jobs until the worker is told to stop; returns the exit code."""
         return self._consuming.run(self._service)
+
+    def _keeps_models(self) -> bool:
+        """Whether the worker ends for a pause, and in order."""
+        rest = self._requests.rest
+        is_pause = rest is not None and rest.keeps_models and not self._requests.is_final
+        return is_pause and self.ending.state.exit_code == EXIT_OK
+
+    def _end_engine(self) -> None:
+        if not self._service.stop(1.0 if self.ending.state.is_interrupted else ENGINE_SECONDS):
+            self._workplace.forget_engine()
+        elif not (self._keeps_models() and self._service.engine.clear()):
+            self._workplace.close_engine()
+
+    def _leave(self) -> None:
+        if not (self._keeps_models() and self._workplace.has_models):
+            self._workplace.leave()
 
     def _reconnect(self) -> None:
         """Have Celery connect to the broker anew; running jobs go on."""

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.worker.yield_note import read_yield_note
+from helix_jobs.worker.rest_note import Wish, read_rest_note
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from helix_jobs.opening_hours import OpeningHours
-    from helix_jobs.worker.yield_note import YieldNote
+    from helix_jobs.worker.rest_note import RestNote
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +24,19 @@ LOOK_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """A time in which a worker takes no jobs and holds no models.
+    """A time in which a worker takes no jobs, and holds models only where the rest says so.
 
     Attributes:
         why: The reason, for people.
         until: When it ends, if that is known.
         at_once: Running jobs go back to the queue now.
+        keeps_models: The models stay on the device.
     """
 
     why: str
     until: datetime | None
     at_once: bool = False
+    keeps_models: bool = False
 
     @property
     def in_words(self) -> str:
@@ -45,7 +47,7 @@ class Rest:
 
 
 class RestRules:
-    """Says whether a worker must rest. It reads one small file, so it may be asked every second.
+    """Says whether a worker must rest. It reads two small files, so it may be asked every second.
 
     Args:
         hours: When the worker works; None for always.
@@ -57,31 +59,39 @@ class RestRules:
         self._hours = hours
         self._device = device
         self._directory = directory
-        self._note: YieldNote | None = None
-        self._trouble = ""
+        self._notes: dict[Wish, RestNote | None] = {}
+        self._troubles: dict[Wish, str] = {}
 
     def rest(self, now: datetime | None = None) -> Rest | None:
-        """The rest of this moment; None if the worker may work. Somebody's wish goes before the hours."""
+        """The rest of this moment; None if the worker may work. One that frees the device goes before a pause."""
         now = now or datetime.now(UTC)
-        note = self._latest_note()
-        if note is not None and note.applies(self._device, now):
+        if (note := self._note(Wish.YIELD, now)) is not None:
             return Rest("somebody else has the device (helix yield)", note.until, note.at_once)
         if self._hours is not None and not self._hours.is_open(now):
             return Rest("outside its hours (HELIX_HOURS)", self._hours.next_change(now))
+        if (note := self._note(Wish.PAUSE, now)) is not None:
+            return Rest("paused (helix pause --worker)", note.until, note.at_once, keeps_models=True)
         return None
 
-    def _latest_note(self) -> YieldNote | None:
+    def _note(self, wish: Wish, now: datetime) -> RestNote | None:
+        """The note of this wish, if it is for this worker and for now."""
+        note = self._latest_note(wish)
+        return note if note is not None and note.applies(self._device, now) else None
+
+    def _latest_note(self, wish: Wish) -> RestNote | None:
         """The note, or where it cannot be read the last one that could: a damaged file is nobody's wish.
 
         Trade-off: a worker that starts beside a damaged file works, though somebody may have wanted the device. A file
         that nobody can read must keep nobody from working for good.
         """
         try:
-            self._note = read_yield_note(self._directory)
+            self._notes[wish] = read_rest_note(self._directory, wish)
             trouble = ""
         except (ConfigurationError, OSError) as error:
             trouble = str(error)
-        if trouble and trouble != self._trouble:
-            logger.warning("the note of helix yield cannot be read, so the last one that could be counts: %s", trouble)
-        self._trouble = trouble
-        return self._note
+        if trouble and trouble != self._troubles.get(wish):
+            logger.warning(
+                "the note of helix %s cannot be read, so the last one that could be counts: %s", wish, trouble
+            )
+        self._troubles[wish] = trouble
+        return self._notes.get(wish)

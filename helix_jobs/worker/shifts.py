@@ -1,11 +1,12 @@
 """Shifts: a worker that works, rests and works again, in one process.
 
 A rest is a whole end of the worker: it takes no more jobs, those that run end or go back to the queue without counting
-an attempt, its row is closed, and the models are freed. Afterwards another worker begins. So nothing that holds for the
-end and the start of a worker needs a second proof.
+an attempt, and its row is closed. Afterwards another worker begins. So nothing that holds for the end and the start of
+a worker needs a second proof. The device and its models are freed, unless the rest is a pause: then the next worker
+finds them as they were (``Workplace``).
 
-Trade-off: a worker that keeps its models could go on in no time. But who rests so that somebody can have the device
-must give back its memory, and loading takes seconds.
+Trade-off: a paused worker could stay registered and connected, and go on some tenths of a second sooner. But then each
+part of it would need a state between working and stopping.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import logging
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.loading.open_engine import device_name, release_memory
+from helix_jobs.engine.loading.open_engine import release_memory
 from helix_jobs.opening_hours import OpeningHours
 from helix_jobs.worker.device_lock import lock_directory
+from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.rest import LOOK_SECONDS, RestRules
 from helix_jobs.worker.shutdown import EXIT_OK
 from helix_jobs.worker.stop_requests import StopRequests, install_signals
+from helix_jobs.worker.workplace import LOCK_CHECK_SECONDS, Workplace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,14 +50,16 @@ def work_in_shifts(
     The arguments and the errors are those of ``run_worker``.
     """
     requests = stop or StopRequests()
-    rules = _rules(settings)
+    workplace = Workplace(settings, allow_shared=allow_shared_device)
+    rules = _rules(settings, workplace.lock.device)
     rest = rules.rest()
     with ExitStack() as stack:
+        stack.callback(workplace.leave)
         # A stop that comes between two workers is noted; while one loads its models, it is interrupted.
         requests.armed = True
         if handle_signals:
             install_signals(requests, stack)
-        while rest is None or _sleep(rest, rules, requests, on_progress):
+        while rest is None or _sleep(rest, rules, requests, workplace, on_progress):
             # Imported here: it brings in the engine, which a worker that begins with a rest does not need yet.
             from helix_jobs.worker.process import run_worker
 
@@ -62,7 +67,7 @@ def work_in_shifts(
             code = run_worker(
                 settings,
                 time_limits=time_limits,
-                allow_shared_device=allow_shared_device,
+                workplace=workplace,
                 on_progress=on_progress,
                 on_ready=on_ready,
                 stop=requests,
@@ -72,22 +77,47 @@ def work_in_shifts(
             rest = requests.rest
             if code != EXIT_OK or rest is None or requests.is_final:
                 return code
-            # The worker's parts refer to each other, so its models go only now.
-            release_memory(settings)
+            if not workplace.has_models:
+                # The worker's parts refer to each other, so its models go only now.
+                release_memory(settings)
     return EXIT_OK
 
 
-def _rules(settings: Settings) -> RestRules:
+def _rules(settings: Settings, device: str) -> RestRules:
     hours = None if settings.hours is None else OpeningHours.parse(settings.hours)
-    return RestRules(hours, device_name(settings), lock_directory(settings.lock_dir))
+    return RestRules(hours, device, lock_directory(settings.lock_dir))
 
 
-def _sleep(rest: Rest, rules: RestRules, requests: StopRequests, on_progress: Callable[[str], None] | None) -> bool:
+def _sleep(
+    rest: Rest,
+    rules: RestRules,
+    requests: StopRequests,
+    workplace: Workplace,
+    on_progress: Callable[[str], None] | None,
+) -> bool:
     """Wait for the rest to end; False if the process is asked to end meanwhile."""
     requests.begin_shift()
+    keeping = Periodic("device-lock", workplace.lock.keep, LOCK_CHECK_SECONDS)
+    keeping.start()
+    try:
+        _wait_for_the_end(rest, rules, requests, workplace, on_progress)
+    finally:
+        keeping.stop()
+    return not requests.is_final
+
+
+def _wait_for_the_end(
+    rest: Rest,
+    rules: RestRules,
+    requests: StopRequests,
+    workplace: Workplace,
+    on_progress: Callable[[str], None] | None,
+) -> None:
     said = ""
     now: Rest | None = rest
     while now is not None and not requests.is_final:
+        if workplace.has_models and not now.keeps_models:  # somebody wants the device of a paused worker
+            workplace.leave()
         if now.in_words != said:
             said = now.in_words
             logger.info("this worker rests: %s", said)
@@ -95,4 +125,3 @@ def _sleep(rest: Rest, rules: RestRules, requests: StopRequests, on_progress: Ca
                 on_progress(f"resting: {said}")
         requests.pause(LOOK_SECONDS)
         now = rules.rest()
-    return not requests.is_final

@@ -173,5 +173,5 @@ def test_nor_is_another_process_of_that_number(leftover: Box) -> None:
     assert not worker_is_live(leftover.settings)
     with leftover.client() as client, click.Context(cli, info_name="helix"):
         (status,) = client.list()
-        notice = worker_notice(status, list(client.live_workers()), lease=30.0)
+        notice = worker_notice(status, list(client.live_workers()), lease=30.0, settings=client.settings)
         assert str(notice).startswith("The worker does not respond. Start one with: ")

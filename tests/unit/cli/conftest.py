@@ -41,6 +41,7 @@ def _clean_environment(monkeypatch, tmp_path):
     for name in ("HELIX_REDIS_URL", "HELIX_DATABASE_URL", "HELIX_LOG_LEVEL", "HELIX_MAX_TOKENS", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HELIX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HELIX_LOCK_DIR", str(tmp_path / "locks"))  # nobody else's wishes are there
     monkeypatch.chdir(tmp_path)
 
 

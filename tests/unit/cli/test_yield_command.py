@@ -8,15 +8,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from helix_jobs.worker.device_lock import DeviceLock
-from helix_jobs.worker.yield_note import YieldNote, read_yield_note
+from helix_jobs.worker.rest_note import RestNote, Wish, read_rest_note
 
 
 @pytest.fixture
-def locks(tmp_path, monkeypatch):
+def locks(tmp_path):
     """Where the workers of this test lock their devices."""
     directory = tmp_path / "locks"
     directory.mkdir(mode=0o700)
-    monkeypatch.setenv("HELIX_LOCK_DIR", str(directory))
     return directory
 
 
@@ -33,7 +32,7 @@ def test_a_device_is_noted_under_the_name_by_which_workers_lock_it(helix, locks,
     result = helix("yield", "--device", given)
     assert result.exit_code == 0, result.output
     assert f"{given} is free. Take it back with" in result.output
-    assert read_yield_note(locks) == YieldNote(device=noted)
+    assert read_rest_note(locks, Wish.YIELD) == RestNote(device=noted)
     worker = DeviceLock(f"{noted}:0" if noted == "cuda" else noted, locks)
     worker.acquire()
     result = helix("yield", "--device", given, "--no-wait", "--json")
@@ -45,7 +44,7 @@ def test_a_device_is_noted_under_the_name_by_which_workers_lock_it(helix, locks,
 def test_a_name_that_no_device_has_is_refused_and_nothing_is_noted(helix, locks, name):
     result = helix("yield", "--device", name)
     assert result.exit_code == 2
-    assert read_yield_note(locks) is None
+    assert read_rest_note(locks, Wish.YIELD) is None
 
 
 def test_the_day_is_said_where_it_is_not_today(helix, locks):

@@ -293,3 +293,37 @@ class SteppedClock:
 
     def sleep(self, seconds: float) -> None:
         self.now += self.pauses.pop(0) if self.pauses else seconds
+
+
+def test_an_engine_that_is_cleared_serves_another_thread(bench: Bench) -> None:
+    """What was handed back is gone from it, and what it is asked next is answered."""
+    bench.thread.start()
+    for name in ("endless one", "endless two"):
+        bench.submit(name, "endless story")
+    wait_until(lambda: bench.thread.request_count == 2, "they are not in the engine")
+    assert bench.thread.stop(20)
+    assert bench.engine.has_unfinished()
+    assert bench.thread.clear()
+    assert not bench.engine.has_unfinished()
+    assert bench.thread.request_count == 0
+    assert bench.endings.empty(), "nobody waits for them"
+    second = Bench(bench.engine)
+    second.thread.start()
+    second.submit("endless one", "a b c")
+    (ending,) = second.collect(1).values()
+    assert isinstance(ending, Generated)
+    assert ending.result.output_text == "a b c"
+    assert second.thread.stop(20)
+    assert second.thread.clear()
+
+
+def test_an_engine_that_fails_when_it_is_cleared_is_not_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("secret words")
+
+    bench.thread.start()
+    bench.submit("endless one", "endless story")
+    wait_until(lambda: bench.thread.request_count == 1, "it is not in the engine")
+    assert bench.thread.stop(20)
+    monkeypatch.setattr(bench.engine, "step", fail)
+    assert not bench.thread.clear()

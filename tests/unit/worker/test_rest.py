@@ -9,11 +9,11 @@ import pytest
 
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.opening_hours import OpeningHours
-from helix_jobs.worker import yield_note
+from helix_jobs.worker import rest_note
 from helix_jobs.worker.device_lock import DeviceLock, is_held
 from helix_jobs.worker.rest import RestRules
+from helix_jobs.worker.rest_note import RestNote, Wish, read_rest_note, remove_rest_note, write_rest_note
 from helix_jobs.worker.stop_requests import StopRequests
-from helix_jobs.worker.yield_note import YieldNote, read_yield_note, remove_yield_note, write_yield_note
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +36,7 @@ def test_a_worker_rests_outside_its_hours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("device", [None, "cuda:0", "cuda"])
 def test_a_note_keeps_workers_off_the_device_it_names(tmp_path: Path, device: str | None) -> None:
-    write_yield_note(tmp_path, YieldNote(device=device, at_once=True))
+    write_rest_note(tmp_path, Wish.YIELD, RestNote(device=device, at_once=True))
     rest = RestRules(NIGHT, "cuda:0", tmp_path).rest(MIDNIGHT)
     assert rest is not None
     assert (rest.until, rest.at_once) == (None, True)
@@ -45,19 +45,19 @@ def test_a_note_keeps_workers_off_the_device_it_names(tmp_path: Path, device: st
 
 @pytest.mark.parametrize("device", ["cuda:1", "cpu", "cud"])
 def test_a_note_for_another_device_changes_nothing(tmp_path: Path, device: str) -> None:
-    write_yield_note(tmp_path, YieldNote(device=device))
+    write_rest_note(tmp_path, Wish.YIELD, RestNote(device=device))
     assert RestRules(NIGHT, "cuda:0", tmp_path).rest(MIDNIGHT) is None
 
 
 def test_a_note_ends_by_itself_or_when_it_is_removed(tmp_path: Path) -> None:
     rules = RestRules(None, "cpu", tmp_path)
-    write_yield_note(tmp_path, YieldNote(until=NOON + timedelta(hours=1)))
+    write_rest_note(tmp_path, Wish.YIELD, RestNote(until=NOON + timedelta(hours=1)))
     assert rules.rest(NOON) is not None
     assert rules.rest(NOON + timedelta(hours=1)) is None
-    write_yield_note(tmp_path, YieldNote())  # the latest counts
+    write_rest_note(tmp_path, Wish.YIELD, RestNote())  # the latest counts
     assert rules.rest(NOON + timedelta(days=400)) is not None
-    assert remove_yield_note(tmp_path)
-    assert not remove_yield_note(tmp_path)
+    assert remove_rest_note(tmp_path, Wish.YIELD)
+    assert not remove_rest_note(tmp_path, Wish.YIELD)
     assert rules.rest(NOON) is None
 
 
@@ -80,17 +80,17 @@ def test_a_file_that_is_no_note_is_nobodys_wish(
 ) -> None:
     """It keeps no worker from working, and has none that rests take the device."""
     note = tmp_path / "yield.json"
-    write_yield_note(tmp_path, YieldNote())
+    write_rest_note(tmp_path, Wish.YIELD, RestNote())
     resting = RestRules(None, "cpu", tmp_path)
     assert resting.rest(NOON) is not None
     note.write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"yield\.json is no note of helix yield; .*, or remove the file"):
-        read_yield_note(tmp_path)
+        read_rest_note(tmp_path, Wish.YIELD)
     assert RestRules(None, "cpu", tmp_path).rest(NOON) is None
     caplog.clear()
     assert [resting.rest(NOON) is None for _ in range(3)] == [False] * 3
     assert caplog.text.count("cannot be read") == 1, "a trouble is logged once"
-    assert remove_yield_note(tmp_path)
+    assert remove_rest_note(tmp_path, Wish.YIELD)
     assert resting.rest(NOON) is None
     note.write_bytes(content)
     assert resting.rest(NOON) is None, "the last one that was read is none"
@@ -104,12 +104,12 @@ def test_a_note_that_cannot_be_read_counts_as_it_was(
     def refuse(_: Path) -> bytes:
         raise error
 
-    write_yield_note(tmp_path, YieldNote(until=NOON))
+    write_rest_note(tmp_path, Wish.YIELD, RestNote(until=NOON))
     rules = RestRules(None, "cpu", tmp_path)
     assert rules.rest(MIDNIGHT) is not None
-    monkeypatch.setattr(yield_note, "read_private", refuse)
+    monkeypatch.setattr(rest_note, "read_private", refuse)
     with pytest.raises(OSError, match=r"denied|output"):
-        read_yield_note(tmp_path)
+        read_rest_note(tmp_path, Wish.YIELD)
     assert rules.rest(MIDNIGHT) is not None
     assert rules.rest(NOON) is None, "it ends when it said"
 
@@ -143,7 +143,7 @@ def test_who_holds_a_server_of_the_users(tmp_path: Path, *, shared: bool) -> Non
 def test_a_stop_counts_whenever_it_comes(tmp_path: Path) -> None:
     """Between two workers, too; and what one worker leaves in the queue does not stop the next."""
     requests = StopRequests()
-    write_yield_note(tmp_path, YieldNote())
+    write_rest_note(tmp_path, Wish.YIELD, RestNote())
     rest = RestRules(None, "cpu", tmp_path).rest()
     assert rest is not None
     requests.request_rest(rest)
@@ -156,3 +156,25 @@ def test_a_stop_counts_whenever_it_comes(tmp_path: Path) -> None:
     requests.begin_shift()
     assert requests.is_final
     assert not requests.orders.empty()
+
+
+def test_a_pause_keeps_the_models_unless_somebody_wants_the_device(tmp_path: Path) -> None:
+    """Each wish ends by itself, and what frees the device goes first."""
+    rules = RestRules(NIGHT, "cuda:0", tmp_path)
+    write_rest_note(tmp_path, Wish.PAUSE, RestNote(device="cuda", at_once=True))
+    rest = rules.rest(MIDNIGHT)
+    assert rest is not None
+    assert (rest.in_words, rest.keeps_models, rest.at_once) == ("paused (helix pause --worker)", True, True)
+    write_rest_note(tmp_path, Wish.YIELD, RestNote())
+    for moment, device in ((MIDNIGHT, "cuda:0"), (NOON, "cuda:0")):
+        rest = RestRules(NIGHT, device, tmp_path).rest(moment)
+        assert rest is not None
+        assert not rest.keeps_models
+    assert remove_rest_note(tmp_path, Wish.YIELD)
+    assert [rest is not None and rest.keeps_models for rest in (rules.rest(MIDNIGHT), rules.rest(NOON))] == [
+        True,
+        False,
+    ]
+    assert RestRules(None, "cpu", tmp_path).rest(NOON) is None, "another device's"
+    assert remove_rest_note(tmp_path, Wish.PAUSE)
+    assert rules.rest(MIDNIGHT) is None

@@ -1,7 +1,7 @@
-"""YieldNote: somebody wants the device; this user's workers on this host leave it alone.
+"""RestNote: somebody wants the device, or wants no jobs to be taken; this user's workers on this host comply.
 
-The note is a file beside the device locks, which all workers of this user on this host read once a second. So it
-counts for workers of every home and every database, and also for one that is started later.
+A note is a file beside the device locks, which all workers of this user on this host read once a second. So it counts
+for workers of every home and every database, and also for one that is started later.
 
 Trade-off: a row of the database would reach workers of other hosts. But who needs a device sits before it, and a worker
 must be able to leave it while the database does not answer.
@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.files import read_private, write_private
@@ -20,16 +21,21 @@ from helix_jobs.files import read_private, write_private
 if TYPE_CHECKING:
     from pathlib import Path
 
-_NAME: Final = "yield.json"
+
+class Wish(StrEnum):
+    """What a note asks for. Each wish has a note of its own, so that the end of one does not end the other."""
+
+    YIELD = "yield"
+    PAUSE = "pause"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class YieldNote:
-    """Who leaves which device alone, and for how long.
+class RestNote:
+    """Who rests on which device, and for how long.
 
     Attributes:
         device: The device's name in torch, such as ``cuda:0``, or of all of its kind, ``cuda``; None for all devices.
-        until: When workers may take it again; None for when the note is removed.
+        until: When workers may go on; None for when the note is removed.
         at_once: Running jobs go back to the queue now, instead of getting the grace time.
     """
 
@@ -40,14 +46,19 @@ class YieldNote:
     def applies(self, device: str, moment: datetime) -> bool:
         """Whether a worker on this device rests at this moment."""
         kind = device.partition(":")[0]
-        return self.device in (None, device, kind) and (self.until is None or moment < self.until)
+        return self.device in (None, device, kind) and self.lasts(moment)
+
+    def lasts(self, moment: datetime) -> bool:
+        """Whether any worker may rest for it at this moment."""
+        return self.until is None or moment < self.until
 
 
-def write_yield_note(directory: Path, note: YieldNote) -> None:
-    """Leave a note, in the place of an earlier one.
+def write_rest_note(directory: Path, wish: Wish, note: RestNote) -> None:
+    """Leave a note, in the place of an earlier one of the same wish.
 
     Args:
         directory: Where the device locks lie.
+        wish: What is asked for.
         note: The note.
 
     Raises:
@@ -55,35 +66,39 @@ def write_yield_note(directory: Path, note: YieldNote) -> None:
     """
     until = None if note.until is None else note.until.astimezone(UTC).isoformat()
     content = {"device": note.device, "until": until, "at_once": note.at_once}
-    write_private(directory / _NAME, f"{json.dumps(content)}\n".encode())
+    write_private(_path(directory, wish), f"{json.dumps(content)}\n".encode())
 
 
-def read_yield_note(directory: Path) -> YieldNote | None:
-    """The note; None if there is none.
+def read_rest_note(directory: Path, wish: Wish) -> RestNote | None:
+    """The note of this wish; None if there is none.
 
     Raises:
         ConfigurationError: The file is no note, or another user's.
         OSError: The file cannot be read.
     """
-    path = directory / _NAME
+    path = _path(directory, wish)
     try:
         content = json.loads(read_private(path))
         until = None if content["until"] is None else datetime.fromisoformat(content["until"])
         if until is not None and until.tzinfo is None:
             raise ValueError("a time without a zone")  # noqa: TRY301  (as wrong as a text that is no time)
-        return YieldNote(device=content["device"], until=until, at_once=bool(content["at_once"]))
+        return RestNote(device=content["device"], until=until, at_once=bool(content["at_once"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(
-            f"{path} is no note of helix yield; give the command again, or remove the file"
+            f"{path} is no note of helix {wish}; give the command again, or remove the file"
         ) from error
 
 
-def remove_yield_note(directory: Path) -> bool:
-    """Remove the note; returns whether there was one."""
+def remove_rest_note(directory: Path, wish: Wish) -> bool:
+    """Remove the note of this wish; returns whether there was one."""
     try:
-        (directory / _NAME).unlink()
+        _path(directory, wish).unlink()
     except FileNotFoundError:
         return False
     return True
+
+
+def _path(directory: Path, wish: Wish) -> Path:
+    return directory / f"{wish}.json"
