@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Connection, and_, case, delete, func, select, text, tuple_, update
+from sqlalchemy import Connection, and_, case, delete, func, select, text, update
 
 from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
 from helix_jobs.storage import status_counters as counters
@@ -130,7 +130,10 @@ def retry_lines(c: Connection, change: Change, after: int, last: int, *, now: da
 
     None: the batch was cancelled meanwhile.
     """
-    return _retry(c, change, and_(jobs.c.line > after, jobs.c.line <= last), now)
+    if not _stands(c, change):
+        return None
+    lines = and_(jobs.c.batch_id == change.batch_id, jobs.c.line > after, jobs.c.line <= last, _UNSUCCESSFUL)
+    return _retry(c, change, lines, jobs.c.state, now)
 
 
 def retry_jobs(c: Connection, change: Change, ended: Sequence[EndedJob], *, now: datetime) -> int | None:
@@ -138,10 +141,15 @@ def retry_jobs(c: Connection, change: Change, ended: Sequence[EndedJob], *, now:
 
     As ``retry_lines``; some hundred jobs at most, or none, which only asks whether the change still stands.
     """
-    as_found = tuple_(jobs.c.id, jobs.c.finished_at).in_([(one.job_id, one.finished_at) for one in ended])
-    # SQLite finds no row by a pair: with the pairs alone, each step would walk the batch's failures.
-    by_id = jobs.c.id.in_([one.job_id for one in ended])
-    return _retry(c, change, and_(by_id, as_found), now)
+    if not _stands(c, change):
+        return None
+    # Each job is found by its id alone: concatenation hides the small indexes over states. With one of them, while
+    # Postgres has no statistics, each step would walk all failures of the batch.
+    these = and_(jobs.c.id.in_([one.job_id for one in ended]), jobs.c.batch_id.concat("") == change.batch_id)
+    held = c.execute(select(jobs.c.id, jobs.c.finished_at).where(these).with_for_update()).all()
+    as_found = {(one.job_id, one.finished_at) for one in ended}
+    ids = [job.id for job in held if (job.id, job.finished_at) in as_found]
+    return _retry(c, change, jobs.c.id.in_(ids), jobs.c.state.concat(""), now)
 
 
 def next_lines(c: Connection, batch_id: str, states: Collection[JobState], after: int, count: int) -> int | None:
@@ -198,9 +206,8 @@ def _cancel(c: Connection, which: ColumnElement[bool], moment: datetime) -> int:
     return c.execute(statement).rowcount
 
 
-def _retry(c: Connection, change: Change, which: ColumnElement[bool], now: datetime) -> int | None:
-    if not _stands(c, change):
-        return None
+def _retry(c: Connection, change: Change, which: ColumnElement[bool], state: ColumnElement[str], now: datetime) -> int:
+    """Queue jobs of the batch again; ``state`` is their state as an index knows it, or hidden from it."""
     counters.flush(c)
     totals = c.execute(
         select(batch_counters.c.outcome, func.sum(batch_counters.c.jobs).label("jobs"))
@@ -208,10 +215,9 @@ def _retry(c: Connection, change: Change, which: ColumnElement[bool], now: datet
         .where(batch_counters.c.outcome.not_in([counters.STORED, JobState.SUCCEEDED.value]))
         .group_by(batch_counters.c.outcome)
     ).all()
-    these = and_(jobs.c.batch_id == change.batch_id, which)
     # One update for each outcome: its row count is exactly what the outcome's counter loses, even while workers
     # fail further jobs.
-    moved = {row.outcome: _requeue(c, these, row.outcome, now) for row in totals if row.jobs > 0}
+    moved = {row.outcome: _requeue(c, which, state, row.outcome, now) for row in totals if row.jobs > 0}
     counters.add(
         c,
         *(
@@ -225,16 +231,16 @@ def _retry(c: Connection, change: Change, which: ColumnElement[bool], now: datet
 
 
 def _requeue(
-    c: Connection, these: ColumnElement[bool], outcome: str, moment: datetime
+    c: Connection, which: ColumnElement[bool], state: ColumnElement[str], outcome: str, moment: datetime
 ) -> Sequence[Row[tuple[int, int]]]:
     """Queue the jobs of one outcome; returns their ids and their tries so far."""
     if outcome == JobState.CANCELLED.value:
-        which = jobs.c.state == JobState.CANCELLED.value
+        ended = state == JobState.CANCELLED.value
     else:
-        which = and_(jobs.c.state == JobState.FAILED.value, jobs.c.error_code == outcome)
+        ended = and_(state == JobState.FAILED.value, jobs.c.error_code == outcome)
     statement = (
         update(jobs)
-        .where(these, _UNSUCCESSFUL, which)
+        .where(which, ended)
         .values(
             state=JobState.QUEUED.value,
             attempts=0,

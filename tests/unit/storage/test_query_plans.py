@@ -20,6 +20,7 @@ from helix_jobs.storage import (
     status,
     workers,
 )
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.answer_records import AnswerFilter, AnswerMark, AnswerOrder, AnswerQuery, Effort
 from helix_jobs.storage.purging import EndedBatch
 from helix_jobs.storage.records import FinishedJob
@@ -159,6 +160,34 @@ def test_a_lane_is_read_in_order_from_its_index_on_postgres(postgres_database):
             {"batch": batch_id},
         ).scalars()
         assert "ix_jobs_unpublished" in "\n".join(plan)
+
+
+@pytest.mark.postgres
+def test_chosen_failures_are_found_by_their_ids_though_postgres_knows_nothing_of_the_table(postgres_database):
+    batch_id, _ = stored_batch(postgres_database, 2000)
+    statements = []
+
+    def note(_connection, _cursor, statement, parameters, _context, _many):
+        if statement.startswith("UPDATE jobs"):
+            statements.append((statement, parameters))
+
+    with postgres_database.write() as c:
+        c.execute(text("UPDATE jobs SET state = 'failed', error_code = 'deadline', finished_at = queued_at"))
+        counters.recount(c, batch_id)
+        ends = c.execute(text("SELECT id, finished_at FROM jobs ORDER BY id LIMIT 100"))
+        found = [batch_changes.EndedJob(job_id, JobState.FAILED, ended) for job_id, ended in ends]
+    with postgres_database.write() as c:
+        # To read all of this small table would cost little; of a large one it would not.
+        c.execute(text("SELECT set_config('enable_seqscan', 'off', true)"))
+        change = batch_changes.begin_retry(c, batch_id)
+        event.listen(c, "before_cursor_execute", note)
+        assert batch_changes.retry_jobs(c, change, found, now=now()) == 100
+        event.remove(c, "before_cursor_execute", note)
+        cursor = c.connection.driver_connection.cursor()
+        statement, parameters = statements[0]
+        cursor.execute(f"EXPLAIN {statement}", parameters)
+        plan = "\n".join(row[0] for row in cursor)
+    assert "pk_jobs" in plan, plan
 
 
 @pytest.mark.postgres
