@@ -50,7 +50,8 @@ def _release_without_fence(monkeypatch):
 
 
 def _give_back_without_fence(monkeypatch):
-    monkeypatch.setattr(claims, "_GIVE_BACK", _without(claims._GIVE_BACK, "jobs.lease", "jobs.worker_id"))
+    planted = _without(claims._GIVE_BACK_UNLESS_LAST, "jobs.lease", "jobs.worker_id")
+    monkeypatch.setattr(claims, "_GIVE_BACK_UNLESS_LAST", planted)
 
 
 def _refuse_without_fence(monkeypatch):
