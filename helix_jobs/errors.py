@@ -19,6 +19,7 @@
     │   └── DatabaseUnreachableError
     │       └── DatabaseRefusedError  it answers, but lacks something that waiting does not bring
     │       └── UncertainSubmissionError  it went silent over a submission's last step
+    ├── NotDeliveredError           somebody was not told of an event
     ├── DatabaseReplacedError       another database has replaced this process's
     ├── SchemaVersionError          the database's schema is not this version's
     ├── EngineBrokenError           the engine cannot go on; the worker ends and its jobs are reclaimed
@@ -171,6 +172,10 @@ class UncertainSubmissionError(DatabaseUnreachableError):
     def __init__(self, message: str, batch_id: str = "") -> None:
         super().__init__(message)
         self.batch_id = batch_id
+
+
+class NotDeliveredError(HelixError):
+    """A channel did not take an event. The message holds no address beyond the host's name."""
 
 
 class DatabaseReplacedError(HelixError):

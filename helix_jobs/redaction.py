@@ -1,4 +1,4 @@
-"""Removes passwords from text: from URLs, connection strings, and the messages of libraries."""
+"""Removes passwords and secrets from text: from URLs, connection strings, and the messages of libraries."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ _SERVICE_PASSWORD: Final = re.compile(
 _FIELD: Final = re.compile(
     r"(?P<head>\b\w*(?:password|passwd)(?:=|[\"']\s*:\s*))(?:\"[^\"]*\"|'[^']*'|[^\s&\"',;]+)", re.IGNORECASE
 )
+# The secret of a webhook; half of one is no secret, but nobody should have to judge.
+_WEBHOOK_SECRET: Final = re.compile(r"\bwhsec_[A-Za-z0-9+/=_-]+")
 HIDDEN: Final = "***"
 
 
@@ -27,4 +29,6 @@ def redact(text: str) -> str:
         text = _URL_PASSWORD.sub(rf"\g<head>:{HIDDEN}@", _SERVICE_PASSWORD.sub(rf"\g<head>:{HIDDEN}@", text))
     if "passw" in text.lower():
         text = _FIELD.sub(rf"\g<head>{HIDDEN}", text)
+    if "whsec_" in text:
+        text = _WEBHOOK_SECRET.sub(HIDDEN, text)
     return text

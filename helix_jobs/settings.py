@@ -14,6 +14,7 @@ from helix_jobs.bounds import MAX_BATCH_SIZE, MAX_NEW_TOKENS, MAX_SPECULATION_DE
 from helix_jobs.endpoint_url import checked_endpoint_key, checked_endpoint_url
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.files import PRIVATE_DIRECTORY, is_open_to_others, require_own_directory
+from helix_jobs.notify_settings import NotifySettings
 from helix_jobs.opening_hours import checked_opening_hours
 from helix_jobs.redis_url import checked_redis_url
 from helix_jobs.setting import (
@@ -68,7 +69,7 @@ def normalize_database_url(url: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(NotifySettings):
     """The values of the ``HELIX_*`` variables. Each field declares how its variable is read and its purpose."""
 
     home: Path = field(

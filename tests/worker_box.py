@@ -25,7 +25,7 @@ from tests.migrated_sqlite import lay_database
 from tests.redis_client import redis_client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     # Arguments, environment, working directory, log; returns what answers to the names of a Popen.
     StartForked = Callable[[list[str], dict[str, str], Path, Path], Any]
@@ -185,10 +185,11 @@ class Box:
         self._spawned.append(process)
         return process
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in this box's environment."""
+    def run(self, *command: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a command in this box's environment, with ``env`` in addition."""
+        environment = {**self.environment, **(env or {})}
         return subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
 
     def submit(self, *prompts: str, **fields: Any) -> str:

@@ -23,6 +23,8 @@ from helix_jobs.api.page.sessions import Sessions
 from helix_jobs.api.retention import Retention
 from helix_jobs.api.thought import Thought
 from helix_jobs.api.workers import Workers
+from helix_jobs.notify.notifier import Notifier
+from helix_jobs.notify.thread import NotifierThread
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
@@ -45,6 +47,7 @@ class Context:
     retention: Retention
     figures: Figures
     intake: BatchIntake
+    notifier: NotifierThread
     body_room: BodyRoom
     thought: Thought
     readings: BatchReadings
@@ -58,10 +61,12 @@ class Context:
         """Make the parts.
 
         Raises:
-            ConfigurationError: The API keys are malformed, or missing although others than this machine may ask.
+            ConfigurationError: The API keys are malformed, or missing although others than this machine may ask; or a
+                setting of notices is wrong.
         """
         access = Access.of(settings.api_keys, settings.serve_host)
         open_requests = OpenRequests(settings.max_open_requests, is_shared=len(access.digests) > 1)
+        notifier = Notifier.of(database, settings)
         thought = Thought(database)
         readings = BatchReadings(lambda api_id: read_batch(database, thought, api_id))
         return cls(
@@ -77,6 +82,7 @@ class Context:
             retention=Retention(database, settings.request_retention),
             figures=Figures(lambda: open_requests.total),
             intake=BatchIntake(settings, database, readings.forget),
+            notifier=NotifierThread(notifier),
             body_room=BodyRoom(),
             thought=thought,
             readings=readings,
@@ -93,3 +99,4 @@ class Context:
         self.feed.close()
         self.retention.close()
         self.outbox.close()
+        self.notifier.close()

@@ -53,6 +53,7 @@ _COMMANDS: Final = {
     "retry": "helix_jobs.cli.cancel:retry",
     "pause": "helix_jobs.cli.pause:pause",
     "resume": "helix_jobs.cli.pause:resume",
+    "notify": "helix_jobs.cli.notify:notify",
     "yield": "helix_jobs.cli.yielding:yield_device",
     "purge": "helix_jobs.cli.purge:purge",
     "worker": "helix_jobs.cli.worker:worker",
@@ -66,7 +67,7 @@ _COMMANDS: Final = {
 EXIT_CODES: Final = {
     0: "fine",
     1: "a job did not succeed (--wait, --local, watch); a worker cannot go on; doctor, models or db check found "
-    "something; a stored row cannot be read; the operating system reported an error",
+    "something; notify test was not delivered; a stored row cannot be read; the operating system reported an error",
     2: "wrong usage, input, setting or model; no such batch or job; a batch that has not ended, or whose submission "
     "did not finish; a file or standard output cannot be written",
     3: "broker or database unreachable or refusing, or the database's schema is not this version's, or its file was "

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.job_pairs import JobPair
     from helix_jobs.storage.manifests import Manifest
+    from helix_jobs.storage.notices import ToldNotice
     from helix_jobs.storage.records import Worker
 
 
@@ -103,6 +104,13 @@ class DatabaseClient:
 
         with self._database().read() as connection:
             return workers.live_workers(connection)
+
+    def notices(self, limit: int = 20) -> Sequence[ToldNotice]:
+        """Return what there was to tell of batches, the newest first, and whether it was delivered."""
+        from helix_jobs.storage.notices import newest_notices
+
+        with self._database().read() as connection:
+            return newest_notices(connection, limit)
 
     def _database(self) -> Database:
         """The database; the first use checks its schema."""

@@ -14,8 +14,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError
 from helix_jobs.storage.api_pages import read_page
 from helix_jobs.storage.api_records import ApiBatch
+from helix_jobs.storage.notices import CANCELLED, EXPIRED, FAILED, NewNotice, add_notice
 from helix_jobs.storage.readable import fetch_all
-from helix_jobs.storage.schema import BATCH_IS_THERE, api_batches, api_files, batches, jobs, results
+from helix_jobs.storage.schema import BATCH_IS_THERE, api_batches, api_files, batches, jobs, notices, results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +37,8 @@ _IS_THERE: Final = or_(
     api_batches.c.batch_id.is_(None),
     select(batches.c.id).where(batches.c.id == api_batches.c.batch_id, BATCH_IS_THERE).exists(),
 )
+# When a batch ended without jobs.
+_CLOSED_AT: Final = func.coalesce(api_batches.c.failed_at, api_batches.c.cancelled_at, api_batches.c.expired_at)
 _ASKED_FOR: Final = ("input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after")
 
 
@@ -152,17 +155,17 @@ def accept(c: Connection, api_id: str, batch_id: str, now: datetime) -> None:
 
 def close_failed(c: Connection, api_id: str, errors: Sequence[Mapping[str, Any]], now: datetime) -> None:
     """The lines are not accepted."""
-    _close(c, api_id, errors=list(errors), failed_at=now)
+    _close(c, api_id, FAILED, now, errors=list(errors), failed_at=now)
 
 
 def close_cancelled(c: Connection, api_id: str, now: datetime) -> None:
     """The batch was cancelled before its lines were accepted."""
-    _close(c, api_id, cancelled_at=now)
+    _close(c, api_id, CANCELLED, now, cancelled_at=now)
 
 
 def close_expired(c: Connection, api_id: str, now: datetime) -> None:
     """The completion window ended before the lines were accepted."""
-    _close(c, api_id, expired_at=now)
+    _close(c, api_id, EXPIRED, now, expired_at=now)
 
 
 def expire(c: Connection, api_id: str, now: datetime) -> None:
@@ -177,15 +180,19 @@ def reasoning_tokens(c: Connection, batch_id: str) -> int:
 
 
 def remove_closed(c: Connection, before: datetime) -> int:
-    """Remove batches that ended without jobs, and were asked for before; returns how many."""
-    closed = func.coalesce(api_batches.c.failed_at, api_batches.c.cancelled_at, api_batches.c.expired_at)
-    which = (api_batches.c.batch_id.is_(None), closed < before)
+    """Remove batches that ended without jobs, and were asked for before, with their notices; returns how many."""
+    c.execute(delete(notices).where(notices.c.batch_id.is_(None), notices.c.created_at < before))
+    which = (api_batches.c.batch_id.is_(None), before > _CLOSED_AT)
     return c.execute(delete(api_batches).where(*which)).rowcount
 
 
-def _close(c: Connection, api_id: str, **values: Any) -> None:  # noqa: ANN401  (values of columns)
+def _close(c: Connection, api_id: str, kind: str, now: datetime, **values: Any) -> None:  # noqa: ANN401  (values of columns)
     open_yet = (api_batches.c.id == api_id, api_batches.c.batch_id.is_(None))
+    was_open = select(_CLOSED_AT.is_(None)).where(*open_yet).with_for_update()
+    is_news = c.execute(was_open).scalar()
     c.execute(update(api_batches).where(*open_yet).values(due_at=None, **values))
+    if is_news:
+        add_notice(c, NewNotice(kind, {"id": api_id}), now)
 
 
 def _one(c: Connection, *which: Any) -> ApiBatch:  # noqa: ANN401  (SQLAlchemy's conditions)

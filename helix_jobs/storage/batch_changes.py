@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Connection, and_, case, delete, func, select, text, update
+from sqlalchemy import Connection, and_, case, delete, func, or_, select, text, update
 
 from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
 from helix_jobs.storage import status_counters as counters
@@ -170,6 +170,13 @@ def next_lines(c: Connection, batch_id: str, states: Collection[JobState], after
     return last
 
 
+def reopen(c: Connection, batch_id: str) -> None:
+    """Jobs of the batch were queued again: its next end, and its next failures, are news."""
+    noted = or_(batches.c.end_noted_at.is_not(None), batches.c.failing_noted_at.is_not(None))
+    news = update(batches).where(batches.c.id == batch_id, noted)
+    c.execute(news.values(end_noted_at=None, failing_noted_at=None))
+
+
 def unfinished_submission(batch_id: str) -> str:
     """The message about a batch whose submission has stopped."""
     return (
@@ -227,6 +234,8 @@ def _retry(c: Connection, change: Change, which: ColumnElement[bool], state: Col
         ),
     )
     _forget_refusals(c, change.batch_id, [job for queued in moved.values() for job in queued if job.tries])
+    if any(moved.values()):
+        reopen(c, change.batch_id)
     return sum(map(len, moved.values()))
 
 

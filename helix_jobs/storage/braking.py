@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import case, func, select, update
 
 from helix_jobs.brakes import Brakes
-from helix_jobs.errors import InputError, NotFoundError
+from helix_jobs.errors import InputError, NotFoundError, UnreadableRowError
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.batch_changes import lock_batch
 from helix_jobs.storage.brake_ledger import Ledger
+from helix_jobs.storage.notices import PAUSED, add_notice, batch_notice
 from helix_jobs.storage.pausing import pause_batch
 from helix_jobs.storage.readable import readable_rows
 from helix_jobs.storage.schema import TAKES_JOBS, batch_counters, batches
 from helix_jobs.storage.states import JobState
-from helix_jobs.storage.status import batch_status, batch_statuses
+from helix_jobs.storage.status import batch_status
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -66,14 +68,15 @@ def braked_batches(c: Connection) -> list[BrakedBatch]:
         select(func.sum(signed)).where(batch_counters.c.batch_id == batches.c.id).correlate(batches).scalar_subquery()
     )
     query = select(batches.c.id, batches.c.brakes, batches.c.brake_ledger)
-    query = query.where(batches.c.brakes.is_not(None), TAKES_JOBS, left > 0)
-    rows = readable_rows(c, query, batches.c.id)
-    statuses = batch_statuses(c, [row.id for row in rows])
+    # Whoever notes ends spares this query the sums of batches that ended long ago.
+    query = query.where(batches.c.brakes.is_not(None), batches.c.end_noted_at.is_(None), TAKES_JOBS, left > 0)
     found = []
-    for row in rows:
+    for row in readable_rows(c, query, batches.c.id):
         brakes = _brakes(row.brakes)
-        if brakes is not None and row.id in statuses:
-            found.append(BrakedBatch(statuses[row.id], brakes, Ledger.from_stored(row.brake_ledger)))
+        # One by one: a batch that cannot be read must not release the brakes of all others.
+        with suppress(NotFoundError, UnreadableRowError):
+            if brakes is not None:
+                found.append(BrakedBatch(batch_status(c, row.id), brakes, Ledger.from_stored(row.brake_ledger)))
     return found
 
 
@@ -101,7 +104,10 @@ def brake(c: Connection, batch_id: str, now: datetime) -> Braked | None:
     if stop.brake == "stop_if_failing" and status.error_counts:
         code, count = max(status.error_counts.items(), key=lambda item: item[1])
         why += f"; the most frequent error is {code}, {count:,} in all"
-    return Braked(batch_id, why, pause_batch(c, batch_id, now=now, why=why))
+    waiting = pause_batch(c, batch_id, now=now, why=why)
+    if waiting:
+        add_notice(c, batch_notice(c, PAUSED, status, why=why), now)
+    return Braked(batch_id, why, waiting)
 
 
 def _brakes(stored: Any) -> Brakes | None:  # noqa: ANN401  (JSON)

@@ -13,6 +13,7 @@ from sqlalchemy import and_, delete, or_, select, update
 
 from helix_jobs.errors import ErrorCode
 from helix_jobs.storage import status_counters as counters
+from helix_jobs.storage.batch_changes import reopen
 from helix_jobs.storage.schema import batches, jobs, results
 from helix_jobs.storage.states import JobState
 
@@ -80,6 +81,7 @@ def _refuse(c: Connection, batch_id: str, answer: StoredAnswer, max_tries: int, 
         counters.add(c, _share(batch_id, ErrorCode.NOT_ACCEPTED.value, 1, finished_at=now))
     else:
         c.execute(delete(results).where(results.c.job_id == answer.job_id))
+        reopen(c, batch_id)
     counters.add(
         c,
         counters.refusals(batch_id, counters.PERSON, 1),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0015"
+SCHEMA_REVISION: Final = "0016"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -121,7 +121,11 @@ batches = Table(
     # When it is to pause by itself (brakes.py), and what that counts from (storage/brake_ledger.py).
     _json_or_null("brakes", dict),
     _json_or_null("brake_ledger", dict),
+    # When its end, and that its jobs fail, became a notice; a retry that queues jobs again clears both.
+    _column("end_noted_at", UTCDateTime, nullable=True),
+    _column("failing_noted_at", UTCDateTime, nullable=True),
     Index("ix_batches_created_at", "created_at"),
+    _partial_index("ix_batches_open", "id", where="end_noted_at IS NULL AND interactive = false"),
     _partial_index("ix_batches_braked", "id", where="brakes IS NOT NULL"),
 )
 
@@ -296,6 +300,27 @@ batch_counters = Table(
     # Earliest claim and latest end among the jobs counted in this row.
     _column("started_at", UTCDateTime, nullable=True),
     _column("finished_at", UTCDateTime, nullable=True),
+)
+
+# What people are told of, and whether they were (storage/notices.py).
+notices = Table(
+    "notices",
+    metadata,
+    # The same however often it is sent: whoever gets it twice knows it by this.
+    _column("id", String(40), primary_key=True),
+    _column("batch_id", String(32), ForeignKey("batches.id", ondelete="CASCADE"), nullable=True),
+    _column("kind", String(64)),
+    _column("data", JSON),
+    _column("created_at", UTCDateTime),
+    _column("attempts", Integer, server_default=text("0")),
+    # When somebody is to send it. NULL: it was sent, or given up.
+    _column("due_at", UTCDateTime, nullable=True),
+    # The channels that have taken it.
+    _json_or_null("reached", list),
+    _column("delivered_at", UTCDateTime, nullable=True),
+    _column("error", Text, nullable=True),
+    Index("ix_notices_batch_id", "batch_id"),
+    _partial_index("ix_notices_due", "due_at", where="due_at IS NOT NULL"),
 )
 
 # Files that were uploaded over HTTP. `bytes` is NULL until every part is stored, and again once the file's removal has

@@ -29,6 +29,8 @@ from helix_jobs.broker.publisher import (
 )
 from helix_jobs.broker.stranded_messages import stranded
 from helix_jobs.errors import HelixError
+from helix_jobs.notify.notifier import Notifier
+from helix_jobs.notify.thread import NotifierThread
 from helix_jobs.observability.rounds import Rounds
 from helix_jobs.redaction import redact
 from helix_jobs.redis_url import MEMORY_URL
@@ -175,6 +177,7 @@ class _Worker:
         self._metrics: MetricsServer | None = None
         self._watchdog: Watchdog
         self._consuming: ConsumerLoop
+        self._notifier: Notifier
         self._rounds = Rounds()
 
     def prepare(self, *, on_progress: Callable[[str], None] | None) -> None:
@@ -188,6 +191,7 @@ class _Worker:
         self._workplace.occupy()
         self._stack.callback(self._leave)
         self._stack.callback(self._database.dispose)
+        self._notifier = Notifier.of(self._database, self._settings)
         ensure_schema(self._database)
         self._names = read_queue_names(self._database)
         self._publisher = CeleryPublisher(broker_url(self._settings), self._names)
@@ -284,6 +288,8 @@ class _Worker:
         ]
         if self._embedded is not None:
             duties.append(Periodic("embedded-broker", self._keep_broker, BROKER_CHECK_SECONDS))
+        # It ends last: what the others wrote as they ended may be an end of a batch.
+        self._stack.callback(NotifierThread(self._notifier).close)
         self._stack.callback(heartbeat.stop)
         self._stack.callback(self._count_attempts)
         self._stack.callback(lambda: writer.close(ending.WRITER_SECONDS))

@@ -10,6 +10,8 @@ from sqlalchemy import event, text
 from helix_jobs.storage import (
     answer_list,
     batch_changes,
+    batch_news,
+    braking,
     claims,
     publishing,
     purging,
@@ -252,3 +254,18 @@ def test_a_run_is_removed_without_a_walk_over_all_results(sqlite_database):
     lines = [row[3] for row in plan if "results" in row[3]]
     assert lines
     assert all("ix_results_run_id" in line for line in lines), lines
+
+
+def test_looks_at_open_and_braked_batches_leave_the_others_alone(sqlite_database):
+    plans: list[str] = []
+
+    def note(connection, _cursor, statement, parameters, _context, _many):
+        if not statement.startswith("EXPLAIN"):
+            plan = connection.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.extend(row[3] for row in plan if re.search(r"\bbatches\b", row[3]))
+
+    with sqlite_database.read() as c:
+        event.listen(c, "before_cursor_execute", note)
+        batch_news.batches_with_news(c, 0.05)
+        braking.braked_batches(c)
+    assert ["ix_batches_open" in plans[0], "ix_batches_braked" in plans[1]] == [True, True], plans

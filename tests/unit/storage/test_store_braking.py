@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
 from helix_jobs.storage import changes_in_steps
 from helix_jobs.storage.brake_ledger import Ledger
@@ -187,3 +187,14 @@ def test_brakes_changed_by_hand_stop_nothing_and_hide_no_other_batch(database: D
     assert due(database) == [right]
     assert stop(database, wrong) is None
     assert stop(database, right) is not None
+
+
+def test_a_batch_that_cannot_be_read_releases_no_other_brake(database: Database) -> None:
+    unreadable, ids = braked_batch(database, 3, max_tokens_total=11)
+    end(database, ids[:1])
+    right, ids = braked_batch(database, 3, max_tokens_total=11)
+    end(database, ids[:1])
+    if database.dialect == "sqlite":
+        with database.write() as c:
+            c.execute(text("UPDATE batches SET created_at = 'yesterday' WHERE id = :id"), {"id": unreadable})
+    assert right in due(database)
