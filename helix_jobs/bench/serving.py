@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import subprocess
 import tempfile
 import time
 from contextlib import ExitStack
@@ -24,13 +22,13 @@ from helix_jobs.bench.bulk_work import BulkWork
 from helix_jobs.bench.loaded import LoadedBench
 from helix_jobs.bench.machine import Machine
 from helix_jobs.bench.percentiles import Percentiles
+from helix_jobs.bench.processes import start_process
 from helix_jobs.bench.processors import ProcessorShare
 from helix_jobs.bench.prompts import task
 from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.client.client import HelixClient
 from helix_jobs.errors import HelixError
 from helix_jobs.json_line import compact_json
-from helix_jobs.python_child import import_path, python_command
 from helix_jobs.settings import sqlite_url
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import upgrade
@@ -42,9 +40,7 @@ if TYPE_CHECKING:
     from helix_jobs.bench.loaded import LoadPlan, Turn
     from helix_jobs.settings import Settings
 
-_START_SECONDS: Final = 900.0  # a large model takes minutes
 _REQUEST_SECONDS: Final = 600.0
-_STOP_SECONDS: Final = 30.0
 _WORKER_READY: Final = "Ready."
 _SERVER_READY: Final = "Serving at "
 # Bulk work is measured alone and beside requests in so many turns.
@@ -177,10 +173,10 @@ class ServingBench:
             self._say("starting a worker")
             if share is not None:
                 share.take_first()
-            worker, _ = _start(stack, settings, "worker", _WORKER_READY, directory)
+            worker, _ = start_process(stack, settings, "worker", _WORKER_READY, directory)
             if share is not None:
                 share.take_others()
-            server, line = _start(stack, settings, "serve", _SERVER_READY, directory)
+            server, line = start_process(stack, settings, "serve", _SERVER_READY, directory)
             address = line.split()[2].removesuffix(",").removesuffix("/v1")
             self._say("warming up")
             self._ask(address, 0)
@@ -258,41 +254,3 @@ class ServingBench:
         if not rest.endswith(b"data: [DONE]\n\n"):
             raise HelixError("an answer broke off; the server's log has more")
         return first, int(json.loads(line.removeprefix(b"data: "))["id"].removeprefix("cmpl-"))
-
-
-def _start(stack: ExitStack, settings: Settings, command: str, ready: str, directory: Path) -> tuple[int, str]:
-    """Start a process that ends with the stack; returns its number, and the line that says that it is ready.
-
-    Raises:
-        HelixError: It does not become ready.
-    """
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HELIX_", "CELERY_"))}
-    log = directory / f"{command}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603  (our own modules, no shell)
-            python_command("-m", "helix_jobs", command),
-            env={**clean, **import_path(), **settings.to_environment(), "COLUMNS": "500"},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    stack.callback(_stop, process)
-    deadline = time.monotonic() + _START_SECONDS
-    while True:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        found = next((line for line in lines if line.startswith(ready)), None)
-        if found is not None:
-            return process.pid, found
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise HelixError(f"helix {command} did not start: {' | '.join(lines[-5:]) or '(no output)'}")
-        time.sleep(0.05)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

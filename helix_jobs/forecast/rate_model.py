@@ -72,7 +72,12 @@ class RateModel:
     def scaled(self, factor: float, spread: float | None = None) -> RateModel:
         """The same shape, slower by ``factor``."""
         token_seconds = {size: seconds * factor for size, seconds in self.token_seconds.items()}
-        return RateModel(token_seconds, self.prompt_token_seconds * factor, self.spread if spread is None else spread)
+        return RateModel(
+            token_seconds,
+            self.prompt_token_seconds * factor,
+            self.spread if spread is None else spread,
+            self.free_tokens,
+        )
 
     def in_slots(self, factor: float, spread: float) -> RateModel:
         """The same shape at the level of the time that jobs spend in their slots, prompts and all."""

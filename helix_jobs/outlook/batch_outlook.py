@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import sqrt
 from typing import TYPE_CHECKING, Final
 
@@ -46,7 +47,12 @@ _ENOUGH: Final = 12
 _LATEST: Final = 200
 # How much the time of a token differs from job to job, as a share.
 _JOBS_DIFFER: Final = 0.3
+# The level comes from a short time, so what is left may go faster or more slowly by more than a drift of the machine.
+_UNREST: Final = 1.5
 _DRAWS: Final = 100
+_LEAST_BUSY: Final = 0.05
+# No job ends for so many seconds, and for so many times the time of one: it is a rest.
+_REST: Final = 10.0
 _DEFAULT_MAX_TOKENS: Final = SamplingParams().max_tokens
 
 
@@ -101,6 +107,8 @@ def _outlook(
     rate = _rate(c, ended, workers, min(slots, len(running) + len(waiting)))
     if rate is None:
         return None
+    if all(one.batch_id == status.id for one in running):
+        rate = rate.scaled(1 / _busy_share(status, own, running, slots, now))
     token_seconds = rate.at(min(slots, len(running) or 1))
     work = Work(
         running=tuple(_shape(one, _age(one, now, token_seconds)) for one in running for _ in range(one.choices)),
@@ -135,12 +143,41 @@ def _rate(c: Connection, ended: Iterable[Glimpse], workers: Sequence[Worker], at
     )[-_LATEST:]
     if timed and (rate is None or len(timed) >= _ENOUGH):
         seconds = sum(one.total_seconds or 0.0 for one in timed) / sum(one.tokens or 0 for one in timed)
-        spread = sqrt(DRIFT**2 + _JOBS_DIFFER**2 / len(timed))
+        spread = sqrt((_UNREST * DRIFT) ** 2 + _JOBS_DIFFER**2 / len(timed))
         each = max(1, round(at_once / len(workers)))
         shape = RateModel.of_slots(each, seconds) if rate is None else rate
         level = seconds / shape.at(each) if shape.at(each) > 0 else 1.0
         rate = shape.in_slots(level, spread)
     return None if rate is None else rate.together(len(workers))
+
+
+def _busy_share(
+    status: BatchStatus, own: Sequence[Glimpse], running: Sequence[Glimpse], slots: int, now: datetime
+) -> float:
+    """The share of the time in which slots were taken: between two jobs, each is empty for a moment.
+
+    It is that of the latest jobs, while more waited than there are slots. A rest between two of their ends, of a paused
+    batch or a closed worker, does not count.
+    """
+    ended = sorted(
+        (one for one in own if one.total_seconds and one.finished_at is not None), key=lambda one: str(one.finished_at)
+    )
+    latest = ended[-_LATEST:]
+    waits = status.counts[JobState.QUEUED] >= slots
+    if status.started_at is None or len(latest) < max(_ENOUGH, slots) or not waits:
+        return 1.0
+    ages = sum((now - one.claimed_at).total_seconds() for one in running if one.claimed_at is not None)
+    begun = status.started_at
+    if len(latest) < len(ended) and (before := ended[-_LATEST - 1].finished_at) is not None:
+        # As much was under way then as is now.
+        begun, ages = before, 0.0
+    spent = sum(one.total_seconds or 0.0 for one in latest)
+    longest = _REST * spent / len(latest) + _REST
+    moments = [begun, *(one.finished_at for one in latest if one.finished_at is not None), now]
+    gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(moments)]
+    span = slots * sum(max(0.0, min(gap, longest)) for gap in gaps)
+    spent = spent * status.finished / len(ended) + ages
+    return min(1.0, max(spent / span, _LEAST_BUSY)) if span > 0 else 1.0
 
 
 def _waiting(c: Connection, status: BatchStatus, own: Sequence[Glimpse]) -> tuple[list[JobShape], int]:

@@ -45,6 +45,7 @@ class Glimpse:
     """
 
     id: int
+    batch_id: str
     state: JobState
     priority: int
     size: int
@@ -107,6 +108,7 @@ def _query(c: Connection) -> Select[*tuple[Any, ...]]:
     size = func.length(jobs.c.request if is_sqlite else cast(jobs.c.request, Text))
     return select(
         jobs.c.id,
+        jobs.c.batch_id,
         jobs.c.state,
         jobs.c.priority,
         size.label("size"),
@@ -123,6 +125,7 @@ def _read(c: Connection, query: Select[*tuple[Any, ...]]) -> list[Glimpse]:
     return [
         Glimpse(
             id=row.id,
+            batch_id=row.batch_id,
             state=JobState(row.state),
             priority=row.priority,
             size=row.size or 0,

@@ -79,7 +79,7 @@ ARROWS = {
     },
     "doctor": {"broker", "client", "engine.devices", "engine.kernels", "engine.loading", "storage", "values"},
     "bench": {
-        *("broker", "client", "engine", "intake", "results", "storage", "values"),
+        *("broker", "client", "engine", "forecast", "intake", "results", "storage", "values"),
         *("engine.devices", "engine.grammar", "engine.loading", "engine.model", "engine.speculation", "engine.text"),
     },
     "cli": {

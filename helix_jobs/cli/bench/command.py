@@ -17,6 +17,7 @@ from helix_jobs.bench.modes import all_modes, parse_speculation
 from helix_jobs.bench.plan import BenchPlan
 from helix_jobs.bench.workloads import WORKLOADS
 from helix_jobs.bounds import MAX_NEW_TOKENS
+from helix_jobs.cli.bench.forecast import forecast
 from helix_jobs.cli.bench.measuring import measure, prepare
 from helix_jobs.cli.bench.options import (
     STANDARD_OUTPUT,
@@ -253,5 +254,6 @@ for _workload in WORKLOADS.values():
     bench.add_command(_command(_workload))
 bench.add_command(queue)
 bench.add_command(schemas)
+bench.add_command(forecast)
 bench.add_command(serve)
 bench.add_command(structured)
