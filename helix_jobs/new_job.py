@@ -23,6 +23,7 @@ class NewJob:
         priority: 0 to 9, higher runs first.
         size: Bytes of the line.
         max_attempts: Claims after which a job is given up if its worker dies.
+        answer_key: What its answer depends on (``answer_key.py``); None if no stored answer is to be taken for it.
     """
 
     line: int
@@ -31,6 +32,7 @@ class NewJob:
     priority: int = 0
     size: int = 0
     max_attempts: int = 3
+    answer_key: str | None = None
 
     @property
     def num_choices(self) -> int:

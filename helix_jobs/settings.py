@@ -38,6 +38,7 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
 DTYPES: Final = ("auto", "float32", "float16", "bfloat16", "int8", "packed")
 KV_CACHE_DTYPES: Final = ("auto", "int8")
+ANSWER_CACHES: Final = ("on", "model", "off")
 # Any of these in a directory shows that it has been a HELIX_HOME before.
 _MARKS_OF_A_HOME: Final = frozenset({"helix.db", "broker", "worker.log"})
 
@@ -186,6 +187,14 @@ class Settings(NotifySettings):
             "Number format of keys and values: auto is the model's; int8 holds about twice as many tokens in 16 bits' "
             "place, and changes some answers.",
             "--kv-cache-dtype",
+        ),
+    )
+    answer_cache: str = field(
+        default="on",
+        metadata=declared(
+            Choice(ANSWER_CACHES),
+            "Whether equal requests take a stored answer: on, from a worker that answers in the same way; model, from "
+            "any with the same model, whatever its dtype and kernels; off.",
         ),
     )
     max_jobs_per_batch: int = field(

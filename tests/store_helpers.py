@@ -161,8 +161,9 @@ def check_counters(c: Connection, batch_id: str) -> None:
         select(
             outcome.label("outcome"),
             func.count(jobs.c.id.distinct()).label("jobs"),
-            func.sum(results.c.completion_tokens).label("tokens"),
-            func.sum(results.c.cached_prompt_tokens).label("shared"),
+            func.sum(case((results.c.from_cache.is_(None), results.c.completion_tokens), else_=0)).label("tokens"),
+            func.sum(case((results.c.from_cache.is_(None), results.c.cached_prompt_tokens), else_=0)).label("shared"),
+            func.count(case((results.c.choice == 0, results.c.from_cache))).label("from_cache"),
         )
         .join_from(jobs, results, results.c.job_id == jobs.c.id)
         .where(jobs.c.batch_id == batch_id)
@@ -174,3 +175,4 @@ def check_counters(c: Connection, batch_id: str) -> None:
     succeeded = [row for row in joined if row.outcome == "succeeded"]
     assert sum(row.tokens for row in succeeded) == seen.completion_tokens
     assert sum(row.shared for row in succeeded) == seen.cached_prompt_tokens
+    assert sum(row.from_cache for row in succeeded) == seen.from_cache

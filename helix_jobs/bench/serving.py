@@ -196,7 +196,9 @@ class ServingBench:
 
     def _beside_bulk(self, database: Database, address: str, client: HelixClient, slots: int) -> Waits:
         self._say("filling the batch with bulk work")
-        bulk = BulkWork(client, slots, self._plan.max_tokens, lambda requests: client.submit(requests).batch_id)
+        bulk = BulkWork(
+            client, slots, self._plan.max_tokens, lambda requests: client.submit(requests, cache=False).batch_id
+        )
         bulk.begin()
         asked, requests = _Asked(), self._plan.requests
         turns = min(_TURNS, requests)

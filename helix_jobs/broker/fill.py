@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
-from helix_jobs.storage import publishing
+from helix_jobs.storage import answer_cache, publishing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from helix_jobs.storage.answer_cache import AnswerSetup
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.records import PublishableJob
 
 # How many messages the broker is kept filled with. Trade-off: a larger window supplies workers for longer while nobody
 # publishes, but a lost worker costs more duplicates.
 WINDOW: Final = 10_000
+# How many chunks are looked at together while jobs find their answers stored: to copy one costs less than to send it.
+_STEPS_OF_ANSWERS: Final = 4
 
 
 class Publisher(Protocol):
@@ -32,7 +36,22 @@ class Publisher(Protocol):
         """Send one message for each job; on return the broker has them all."""
 
 
-def fill_broker(database: Database, publisher: Publisher, window: int, chunk: int) -> Iterator[int]:
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What became of a chunk of waiting jobs.
+
+    Attributes:
+        published: Messages sent.
+        from_cache: Jobs that took a stored answer, and so need no message.
+    """
+
+    published: int
+    from_cache: int = 0
+
+
+def fill_broker(
+    database: Database, publisher: Publisher, window: int, chunk: int, setup: AnswerSetup | None = None
+) -> Iterator[Filled]:
     """Publish waiting jobs, the most urgent first, until the broker holds ``window`` messages or no job waits.
 
     Yields after each chunk, so that the caller can stop between two chunks, and knows how many were published before an
@@ -47,36 +66,53 @@ def fill_broker(database: Database, publisher: Publisher, window: int, chunk: in
         publisher: The broker.
         window: How many messages the broker is to hold.
         chunk: How many messages to send at once.
+        setup: Whose stored answers jobs take before they are published. None: the publisher knows of no worker's, so
+            every job is published, and equal ones beside each other.
 
     Yields:
-        The number of jobs in each chunk.
+        What became of each chunk.
 
     Raises:
         BrokerUnreachableError: The broker does not answer, or refuses.
         DatabaseUnreachableError: The database does not answer.
     """
-    room = window - publisher.depth()
-    if room <= 0 or not _next_jobs(database, 1):  # most ticks find nothing, and need no turn
+    room, finds_answers = window - publisher.depth(), False
+    if room <= 0 or not _next_jobs(database, 1, setup):  # most ticks find nothing, and need no turn
         return
     while room > 0:
         with publisher.turn():
             room = min(room, window - publisher.depth())
-            wanted = min(room, chunk)
-            jobs = _next_jobs(database, wanted) if room > 0 else []
-            if not jobs:
+            # Where one finds its answer, most do, as after a change of a few rows of a table.
+            wanted = chunk * _STEPS_OF_ANSWERS if finds_answers else min(room, chunk)
+            waiting = _next_jobs(database, wanted, setup) if room > 0 else []
+            if not waiting:
                 return
+            taken = _take_answers(database, waiting, setup)
+            jobs = [job for job in waiting if job.id not in taken][: min(room, chunk)]
             # Publish, then mark: a crash in between costs a duplicate message; in the other order it would lose one.
-            publisher.publish(jobs)
-            _mark(database, [job.id for job in jobs])
-        yield len(jobs)
-        if len(jobs) < wanted:
+            if jobs:
+                publisher.publish(jobs)
+                _mark(database, [job.id for job in jobs])
+        yield Filled(len(jobs), len(taken))
+        if len(jobs) + len(taken) == len(waiting) < wanted:
             return
         room -= len(jobs)
+        finds_answers = bool(taken)
 
 
-def _next_jobs(database: Database, limit: int) -> list[PublishableJob]:
+def _next_jobs(database: Database, limit: int, setup: AnswerSetup | None) -> list[PublishableJob]:
     with database.read() as connection:
-        return publishing.publishable(connection, limit)
+        return publishing.publishable(connection, limit, without_twins=setup is not None)
+
+
+def _take_answers(database: Database, jobs: Sequence[PublishableJob], setup: AnswerSetup | None) -> set[int]:
+    if setup is None:
+        return set()
+    ids, now = [job.id for job in jobs], datetime.now(UTC)
+    with database.read() as connection:  # most find none, and need no write
+        if not answer_cache.has_answers(connection, ids, setup):
+            return set()
+    return database.transact(lambda connection: answer_cache.take_answers(connection, ids, setup, now))
 
 
 def _mark(database: Database, ids: Sequence[int]) -> None:

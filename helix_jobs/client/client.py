@@ -61,6 +61,7 @@ class HelixClient(BatchControl):
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         accept: AcceptanceRule | Mapping[str, Any] | Accept | None = None,
+        cache: bool | None = None,
         like: str | Manifest | None = None,
         brakes: Brakes | None = None,
         skip_invalid: bool = False,
@@ -88,8 +89,10 @@ class HelixClient(BatchControl):
             metadata: Stored with the batch.
             accept: When an answer counts. A rule, or a mapping with its fields, holds for lines that do not give their
                 own, and workers judge by it. A function judges here: this call then returns when ``accept`` does.
-            like: Another batch, by its id or its manifest: the four things above that are not given here are as they
-                were for it.
+            cache: Whether jobs take answers that are stored already. None: greedy lines and lines with a seed of their
+                own do, unless HELIX_ANSWER_CACHE is off.
+            like: Another batch, by its id or its manifest: of the things above that are about lines, those not given
+                here are as they were for it.
             brakes: When the batch is to pause by itself. A batch that an idempotency key names keeps its own.
             skip_invalid: Enqueue the good lines although there are bad ones.
             rejects: A path or binary stream that receives the bytes of bad lines. A path's file is made only if there
@@ -133,6 +136,7 @@ class HelixClient(BatchControl):
                 truncate_prompt=before.truncate_prompt if truncate_prompt is None else truncate_prompt,
                 accept=before.accept if accept is None else rule_of(accept),
                 constraint=before.constraint if response_format is None else default_constraint(response_format),
+                cache=before.cache if cache is None else cache,
             ),
             name=name,
             idempotency_key=idempotency_key,

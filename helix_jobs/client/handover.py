@@ -36,8 +36,8 @@ class Handover:
         """Publish queued jobs up to the broker's window; returns how many. Raises no HelixError."""
         published = 0
         try:
-            for count in fill_broker(self._database, self._publisher, WINDOW, _CHUNK):
-                published += count
+            for filled in fill_broker(self._database, self._publisher, WINDOW, _CHUNK):
+                published += filled.published
         except HelixError as error:
             logger.warning(
                 "the batch is stored, but not all of its jobs were published; a worker publishes the rest: %s", error

@@ -28,17 +28,21 @@ class LineDefaults:
         truncate_prompt: What to keep of a prompt that is too long; None fails its job.
         accept: When an answer counts; None for any.
         constraint: The form of an answer; None for any.
+        cache: Whether lines take answers that are stored already; None where each is repeatable.
     """
 
     sampling: SamplingParams = _PLAIN
     truncate_prompt: TruncatePrompt | None = None
     accept: AcceptanceRule | None = None
     constraint: Constraint | None = None
+    cache: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The batch's stored defaults, under the names that a stored request has."""
         others = {"truncate_prompt": self.truncate_prompt, "accept": self.accept, "constraint": self.constraint}
-        return self.sampling.to_dict() | {name: value.to_dict() for name, value in others.items() if value is not None}
+        given = {name: value.to_dict() for name, value in others.items() if value is not None}
+        cache = {} if self.cache is None else {"cache": self.cache}
+        return self.sampling.to_dict() | given | cache
 
     @classmethod
     def of_batch(cls, manifest: Manifest) -> LineDefaults:
@@ -63,4 +67,5 @@ class LineDefaults:
             truncate_prompt=None if truncation is None else TruncatePrompt.from_mapping(truncation),
             accept=None if accept is None else AcceptanceRule.from_mapping(accept),
             constraint=None if constraint is None else Constraint.from_mapping(constraint),
+            cache=stored.get("cache"),
         )

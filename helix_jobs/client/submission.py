@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.answer_key import answer_key
 from helix_jobs.errors import (
     BadLine,
     DatabaseUnreachableError,
@@ -127,6 +128,7 @@ def submit_lines(
     on_progress: Callable[[Tally], None] | None = None,
     on_stage: Callable[[SubmitStage, str], None] = lambda _stage, _batch_id: None,
     facts: Callable[[], Mapping[str, Any]] | None = None,
+    cache: bool | None = None,
 ) -> Submission:
     """Store every good line in ``new``, or in the batch that its idempotency key names, and seal the batch.
 
@@ -141,6 +143,7 @@ def submit_lines(
         on_stage: Called with each stage the submission enters, and the batch id. If an interrupt comes during sealing,
             the database is asked whether the seal succeeded, and the answer is the last stage passed.
         facts: Called when all lines are read; what it returns is added to the batch's defaults.
+        cache: Whether jobs take answers that are stored already; None where each is repeatable.
 
     Raises:
         InvalidInputError: There are bad lines (without ``skip_invalid``), or all lines are bad.
@@ -151,7 +154,7 @@ def submit_lines(
     """
     batch = _create(database, new)
     on_stage(SubmitStage.READING, batch.id)
-    writer = _BatchWriter(database, batch, new.idempotency_key)
+    writer = _BatchWriter(database, batch, new.idempotency_key, cache)
     answers = 0
     try:
         for count, item in enumerate(lines, start=1):
@@ -267,10 +270,11 @@ class _BatchWriter:
         facts: What is known of the input when it has been read; stored when the batch is sealed.
     """
 
-    def __init__(self, database: Database, batch: StoredBatch, key: str | None) -> None:
+    def __init__(self, database: Database, batch: StoredBatch, key: str | None, cache: bool | None) -> None:  # noqa: FBT001  (yes, no, or not said)
         self._database = database
         self._batch = batch
         self._key = key
+        self._cache = cache
         self._storing = batch.total is None
         self._chunk: list[NewJob] = []
         self._chunk_bytes = 0
@@ -289,7 +293,7 @@ class _BatchWriter:
         self._digest.update(_CANONICAL.encode(content).encode() + b"\n")
         if not self._storing:
             return
-        self._chunk.append(job)
+        self._chunk.append(replace(job, answer_key=answer_key(job.request, wanted=self._cache)))
         self._chunk_bytes += job.size
         if len(self._chunk) >= CHUNK_ROWS or self._chunk_bytes >= CHUNK_BYTES:
             self.flush()

@@ -122,6 +122,7 @@ def submit_source(
             on_progress=report,
             on_stage=on_stage,
             facts=lines.facts,
+            cache=False if settings.answer_cache == "off" and defaults.cache is None else defaults.cache,
         )
         return submission if handover is None else replace(submission, published=handover.publish())
 

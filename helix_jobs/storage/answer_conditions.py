@@ -83,7 +83,8 @@ def _of_state(batch_id: str, state: JobState | None, order: AnswerOrder) -> tupl
             raise InvalidFieldError("order", f"newest has no jobs that are {state.value}", "list them by line")
         return [of_batch, _ENDED], in_state
     if state in (JobState.FAILED, JobState.CANCELLED):
-        return [of_batch, _UNSUCCESSFUL, *in_state], []
+        # True of every line. It says that the lines of this index are wanted: without it SQLite may walk the batch.
+        return [of_batch, _UNSUCCESSFUL, *in_state, jobs.c.line > 0], []
     if state == JobState.RUNNING:
         # As many rows as workers have slots, which are sorted. Concatenation hides the column's other indexes: see
         # ``status.py``.

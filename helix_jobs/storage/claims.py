@@ -16,11 +16,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, case, exists, literal_column, not_, select, text, update
+from sqlalchemy import String, bindparam, case, exists, literal_column, not_, select, text, update
 
 from helix_jobs.errors import ErrorCode
 from helix_jobs.storage import result_rows
 from helix_jobs.storage import status_counters as counters
+from helix_jobs.storage.answer_cache import NOTHING_TO_TAKE, AnswerSetup
 from helix_jobs.storage.records import ClaimedJob, FinishedJob, ResultRow
 from helix_jobs.storage.retries import AT_LAST_ATTEMPT
 from helix_jobs.storage.schema import TAKES_JOBS, batches, jobs
@@ -70,6 +71,9 @@ _CLAIM: Final = (
     .returning(*_CLAIMED)
 )
 _CLAIM_UNLESS_LAST: Final = _CLAIM.where(not_(AT_LAST_ATTEMPT))
+# Where no stored answer could be taken instead, and no equal job runs.
+_CLAIM_TO_ANSWER: Final = _CLAIM.where(NOTHING_TO_TAKE)
+_CLAIM_TO_ANSWER_UNLESS_LAST: Final = _CLAIM_UNLESS_LAST.where(NOTHING_TO_TAKE)
 _CLAIMED_BEFORE: Final = select(*_CLAIMED).where(
     jobs.c.id == bindparam("job_id"),
     jobs.c.state == JobState.RUNNING.value,
@@ -89,6 +93,7 @@ _FINISH: Final = (
     .values(
         state=bindparam("new_state"),
         finished_at=bindparam("now"),
+        setup_key=case((jobs.c.answer_key.is_not(None), bindparam("setup", type_=String)), else_=None),
         error_code=bindparam("code"),
         error_message=bindparam("message"),
     )
@@ -151,7 +156,13 @@ _TEXTS: Final = ("output_text", "reasoning_text")
 
 
 def claim(
-    c: Connection, job_id: int, *, worker_id: str, now: datetime, spare_last_attempt: bool = False
+    c: Connection,
+    job_id: int,
+    *,
+    worker_id: str,
+    now: datetime,
+    spare_last_attempt: bool = False,
+    setup: AnswerSetup | None = None,
 ) -> ClaimedJob | None:
     """Take a queued job: one compare-and-set. None: it is finished, cancelled, unsealed or held by another worker.
 
@@ -164,13 +175,19 @@ def claim(
         now: The time written.
         spare_last_attempt: Leave the job if this would be its last attempt and the earlier ones died with their
             workers or servers; ``retries.awaits_last_attempt`` tells whether that was the reason.
+        setup: Leave the job if ``answer_cache`` has an answer for this setup, or an equal job runs. None: take it.
 
     Raises:
         Exception: The stored row cannot be read; nothing is changed. Call ``fail_unreadable``.
     """
     parameters = {"job_id": job_id, "claimer": worker_id, "now": now}
-    statement = _CLAIM_UNLESS_LAST if spare_last_attempt else _CLAIM
-    row = c.execute(statement, parameters).first() or c.execute(_CLAIMED_BEFORE, parameters).first()
+    if setup is None:
+        statement = _CLAIM_UNLESS_LAST if spare_last_attempt else _CLAIM
+        row = c.execute(statement, parameters).first()
+    else:
+        statement = _CLAIM_TO_ANSWER_UNLESS_LAST if spare_last_attempt else _CLAIM_TO_ANSWER
+        row = c.execute(statement, {**parameters, "low": setup.low, "high": setup.high}).first()
+    row = row or c.execute(_CLAIMED_BEFORE, parameters).first()
     if row is not None and not isinstance(row.lease, int):  # SQLite goes on in floating point beyond 64 bits
         raise ValueError("the lease's number cannot be raised")
     return None if row is None else ClaimedJob(**row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)
@@ -325,6 +342,7 @@ def _finish_parameters(
         "holder": job.worker_id,
         "new_state": state.value,
         "now": now,
+        "setup": job.setup_key if state is JobState.SUCCEEDED else None,
         "code": None if code is None else ErrorCode(code).value,
         "message": None if message is None else storable(message)[:MAX_ERROR_MESSAGE_CHARS],
     }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import heapq
 import json
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import BigInteger, Integer, String, bindparam, case, exists, func, or_, select, text, update
 
 from helix_jobs.storage import status_counters as counters
+from helix_jobs.storage.answer_cache import TWIN_UNDER_WAY
 from helix_jobs.storage.readable import unreadable_reason
 from helix_jobs.storage.records import PublishableJob
 from helix_jobs.storage.retries import AT_LAST_ATTEMPT
@@ -50,6 +52,19 @@ _LANE_PAGE: Final = text("""
     ORDER BY id LIMIT :limit
 """).columns(id=BigInteger)
 
+# The same, with the keys of answers, and whether the job's answer is under way for another one.
+_LANE_PAGE_OF_TWINS: Final = text(f"""
+    SELECT j.id, CASE WHEN j.tries = 0 THEN j.answer_key END AS answer_key,
+           CASE WHEN j.answer_key IS NULL OR j.tries > 0 THEN 0 WHEN EXISTS ({TWIN_UNDER_WAY}) THEN 1 ELSE 0 END AS late
+    FROM jobs j
+    WHERE j.batch_id = :batch_id AND j.priority = :priority AND j.state = 'queued' AND j.published_at IS NULL
+      AND j.id > :after
+    ORDER BY j.id LIMIT :limit
+""").columns(id=BigInteger, answer_key=String, late=Integer)  # noqa: S608  (constants)
+# Twins that one look passes over. Trade-off: jobs behind more of them wait until the first of those is answered, but
+# a million equal lines cost no more than these each second.
+_MOST_TWINS: Final = 20_000
+
 _NOW: Final = bindparam("now", type_=UTCDateTime)
 # Postgres: a row that another transaction holds is being claimed and needs no mark; waiting for it could deadlock.
 _MARK: Final = {
@@ -65,9 +80,16 @@ _MARK: Final = {
 }
 
 
-def publishable(c: Connection, limit: int) -> list[PublishableJob]:
-    """Queued jobs of sealed batches without a message, highest priority first, then oldest; at most ``limit``."""
+def publishable(c: Connection, limit: int, *, without_twins: bool = False) -> list[PublishableJob]:
+    """Queued jobs of sealed batches without a message, highest priority first, then oldest; at most ``limit``.
+
+    Args:
+        c: A connection.
+        limit: How many.
+        without_twins: Leave jobs out whose equal is under way, or among those returned (``answer_cache``).
+    """
     found: list[PublishableJob] = []
+    twins = _Twins() if without_twins else None
     lanes = c.execute(_LANES).all()
     for priority, group in groupby(lanes, key=lambda lane: int(lane.priority)):
         wanted = limit - len(found)
@@ -75,7 +97,8 @@ def publishable(c: Connection, limit: int) -> list[PublishableJob]:
             break
         names = [str(lane.batch_id) for lane in group]
         page = max(64, -(-wanted // len(names)))
-        ids = heapq.merge(*(_lane(c, batch_id, priority, min(page, wanted)) for batch_id in names))
+        rows = heapq.merge(*(_lane(c, batch_id, priority, min(page, wanted), twins) for batch_id in names))
+        ids = (job_id for job_id, key in rows if twins is None or twins.is_first(key))
         found.extend(PublishableJob(job_id, priority) for job_id in islice(ids, wanted))
     return found
 
@@ -184,21 +207,46 @@ def any_waits(c: Connection) -> bool:
     """Whether a worker may take some queued job. Reads the rows: edits by hand do not change the counters."""
     takable = exists().where(batches.c.id == jobs.c.batch_id, TAKES_JOBS)
     published = select(jobs.c.id).where(_PUBLISHED_QUEUED, takable).limit(1)
-    return c.execute(published).first() is not None or bool(publishable(c, 1))
+    # A job that waits for its twin's answer is not to be taken.
+    return c.execute(published).first() is not None or bool(publishable(c, 1, without_twins=True))
 
 
-def _lane(c: Connection, batch_id: str, priority: int, page: int) -> Iterator[int]:
+@dataclass(slots=True)
+class _Twins:
+    """Whose answers one look has met, and how many jobs it has passed over for that."""
+
+    keys: set[str] = field(default_factory=set)
+    passed: int = 0
+
+    def is_first(self, key: str | None) -> bool:
+        """Whether no earlier job has this key; None is of no other job."""
+        if key is None:
+            return True
+        if key in self.keys:
+            self.passed += 1
+            return False
+        self.keys.add(key)
+        return True
+
+
+def _lane(
+    c: Connection, batch_id: str, priority: int, page: int, twins: _Twins | None
+) -> Iterator[tuple[int, str | None]]:
+    """Ids in their order, with the keys of their answers where twins are of interest."""
     after = 0
     while True:
-        ids = (
-            c.execute(_LANE_PAGE, {"batch_id": batch_id, "priority": priority, "after": after, "limit": page})
-            .scalars()
-            .all()
-        )
-        yield from ids
-        if len(ids) < page:
+        place = {"batch_id": batch_id, "priority": priority, "after": after, "limit": page}
+        rows = c.execute(_LANE_PAGE if twins is None else _LANE_PAGE_OF_TWINS, place).all()
+        for row in rows:
+            if twins is None:
+                yield row.id, None
+            elif row.late:
+                twins.passed += 1
+            else:
+                yield row.id, row.answer_key
+        if len(rows) < page or (twins is not None and twins.passed >= _MOST_TWINS):
             return
-        after = ids[-1]
+        after = rows[-1].id
 
 
 def _id_list(c: Connection, ids: Sequence[int]) -> str | list[int]:

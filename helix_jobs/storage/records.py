@@ -82,11 +82,15 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class FinishedJob:
-    """The job to finish, with the worker and the lease that finish it."""
+    """The job to finish, with the worker and the lease that finish it.
+
+    ``setup_key`` says what its answer depends on beside the request, if other jobs may have the answer, too.
+    """
 
     job_id: int
     lease: int
     worker_id: str
+    setup_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,7 @@ class AnswerDetails:
         prompt_logprobs: Log probabilities of the prompt's tokens, encoded.
         scores: Option -> its scores, of a job that scores options.
         dropped_prompt_tokens: Tokens of the prompt that were cut away to make it fit.
+        from_cache: The job that this answer was computed for; None where that is this job.
     """
 
     choice: int = 0
@@ -116,6 +121,7 @@ class AnswerDetails:
     prompt_logprobs: bytes | None = None
     scores: Mapping[str, Any] | None = None
     dropped_prompt_tokens: int | None = None
+    from_cache: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +222,7 @@ class Reclaimed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStatus(TokenCounts):
-    """A batch at one moment; its tokens are those of the succeeded jobs.
+    """A batch at one moment; its tokens are those that were computed for its succeeded jobs.
 
     Attributes:
         total: Jobs of the batch; None while it is being submitted.
@@ -230,6 +236,7 @@ class BatchStatus(TokenCounts):
         paused_at: When somebody or a brake paused it; None while its jobs may begin.
         paused_why: Why a brake paused it.
         brakes: Its brakes, as they are stored.
+        from_cache: Succeeded jobs whose answer was one that was stored already.
     """
 
     id: str
@@ -249,6 +256,7 @@ class BatchStatus(TokenCounts):
     paused_at: datetime | None = None
     paused_why: str | None = None
     brakes: Mapping[str, Any] | None = None
+    from_cache: int = 0
 
     @property
     def stored(self) -> int:

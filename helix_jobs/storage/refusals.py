@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection, Row
 
 _SUCCEEDED: Final = JobState.SUCCEEDED.value
-_ANSWERS: Final = select(*(results.c[name] for name in counters.OF_RESULTS), results.c.finish_reason)
+_ANSWERS: Final = select(*(results.c[name] for name in counters.COUNTED_COLUMNS))
 
 
 @dataclass(frozen=True, slots=True)

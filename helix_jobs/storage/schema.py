@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0016"
+SCHEMA_REVISION: Final = "0017"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -136,6 +136,12 @@ TAKES_JOBS: Final = and_(batches.c.total.is_not(None), batches.c.cancelled_at.is
 BATCH_IS_THERE: Final = or_(batches.c.total.is_not(None), batches.c.cancelled_at.is_(None))
 
 
+# Conditions of two indexes, for queries to repeat.
+HAS_ANSWER_TO_SHARE: Final = "state = 'succeeded' AND setup_key IS NOT NULL"
+IS_UNDER_WAY: Final = (
+    "answer_key IS NOT NULL AND (state = 'running' OR (state = 'queued' AND published_at IS NOT NULL))"
+)
+
 jobs = Table(
     "jobs",
     metadata,
@@ -160,6 +166,10 @@ jobs = Table(
     _column("finished_at", UTCDateTime, nullable=True),
     _column("error_code", String(32), nullable=True),
     _column("error_message", Text, nullable=True),
+    # What the answer depends on: the request's part, and that of whoever answered it. NULL: the answer is not to be
+    # taken for another job (storage/answer_cache.py).
+    _column("answer_key", String(40), nullable=True),
+    _column("setup_key", String(32), nullable=True),
     UniqueConstraint("batch_id", "line"),
     UniqueConstraint("batch_id", "custom_id"),
     CheckConstraint("priority BETWEEN 0 AND 9", name="priority"),
@@ -171,6 +181,8 @@ jobs = Table(
     _partial_index("ix_jobs_running", "worker_id", "batch_id", where="state = 'running'"),
     _partial_index("ix_jobs_unsuccessful", "batch_id", "state", "line", where="state IN ('failed', 'cancelled')"),
     _partial_index("ix_jobs_completion", "batch_id", "finished_at", "id", where="finished_at IS NOT NULL"),
+    _partial_index("ix_jobs_answers", "answer_key", "setup_key", where=HAS_ANSWER_TO_SHARE),
+    _partial_index("ix_jobs_under_way", "answer_key", "priority", where=IS_UNDER_WAY),
 )
 
 # Nullable columns are NULL where the value is unknown: in a run under way, and in a run that an older version wrote.
@@ -249,6 +261,8 @@ results = Table(
     _column("prompt_logprobs", LargeBinary, nullable=True),
     _json_or_null("scores", dict),
     _column("dropped_prompt_tokens", Integer, nullable=True),
+    # The job whose answer this is, where it was not computed for this one. No foreign key: that job may be purged.
+    _column("from_cache", BigInteger, nullable=True),
     Index("ix_results_created_at", "created_at"),
     # Without this index, each removal of a run would scan all results for references to it.
     Index("ix_results_run_id", "run_id"),
@@ -297,6 +311,8 @@ batch_counters = Table(
     _column("cut_off", BigInteger, server_default=text("0")),
     # Answers that the jobs' own acceptance rules refused.
     _column("refused", BigInteger, server_default=text("0")),
+    # Jobs whose answers were another job's. They add no tokens.
+    _column("from_cache", BigInteger, server_default=text("0")),
     # Earliest claim and latest end among the jobs counted in this row.
     _column("started_at", UTCDateTime, nullable=True),
     _column("finished_at", UTCDateTime, nullable=True),

@@ -33,6 +33,7 @@ _OUTCOMES: Final = (
         func.sum(batch_counters.c.accepted_tokens).label("accepted_tokens"),
         func.sum(batch_counters.c.cut_off).label("cut_off"),
         func.sum(batch_counters.c.refused).label("refused"),
+        func.sum(batch_counters.c.from_cache).label("from_cache"),
         func.min(batch_counters.c.started_at).label("started_at"),
         func.max(batch_counters.c.finished_at).label("finished_at"),
     )
@@ -159,6 +160,7 @@ def _status(
         **{name: sum(int(getattr(row, name)) for row in outcomes) for name in TokenCounts().tokens()},
         cut_off=sum(int(row.cut_off) for row in outcomes),
         refused=sum(int(row.refused) for row in outcomes),
+        from_cache=sum(int(row.from_cache) for row in outcomes),
         started_at=min(started, default=None),
         finished_at=max(finished, default=None) if batch.total is not None and not unfinished else None,
         read_at=now,

@@ -1,7 +1,8 @@
 """status_counters: sums that let status read a few rows instead of counting a million.
 
 Invariant: summed over writers, ``stored`` is the number of the batch's jobs, and each other outcome is the number of
-its jobs in that final state. Tokens are those of succeeded jobs. ``refused`` is the sum of the jobs' ``tries``, and
+its jobs in that final state. Tokens are those of succeeded jobs, without those whose answer came from another job:
+nothing was computed for them, and ``from_cache`` counts them. ``refused`` is the sum of the jobs' ``tries``, and
 stands under ``stored``, as a job in any state may have them. To keep the invariant, code that stores jobs, changes
 their tries, or moves one into or out of a final state calls ``add`` in the same transaction. The connection sums the
 additions and writes them once, right before the commit (``Database`` calls ``flush`` and ``discard``): a hundred jobs
@@ -20,6 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from helix_jobs.storage import result_rows
 from helix_jobs.storage.schema import batch_counters, jobs, results
 from helix_jobs.storage.states import JobState
+from helix_jobs.token_counts import TokenCounts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,11 +47,22 @@ _SUMS: Final = (
     "accepted_tokens",
     "cut_off",
     "refused",
+    "from_cache",
 )
-# The sums that are also columns of results.
-OF_RESULTS: Final = tuple(name for name in _SUMS if name in results.c)
+# The sums of what was computed, which are also columns of results.
+OF_RESULTS: Final = tuple(TokenCounts().tokens())
+# The columns of results that say what an answer adds to a share.
+COUNTED_COLUMNS: Final = (*OF_RESULTS, "choice", "finish_reason", "from_cache")
 _CUT: Final = "length"
-_CUT_OFF: Final = func.coalesce(func.sum(case((results.c.finish_reason == _CUT, 1), else_=0)), 0)
+
+
+def _sum_if(condition: ColumnElement[bool], value: Any) -> ColumnElement[int]:  # noqa: ANN401  (a column or a number)
+    return func.coalesce(func.sum(case((condition, value), else_=0)), 0)
+
+
+_CUT_OFF: Final = _sum_if(results.c.finish_reason == _CUT, 1)
+_WAS_COMPUTED: Final = results.c.from_cache.is_(None)
+_FROM_CACHE: Final = _sum_if(and_(results.c.from_cache.is_not(None), results.c.choice == 0), 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +80,7 @@ class Share:
     accepted_tokens: int = 0
     cut_off: int = 0
     refused: int = 0
+    from_cache: int = 0
     started_at: datetime | None = None
     finished_at: datetime | None = None
 
@@ -81,10 +95,13 @@ def refusals(batch_id: str, writer: str, count: int) -> Share:
 
 def sums_of(answers: Sequence[ResultRow] | Sequence[Row[*tuple[Any, ...]]]) -> dict[str, int]:
     """What the answers of one job, to be stored or read back, add to a share."""
-    sums = dict.fromkeys((*OF_RESULTS, "cut_off"), 0)
+    sums = dict.fromkeys((*OF_RESULTS, "cut_off", "from_cache"), 0)
     for answer in answers:
-        for name in OF_RESULTS:
-            sums[name] += getattr(answer, name)
+        if answer.from_cache is None:
+            for name in OF_RESULTS:
+                sums[name] += getattr(answer, name)
+        else:
+            sums["from_cache"] += answer.choice == 0
         sums["cut_off"] += answer.finish_reason == _CUT
     return sums
 
@@ -184,8 +201,9 @@ def _count(c: Connection, batch_id: str, *, times: bool) -> list[Share]:
             outcome.label("outcome"),
             writer.label("writer"),
             func.count(jobs.c.id.distinct()).label("jobs"),
-            *(func.coalesce(func.sum(results.c[name]), 0).label(name) for name in OF_RESULTS),
+            *(_sum_if(_WAS_COMPUTED, results.c[name]).label(name) for name in OF_RESULTS),
             _CUT_OFF.label("cut_off"),
+            _FROM_CACHE.label("from_cache"),
             *((func.min(jobs.c.claimed_at).label("started_at"),) if times else ()),
             *((func.max(jobs.c.finished_at).label("finished_at"),) if times else ()),
         )

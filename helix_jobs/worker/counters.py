@@ -32,6 +32,7 @@ class WorkerCounters:
         refused_answers: Answers that the jobs' own acceptance rules refused.
         void_messages: Messages whose job needed no work: it had ended, was cancelled or taken by another worker, or
             does not exist. Duplicates and forged ids count here.
+        from_cache: Jobs that were delivered and took a stored answer.
     """
 
     delivered: int = 0
@@ -41,6 +42,7 @@ class WorkerCounters:
     void_messages: int = 0
     postponed: int = 0
     refused_answers: int = 0
+    from_cache: int = 0
 
     @property
     def deliveries(self) -> int:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.protocol import EngineInfo, EngineProtocol
     from helix_jobs.observability.rounds import Rounds
+    from helix_jobs.storage.answer_cache import AnswerSetup
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.records import ClaimedJob
     from helix_jobs.worker.counters import WorkerCounters
@@ -59,6 +60,7 @@ class WorkerService:
         encoder: Encodes stored requests for the engine.
         rounds: Counts the rounds of the engine's thread for the dead man's switch.
         growth: Is shown answers while they grow.
+        setup: Whose stored answers jobs take; None while that is not known, or none may.
     """
 
     def __init__(
@@ -75,12 +77,13 @@ class WorkerService:
         encoder: RequestEncoder | None = None,
         rounds: Rounds | None = None,
         growth: GrowthReader | None = None,
+        setup: Callable[[], AnswerSetup | None] = lambda: None,
     ) -> None:
         self.worker_id = worker_id
         self._database = database
         self._engine = engine
         self._writer = writer
-        self._claims = JobClaims(writer, worker_id)
+        self._claims = JobClaims(writer, worker_id, setup)
         self._encoder = encoder or RequestEncoder(engine)
         self._on_broken = on_broken
         self._grace = grace
@@ -98,7 +101,7 @@ class WorkerService:
         self._postponed = PostponedJobs()
         self._counting = Counting()
         self._judge = AnswerJudge()
-        self._settlement = Settlement(writer, worker_id, self._counting)
+        self._settlement = Settlement(writer, worker_id, self._counting, setup)
         # Orders begin_drain, resume, giving up and stop, which change jobs, gate and timer together.
         self._lock = threading.Lock()
         self._grace_timer: threading.Timer | None = None
@@ -270,23 +273,33 @@ class WorkerService:
                 return True
             try:
                 claim = self._claims.claim(active.job_id, alone=alone)
-                if claim is Refusal.NOTHING_TO_DO:
-                    self._counting.add(void_messages=1)
-                    logger.debug("nothing to do for this message", extra={"job_id": active.job_id})
-                elif claim is Refusal.UNREADABLE:
-                    self._settlement.count(Fail(InvalidRequestError.code, claim.value))
-                elif claim is Refusal.MUST_RUN_ALONE:
+                if claim is Refusal.MUST_RUN_ALONE:
                     logger.info(
                         "a job whose earlier workers or servers were lost waits to run alone",
                         extra={"job_id": active.job_id},
                     )
                     continue
+                if isinstance(claim, Refusal):
+                    self._note(claim, active.job_id)
                 else:
                     self._serve(active, claim)
                 break
             finally:
                 self._gate.leave()
         return True
+
+    def _note(self, refusal: Refusal, job_id: int) -> None:
+        """Count a job that was not claimed."""
+        match refusal:
+            case Refusal.NOTHING_TO_DO:
+                self._counting.add(void_messages=1)
+                logger.debug("nothing to do for this message", extra={"job_id": job_id})
+            case Refusal.UNREADABLE:
+                self._settlement.count(Fail(InvalidRequestError.code, refusal.value))
+            case Refusal.FROM_CACHE:
+                self._counting.add(from_cache=1)
+            case _:
+                logger.debug("%s", refusal.value, extra={"job_id": job_id})
 
     def _put_off(self, job_id: int, seconds: float, why: str) -> None:
         """Leave a job in the queue for a while; afterwards its message is sent again."""

@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.bounds import interactive_slots
 from helix_jobs.broker.publisher import (
@@ -42,6 +42,7 @@ from helix_jobs.storage.process_identity import here
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 from helix_jobs.worker import ending, engine_thread, model_digests, moot_messages
 from helix_jobs.worker import rest as rest_rules
+from helix_jobs.worker.answer_setup import answer_setup
 from helix_jobs.worker.answer_streams import AnswerStreams
 from helix_jobs.worker.audit import read_known_ids
 from helix_jobs.worker.banner import WorkerBanner
@@ -66,10 +67,11 @@ from helix_jobs.worker.watchdog import Watchdog
 from helix_jobs.worker.workplace import LOCK_CHECK_SECONDS, Workplace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from helix_jobs.engine.protocol import EngineProtocol
     from helix_jobs.settings import Settings
+    from helix_jobs.storage.answer_cache import AnswerSetup
     from helix_jobs.worker.metrics import MetricsServer
     from helix_jobs.worker.rest import Rest
 
@@ -172,6 +174,7 @@ class _Worker:
         self._reconciler: Reconciler
         self._workplace = workplace
         self._engine: EngineProtocol
+        self._answer_setup: AnswerSetup | None = None
         self._service: WorkerService
         self._writer: GroupCommitWriter
         self._metrics: MetricsServer | None = None
@@ -204,6 +207,7 @@ class _Worker:
             rounds=self._rounds,
             known_ids=partial(read_known_ids, self._publisher),
             stranded=stranded,
+            setup=lambda: self._answer_setup,
         )
         if self._embedded is None:
             ping(self._publisher.url)
@@ -250,6 +254,7 @@ class _Worker:
             gate=JobGate(self._time_limits.solitude),
             rounds=rounds,
             growth=self._answer_streams(),
+            setup=lambda: self._answer_setup,
         )
         self.ending.bind(self._service, writer)
         self._watchdog = Watchdog(
@@ -278,7 +283,8 @@ class _Worker:
             lambda: self._service.counters.void_messages,
         )
         self._stack.callback(moot.close)
-        digests = ModelDigests(self._settings, setup, heartbeat.describe)
+        self._describe(setup)
+        digests = ModelDigests(self._settings, setup, lambda found: self._describe(found, heartbeat))
         duties = [
             Periodic("model-digests", digests.look, model_digests.LOOK_SECONDS, at_once=True),
             Periodic("moot-messages", moot.look, moot_messages.LOOK_SECONDS),
@@ -362,6 +368,12 @@ class _Worker:
         streams = AnswerStreams(CeleryPublisher(self._publisher.url, self._names))
         self._stack.callback(streams.close)
         return streams
+
+    def _describe(self, setup: Mapping[str, Any], heartbeat: Heartbeat | None = None) -> None:
+        """Note what answers depend on here; in the worker's row, too, once more of it is known."""
+        if heartbeat is not None:
+            heartbeat.describe(setup)
+        self._answer_setup = answer_setup(setup, self._settings.answer_cache)
 
     def _look_for_rest(self) -> None:
         if (rest := self._rest()) is not None:

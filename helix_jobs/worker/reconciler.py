@@ -4,7 +4,8 @@ It has four duties. A pure function (``lost_workers`` and others) decides each, 
 
 1. **Judge.** A worker whose heartbeat value has not changed for 30 s is lost; its leases are reclaimed. Silence is
    measured on this process's monotonic clock, tick by tick (``lost_workers.observe``).
-2. **Publish.** Keep up to a window of messages with the broker, most urgent first.
+2. **Publish.** Keep up to a window of messages with the broker, most urgent first. Jobs whose answer is stored take it
+   instead (``storage/answer_cache.py``).
 3. **Republish** (``lost_messages``). Messages get lost (a broker restarts empty, a client dies between pop and
    record). When the broker has been empty for 30 s and jobs still count as published, their published marks are
    removed. The same happens when a worker is lost: its prefetched messages are stranded, nobody can tell which they
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from helix_jobs.observability.rounds import Rounds
+    from helix_jobs.storage.answer_cache import AnswerSetup
     from helix_jobs.storage.batch_changes import Change
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.process_identity import Here
@@ -81,6 +83,7 @@ class ReconcilerCounters:
     published: int = 0
     requeued: int = 0
     failed: int = 0
+    from_cache: int = 0
     republished: int = 0
     errors: int = 0
 
@@ -103,6 +106,7 @@ class Reconciler:
         rounds: Rounds | None = None,
         known_ids: Callable[[], set[int] | None] = lambda: None,
         stranded: StrandedMessages | None = None,
+        setup: Callable[[], AnswerSetup | None] = lambda: None,
     ) -> None:
         """Prepare.
 
@@ -116,6 +120,7 @@ class Reconciler:
             rounds: Counts the thread's rounds for the dead man's switch.
             known_ids: Which job ids the broker holds, waiting or delivered; None if they cannot be listed.
             stranded: Jobs whose messages this worker could not give back to the broker.
+            setup: Whose stored answers jobs may take; None while that is not known, or none may.
         """
         self.counters = ReconcilerCounters()
         self._database = database
@@ -123,6 +128,7 @@ class Reconciler:
         self._worker_id = worker_id
         self._time_limits = time_limits
         self._window = window
+        self._setup = setup
         self._clock = clock
         self._lost = LostMessages(
             database,
@@ -256,7 +262,8 @@ class Reconciler:
                     logger.info("an interrupted cancel of batch %s goes on: %d jobs", change.batch_id, count)
 
     def _publish(self) -> None:
-        chunks = fill_broker(self._database, self._publisher, self._window, PUBLISH_CHUNK)
-        while not self._periodic.is_stopped and (published := next(chunks, 0)):
-            self.counters.published += published
+        chunks = fill_broker(self._database, self._publisher, self._window, PUBLISH_CHUNK, self._setup())
+        while not self._periodic.is_stopped and (filled := next(chunks, None)):
+            self.counters.published += filled.published
+            self.counters.from_cache += filled.from_cache
             come_round()

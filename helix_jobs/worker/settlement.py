@@ -15,11 +15,12 @@ from helix_jobs.storage.states import JobState
 from helix_jobs.worker.job_endings import Fail, GiveUp, Refuse, Succeed, Unfinished, outcome, refused_by_database
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
     from sqlalchemy import Connection
 
+    from helix_jobs.storage.answer_cache import AnswerSetup
     from helix_jobs.storage.records import ClaimedJob, ResultRow
     from helix_jobs.worker.counters import Counting
     from helix_jobs.worker.engine_thread import Run
@@ -39,10 +40,18 @@ class Settlement:
         writer: The group commit writer.
         worker_id: This worker's row.
         counting: Counts every outcome.
+        setup: What answers depend on here; None while that is not known, or where no other job may have them.
     """
 
-    def __init__(self, writer: Writer, worker_id: str, counting: Counting) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        worker_id: str,
+        counting: Counting,
+        setup: Callable[[], AnswerSetup | None] = lambda: None,
+    ) -> None:
         self._writer = writer
+        self._setup = setup
         self._worker_id = worker_id
         self._counting = counting
 
@@ -74,7 +83,10 @@ class Settlement:
             self._count_fenced(claim)
 
     def _write(self, claim: ClaimedJob, decision: Decision) -> Future[bool]:
-        job, now = FinishedJob(claim.id, claim.lease, self._worker_id), datetime.now(UTC)
+        # The answer to a later try was drawn from another seed than its line asks for.
+        setup = self._setup() if claim.tries == 0 else None
+        job = FinishedJob(claim.id, claim.lease, self._worker_id, None if setup is None else setup.key)
+        now = datetime.now(UTC)
 
         def write(c: Connection) -> bool:
             match decision:

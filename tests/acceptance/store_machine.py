@@ -15,17 +15,18 @@ from sqlalchemy import delete, select
 
 from helix_jobs.storage import batch_changes, claims, pausing, publishing, retries
 from helix_jobs.storage import status_counters as counters
+from helix_jobs.storage.answer_cache import AnswerSetup, leave_to_twin, take_answers
 from helix_jobs.storage.batch_changes import EndedJob
 from helix_jobs.storage.batches import create_batch, delete_batch, insert_jobs, seal_batch
 from helix_jobs.storage.chosen_retries import queue_chosen
 from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.refusals import StoredAnswer, refuse_stored
-from helix_jobs.storage.schema import batches, jobs, workers
+from helix_jobs.storage.schema import batches, jobs, results, workers
 from helix_jobs.storage.states import JobState
 from helix_jobs.storage.workers import heartbeat, register_worker, stop_worker
 from tests.acceptance.compared_store import NAMES, ComparedStore
 from tests.acceptance.made_up_jobs import answers_of, end_claim, new_job
-from tests.acceptance.store_model import Claim, Job
+from tests.acceptance.store_model import Claim, Job, setup_of
 from tests.store_helpers import DIGEST, worker
 
 if TYPE_CHECKING:
@@ -92,7 +93,9 @@ class StoreMachine(ComparedStore):
             for row in c.execute(query):
                 if row.line not in known:
                     new = new_job(row.line)
-                    self.model.adopt(Job(row.id, batch_id, row.line, new.priority, new.max_attempts, now))
+                    job = Job(row.id, batch_id, row.line, new.priority, new.max_attempts, now)
+                    job.answer_key = new.answer_key
+                    self.model.adopt(job)
                     self.job_ids.append(row.id)
         return inserted
 
@@ -146,16 +149,62 @@ class StoreMachine(ComparedStore):
     def deliver_what_waits(self, which: int, name: str, commit: str) -> None:
         self._deliver(_pick(self.model.publishable(), which), name, commit)
 
-    def _deliver(self, job_id: int, name: str, commit: str) -> None:
-        now = self._now()
+    def _deliver(self, job_id: int, name: str, commit: str, *, may_take: bool = False) -> bool:
+        now, setup = self._now(), setup_of(name) if may_take else None
 
         def call(c: Connection) -> tuple[int, int] | None:
-            claimed = claims.claim(c, job_id, worker_id=name, now=now)
+            of = None if setup is None else AnswerSetup(setup, setup, setup)
+            claimed = claims.claim(c, job_id, worker_id=name, now=now, setup=of)
             return None if claimed is None else (claimed.lease, claimed.attempts)
 
-        claimed = self._both(call, lambda: self.model.claim(job_id, name, now), commit)
+        claimed = self._both(call, lambda: self.model.claim(job_id, name, now, setup), commit)
         if claimed is not None:
-            self.claims.append(Claim(job_id, claimed[0], name))
+            self.claims.append(Claim(job_id, claimed[0], name, self.model.jobs[job_id].tries))
+        return claimed is not None
+
+    # -- stored answers
+
+    @precondition(lambda self: self.job_ids)
+    @rule(which=PICKS, name=WORKERS, commit=COMMITS)
+    def deliver_to_one_who_may_take(self, which: int, name: str, commit: str) -> None:
+        """A message for whatever job, to a worker that knows of stored answers and of equal jobs."""
+        job_id = _pick(self.job_ids, which)
+        if not self._deliver(job_id, name, commit, may_take=True) and not self._take_answers({job_id}, name, commit):
+            self._both(
+                lambda c: leave_to_twin(c, job_id),
+                lambda: self.model.leave_to_twin(job_id),
+                "plain" if commit == "unanswered" else commit,
+            )
+
+    @precondition(lambda self: self.job_ids)
+    @rule(which=st.lists(PICKS, min_size=1, max_size=6), name=WORKERS, commit=COMMITS)
+    def take(self, which: list[int], name: str, commit: str) -> None:
+        """Before jobs are published: waiting, running, ended, deleted ones."""
+        self._take_answers({_pick(self.job_ids, number) for number in which}, name, commit)
+
+    def _take_answers(self, ids: set[int], name: str, commit: str) -> set[int]:
+        now, setup = self._now(), setup_of(name)
+        taken: set[int] = set()
+
+        def call(c: Connection) -> set[int]:
+            found = take_answers(c, ids, AnswerSetup(setup, setup, setup), now)
+            taken.update(found)
+            return found
+
+        self._both(call, lambda: self._take(ids, setup, now), commit)
+        return taken
+
+    def _take(self, ids: set[int], setup: str, now: datetime) -> set[int]:
+        """Of several answers that a job may take, the model follows the store's choice."""
+        with self.database.read() as c:
+            query = select(results.c.job_id, results.c.from_cache).where(results.c.job_id.in_(ids))
+            chosen = {row.job_id: row.from_cache for row in c.execute(query)}
+        found = {job_id: self.model.sources(self.model.jobs[job_id], setup) for job_id in ids & self.model.jobs.keys()}
+        found = {job_id: sources for job_id, sources in found.items() if sources}
+        for job_id, sources in found.items():
+            assert chosen.get(job_id) in sources
+            self.model.take(self.model.jobs[job_id], sources[chosen[job_id]], now)
+        return set(found)
 
     @precondition(lambda self: self.claims)
     @rule(which=st.lists(PICKS, min_size=1, max_size=3), end=ENDS, code=CODES, commit=COMMITS)

@@ -38,7 +38,10 @@ class Job:
     claimed_at: datetime | None = None
     finished_at: datetime | None = None
     error_code: str | None = None
+    answer_key: str | None = None
+    setup_key: str | None = None
     answers: Answers = ()
+    from_cache: int | None = None
 
 
 @dataclass
@@ -57,11 +60,22 @@ class WorkerRow:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a worker believes to hold, now or long ago."""
+    """What a worker believes to hold, now or long ago; ``tries`` are those of the job at its claim."""
 
     job_id: int
     lease: int
     worker_id: str
+    tries: int = 0
+
+    @property
+    def setup_key(self) -> str | None:
+        """What its answers depend on, where others may have them."""
+        return None if self.tries else setup_of(self.worker_id)
+
+
+def setup_of(worker_id: str) -> str:
+    """A setup of its own for each worker."""
+    return worker_id.ljust(32, "0")
 
 
 @dataclass
@@ -114,6 +128,20 @@ class StoreModel:
         waiting = [job for job in self.takable() if job.published_at is None]
         return [job.id for job in sorted(waiting, key=lambda job: (-job.priority, job.id))]
 
+    def without_twins(self) -> list[int]:
+        """The same, without jobs whose equal is under way or comes before them."""
+        keys = set()
+        found = []
+        for job in (self.jobs[job_id] for job_id in self.publishable()):
+            key = None if job.tries else job.answer_key
+            if key is None or not (key in keys or self._has_twin(job)):
+                found.append(job.id)
+                keys.add(key)
+        return found
+
+    def any_waits(self) -> bool:
+        return any(job.published_at for job in self.takable()) or bool(self.without_twins())
+
     def mark_published(self, ids: Iterable[int], now: datetime | None) -> int:
         marked = [self.jobs[i] for i in set(ids) if i in self.jobs and self.jobs[i].state == "queued"]
         for job in marked:
@@ -124,14 +152,49 @@ class StoreModel:
         unseen = [j for j in self.jobs.values() if j.state == "queued" and j.published_at and j.published_at < before]
         return self.mark_published([job.id for job in unseen], None)
 
+    # -- stored answers
+
+    def sources(self, job: Job, setup: str) -> dict[int, Job]:
+        """Whose answers the job may take: each by the job that was answered first."""
+        if not self._runnable(job) or job.tries or job.answer_key is None:
+            return {}
+        return {
+            other.from_cache or other.id: other
+            for other in self.jobs.values()
+            if (other.state, other.answer_key, other.setup_key) == ("succeeded", job.answer_key, setup)
+        }
+
+    def take(self, job: Job, source: Job, now: datetime) -> None:
+        job.state, job.lease, job.claimed_at, job.finished_at = "succeeded", job.lease + 1, now, now
+        job.worker_id, job.setup_key, job.answers = source.worker_id, source.setup_key, source.answers
+        job.from_cache = source.from_cache or source.id
+
+    def leave_to_twin(self, job_id: int) -> bool:
+        job = self.jobs.get(job_id)
+        left = job is not None and job.state == "queued" and not job.tries and self._has_twin(job, only_running=True)
+        if job is not None and left:
+            job.published_at = None
+        return left
+
+    def _has_twin(self, job: Job, *, only_running: bool = False) -> bool:
+        """Whether an equal job is under way: with a message that is no less urgent, or running."""
+        return job.answer_key is not None and any(
+            other.state == "running" or (other.state == "queued" and other.published_at and not only_running)
+            for other in self.jobs.values()
+            if other is not job
+            and other.answer_key == job.answer_key
+            and (only_running or other.priority >= job.priority)
+        )
+
     # -- leases
 
-    def claim(self, job_id: int, worker_id: str, now: datetime) -> tuple[int, int] | None:
+    def claim(self, job_id: int, worker_id: str, now: datetime, setup: str | None = None) -> tuple[int, int] | None:
         """Lease and attempts of the claim."""
         job = self.jobs.get(job_id)
         if job is None:
             return None
-        if self._runnable(job):
+        waits = setup and not job.tries and (self.sources(job, setup) or self._has_twin(job, only_running=True))
+        if self._runnable(job) and not waits:
             job.state, job.worker_id, job.claimed_at = "running", worker_id, now
             job.lease, job.attempts = job.lease + 1, job.attempts + 1
         # Held by this very call: either just now, or when it was made the first time and its answer was lost.
@@ -142,6 +205,7 @@ class StoreModel:
         job = self.jobs[claim.job_id]
         if self._holds(claim):
             job.state, job.finished_at, job.error_code, job.answers = state, now, code, answers
+            job.setup_key = claim.setup_key if state == "succeeded" and job.answer_key else None
         return (job.state, job.lease, job.worker_id, job.finished_at) == (state, claim.lease, claim.worker_id, now)
 
     def refuse(self, claim: Claim, now: datetime) -> bool:
@@ -252,7 +316,7 @@ class StoreModel:
             if job.tries >= max_tries:
                 job.state, job.error_code, job.finished_at = "failed", "not_accepted", now
             else:
-                job.answers, job.finished_at = (), None
+                job.answers, job.from_cache, job.finished_at = (), None, None
                 self._requeue(job, now, attempts=0)
         return int(job.tries > 0 and now in (job.queued_at, job.finished_at))
 
@@ -270,7 +334,7 @@ class StoreModel:
             again = [job for job in again if (job.id, job.finished_at) == (only.job_id, only.finished_at)]
         for job in again:
             job.finished_at = job.error_code = None
-            job.answers = ()
+            job.answers, job.from_cache = (), None
             job.tries = 0
             self._requeue(job, now, attempts=0)
         return len(again)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from sqlalchemy import exists, text
+from sqlalchemy import BigInteger, exists, text
 
-from helix_jobs.storage import batch_changes, claims, pausing, publishing, refusals
+from helix_jobs.storage import answer_cache, batch_changes, claims, pausing, publishing, refusals
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.schema import batches, jobs
 from tests.acceptance.store_machine import StoreMachine
@@ -103,6 +103,22 @@ def _pause_remembers_messages(monkeypatch):
     monkeypatch.setattr(pausing, "text", lambda _: text("1 = 0"))
 
 
+def _a_take_keeps_the_lease_and_takes_what_runs(monkeypatch):
+    plain = str(answer_cache._PAIRS["sqlite"]).replace("j.state = 'queued' AND j.tries = 0 AND", "")
+    columns = {"job_id": BigInteger, "source": BigInteger}
+    monkeypatch.setitem(answer_cache._PAIRS, "sqlite", text(plain).columns(**columns))
+
+
+def _answers_of_any_setup_are_taken(monkeypatch):
+    plain = str(answer_cache._PAIRS["sqlite"]).replace("s.setup_key BETWEEN :low AND :high AND", "")
+    columns = {"job_id": BigInteger, "source": BigInteger}
+    monkeypatch.setitem(answer_cache._PAIRS, "sqlite", text(plain).columns(**columns))
+
+
+def _taken_answers_count_as_computed(monkeypatch):
+    monkeypatch.setattr(answer_cache, "_shares", lambda *_: [])
+
+
 FAULTS = [
     _finish_without_fence,
     _release_without_fence,
@@ -117,6 +133,9 @@ FAULTS = [
     _mark_of_what_runs,
     _claim_in_a_pause,
     _pause_remembers_messages,
+    _a_take_keeps_the_lease_and_takes_what_runs,
+    _answers_of_any_setup_are_taken,
+    _taken_answers_count_as_computed,
 ]
 
 
@@ -156,6 +175,18 @@ def short_history(machine):
         lambda: machine.pause(0, resumed=True, commit="unanswered"),
         lambda: machine.deliver_what_waits(0, "w1", "plain"),
         lambda: machine.cancel(0, one_job=False, commit="rolled back"),
+        lambda: machine.end([0], "released", "", "plain"),
+        # Lines 1 and 3 of another batch ask for the same, line 1 of this one, too.
+        lambda: machine.create(None, "plain"),
+        lambda: machine.add_lines(1, 1, 3, sealed=True, commit="plain"),
+        lambda: machine.deliver(2, "w1", "plain"),
+        lambda: machine.deliver_to_one_who_may_take(4, "w1", "unanswered"),
+        lambda: machine.end([0], "succeeded", "", "plain"),
+        lambda: machine.take([4], "w2", "plain"),
+        lambda: machine.deliver(4, "w2", "plain"),
+        lambda: machine.take([4], "w1", "plain"),
+        lambda: machine.end([0], "released", "", "plain"),
+        lambda: machine.take([2, 3, 4], "w1", "unanswered"),
     ):
         step()
         machine.rows_are_as_the_model_says()

@@ -45,7 +45,7 @@ class Interrupted(CeleryPublisher):
 
 
 def fill(database: Database, publisher: CeleryPublisher) -> int:
-    return sum(fill_broker(database, publisher, 1000, 5))
+    return sum(filled.published for filled in fill_broker(database, publisher, 1000, 5))
 
 
 @pytest.fixture

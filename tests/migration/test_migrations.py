@@ -78,7 +78,7 @@ def test_upgrade_builds_exactly_the_tables_of_the_schema(empty_database, request
     assert upgrade(empty_database) == head_revision()
     assert _differences(empty_database) == []
     by_migration = _index_conditions(empty_database)
-    assert len(by_migration) == 5
+    assert len(by_migration) == 7
     downgrade(empty_database, "base")
     with empty_database.write() as c:
         metadata.create_all(c)

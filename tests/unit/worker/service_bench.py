@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
+    from helix_jobs.storage.answer_cache import AnswerSetup
     from helix_jobs.storage.database import Database
 
 WORKER = NewWorker(id="me", hostname="h", pid=1, device="fake", target_model="fake-target", draft_model=None, slots=4)
@@ -67,7 +68,14 @@ class FakeTime:
 class Bench:
     """A service over a database with some jobs. Time at its gate passes when it is told to."""
 
-    def __init__(self, database: Database, *, encode_patience: float = 60.0, **faults: str) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        encode_patience: float = 60.0,
+        setup: AnswerSetup | None = None,
+        **faults: str,
+    ) -> None:
         self.database = database
         self.time = FakeTime()
         self.gate = JobGate(300.0, self.time, self.time.wait)
@@ -84,6 +92,7 @@ class Bench:
             on_broken=self._on_broken,
             gate=self.gate,
             encoder=RequestEncoder(self.engine, patience=encode_patience, pause=min(1.0, encode_patience)),
+            setup=lambda: setup,
         )
         self.heartbeat = Heartbeat(database, WORKER, self.service)
         self.heartbeat.register()
@@ -118,6 +127,10 @@ class Bench:
 
     def run(self, *job_ids: int) -> list[Any]:
         return [self.pool.submit(self.service.run_job, job_id) for job_id in job_ids]
+
+    def run_all(self, *job_ids: int) -> None:
+        """Bring them to their ends."""
+        assert all(future.result(20) for future in self.run(*job_ids))
 
     def wait_running(self, *job_ids: int) -> None:
         wait_until(lambda: all(map(self.service.leases().get, job_ids)), "the jobs do not start")
