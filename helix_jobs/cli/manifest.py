@@ -10,6 +10,7 @@ from helix_jobs.cli.console import clock_time, make_console, show, timestamp
 from helix_jobs.cli.group import HelixCommand, echo_json, helix_options, open_client
 from helix_jobs.plain_text import printable
 from helix_jobs.reports.manifest_words import alike, makers_in_words, options_in_words
+from helix_jobs.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,7 @@ def manifest_json(found: Manifest) -> dict[str, Any]:
         "content_digest": found.content_digest,
         "defaults": found.defaults,
         "metadata": found.metadata,
+        "from_cache": found.from_cache,
         "workers": [
             {
                 "id": maker.worker_id,
@@ -95,6 +97,8 @@ def _asked(found: Manifest) -> Iterator[tuple[str, str]]:
         yield "Source", found.source
     yield "Created", clock_time(found.created_at)
     yield "Jobs", "being submitted" if found.total is None else f"{found.total:,}"
+    if found.from_cache:
+        yield "From cache", f"{counted(found.from_cache, 'answer')} that had been stored"
     if found.content_digest:
         yield "Lines' digest", found.content_digest
     yield from options_in_words(found.defaults, found.metadata)

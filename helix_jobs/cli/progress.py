@@ -83,6 +83,8 @@ def _details(status: BatchStatus, pace: Pace) -> list[str]:
         parts.append(f"{status.cut_off:,} cut off")
     if status.refused:
         parts.append(f"{status.refused:,} tried again")
+    if status.from_cache:
+        parts.append(f"{status.from_cache:,} from the cache")
     if pace.tokens_per_second is not None:
         parts.append(f"{rate(pace.tokens_per_second)} tokens/s")
     if status.acceptance_rate is not None:
@@ -108,6 +110,8 @@ def summary_lines(status: BatchStatus) -> list[str]:
         lines.append(f"{counted(status.cut_off, 'answer')} cut off by max_tokens or the context")
     if status.refused:
         lines.append(refused_answers(status.refused))
+    if status.from_cache:
+        lines.append(f"{counted(status.from_cache, 'answer')} from the cache")
     if status.error_counts:
         lines.append(
             "errors: " + ", ".join(f"{code} {number:,}" for code, number in sorted(status.error_counts.items()))

@@ -80,6 +80,11 @@ def _parse_metadata(ctx: click.Context, parameter: click.Parameter, values: tupl
     help='When an answer counts, for lines that do not say, as in {"not_cut": true}; others are tried again.',
 )
 @schema_option
+@click.option(
+    "--cache/--no-cache",
+    default=None,
+    help="Take stored answers of equal lines, or none; default: for greedy lines and lines with a seed of their own.",
+)
 @like_option
 @brake_options
 @table_options
@@ -96,6 +101,7 @@ def submit(
     table: TableAsk | None,
     response_format: dict[str, Any] | None,
     accept: AcceptanceRule | None,
+    cache: bool | None,
     like: str | None,
     brakes: Brakes | None,
     wait: bool,
@@ -126,6 +132,7 @@ def submit(
         "idempotency_key": idempotency_key,
         "metadata": metadata or None,
         "accept": accept,
+        "cache": cache,
         "table": table,
         "brakes": brakes,
         "skip_invalid": skip_invalid,

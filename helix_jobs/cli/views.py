@@ -59,6 +59,7 @@ def batch_json(status: BatchStatus, forecast: Mapping[str, Any] | None = None) -
         "accepted_tokens": status.accepted_tokens,
         "cut_off": status.cut_off,
         "refused": status.refused,
+        "from_cache": status.from_cache,
         "acceptance_rate": status.acceptance_rate,
         "tokens_per_second": status.tokens_per_second,
         "forecast": forecast,
@@ -159,6 +160,8 @@ def _notes(status: BatchStatus) -> Iterator[tuple[str, str]]:
         yield "Cut off", f"{counted(status.cut_off, 'answer')} by max_tokens or the context"
     if status.refused:
         yield "Tried again", refused_answers(status.refused)
+    if status.from_cache:
+        yield "From cache", f"{counted(status.from_cache, 'answer')} that had been stored"
 
 
 def _job_counts(status: BatchStatus) -> Text:

@@ -158,6 +158,8 @@ def _outcomes(facts: BatchFacts) -> list[tuple[str, str]]:
     if status.refused:
         refused = sum(jobs for tries, jobs in figures.tries.items() if tries)
         rows.append(("Tried again", f"{refused_answers(status.refused)}, of {counted(refused, 'job')}"))
+    if status.from_cache:
+        rows.append(("Jobs whose answer came from the cache", f"{status.from_cache:,}"))
     if status.cached_prompt_tokens:
         part = status.cached_prompt_tokens / max(1, status.prompt_tokens)
         rows.append(("Prompt tokens shared with other jobs", f"{status.cached_prompt_tokens:,} ({percent(part)})"))

@@ -51,6 +51,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "device": "string",
     "dtype": "string",
     "worker_id": "string",
+    "from_cache": "int64",
     "queued_at": "timestamp",
     "finished_at": "timestamp",
     "metadata": "string",

@@ -46,7 +46,10 @@ _COLUMN: Final[dict[str, ColumnElement[Any]]] = {
 
 @dataclass(slots=True)
 class TokenSums:
-    """Sums over answers."""
+    """Sums over answers; tokens are those that were computed for them.
+
+    An answer from the cache counts as an answer alone.
+    """
 
     answers: int = 0
     prompt_tokens: int = 0
@@ -191,9 +194,14 @@ _REPEATED: Final = (
 _SUMS: Final = tuple(TokenSums.__dataclass_fields__)[1:]
 
 
+def _computed(tokens: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Tokens of an answer that was computed for its job; 0 of one from the cache."""
+    return case((results.c.from_cache.is_(None), tokens), else_=0)
+
+
 _OVER_TIME: Final = {
     dialect: select(place.label("key0"), func.count().label("answers"))
-    .add_columns(*(func.coalesce(func.sum(results.c[name]), 0).label(name) for name in _SUMS))
+    .add_columns(*(func.coalesce(func.sum(_computed(results.c[name])), 0).label(name) for name in _SUMS))
     .join_from(jobs, results, results.c.job_id == jobs.c.id)
     .where(*_WITH_ANSWERS)
     .group_by(text("key0"))

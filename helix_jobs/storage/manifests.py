@@ -64,7 +64,8 @@ class Manifest:
         content_digest: SHA-256 over the accepted lines with their seeds; None until all are stored.
         defaults: What held for lines that did not say otherwise.
         metadata: What its submitter noted.
-        makers: The workers, whoever ended most jobs first.
+        makers: The workers that computed its answers, whoever ended most jobs first.
+        from_cache: Jobs whose answer had been stored, for another one.
     """
 
     batch_id: str
@@ -76,6 +77,7 @@ class Manifest:
     defaults: Mapping[str, Any]
     metadata: Mapping[str, Any]
     makers: tuple[Maker, ...]
+    from_cache: int = 0
 
     @property
     def table(self) -> Mapping[str, Any] | None:
@@ -95,6 +97,8 @@ def read_manifest(c: Connection, batch_id: str) -> Manifest:
     if not rows:
         raise NotFoundError(f"there is no batch {batch_id!r}; `helix list` shows the batches")
     row = rows[0]
+    ended = _ended_by(c, batch_id)
+    taken = select(func.coalesce(func.sum(batch_counters.c.from_cache), 0)).where(batch_counters.c.batch_id == batch_id)
     return Manifest(
         batch_id=row.id,
         name=row.name,
@@ -104,7 +108,8 @@ def read_manifest(c: Connection, batch_id: str) -> Manifest:
         content_digest=row.content_digest,
         defaults=row.defaults,
         metadata=row.metadata,
-        makers=_makers(c, _ended_by(c, batch_id)),
+        makers=_makers(c, ended),
+        from_cache=int(c.execute(taken).scalar_one()),
     )
 
 

@@ -145,6 +145,7 @@ def _origin(result: JobResult) -> dict[str, str | None]:
         "Draft": result.draft_model,
         "Device": result.device and f"{result.device}, {result.dtype}",
         "Worker": result.worker_id,
+        "From cache": None if result.from_cache is None else f"the answer of job {result.from_cache}",
         "Priority": str(result.priority) if result.priority else None,
         "Taken by workers": counted(result.attempts, "time") if result.attempts > 1 else None,
         "Tried again": refused_answers(result.tries) if result.tries else None,

@@ -206,6 +206,8 @@ def _facts(batch: BatchNow) -> tuple[tuple[str, str], ...]:
         facts.append(("Cut off", f"{counted(status.cut_off, 'answer')}, by max_tokens or the context"))
     if status.refused:
         facts.append(("Tried again", refused_answers(status.refused)))
+    if status.from_cache:
+        facts.append(("From cache", f"{counted(status.from_cache, 'answer')} that had been stored"))
     if status.elapsed_seconds is not None:
         facts.append(("Time", duration(status.elapsed_seconds) + ("" if status.done else " so far")))
     return tuple(facts)

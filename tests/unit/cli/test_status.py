@@ -19,7 +19,7 @@ BATCH_KEYS = {
     *("id", "name", "source", "state", "created_at", "started_at", "finished_at", "cancelled_at", "total", "counts"),
     *("paused_at", "paused_why", "brakes", "forecast"),
     *("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "draft_tokens", "accepted_tokens"),
-    *("acceptance_rate", "tokens_per_second", "errors", "cut_off", "refused"),
+    *("acceptance_rate", "tokens_per_second", "errors", "cut_off", "refused", "from_cache"),
 }
 
 

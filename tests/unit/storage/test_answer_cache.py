@@ -113,7 +113,9 @@ def test_an_answer_from_the_cache_adds_no_tokens_and_its_maker_stands_in_the_man
         assert counters_agree(c, again)
         recount(c, again)
         assert counters_agree(c, again)
-        (maker,) = read_manifest(c, again).makers
+        manifest = read_manifest(c, again)
+    (maker,) = manifest.makers
+    assert manifest.from_cache == 1
     assert (maker.worker_id, maker.jobs) == ("w1", 1)
     assert status(database, again).from_cache == 1
 
