@@ -62,6 +62,20 @@ REFUSALS = {
     ),
 }
 
+# What a worker passes whose jobs take stored answers.
+STORED_ANSWERS = {
+    "taking": Boundary(
+        "stored answers are taken, not committed",
+        "helix_jobs.storage.answer_cache",
+        "take_answers",
+        after=True,
+        inside=True,
+    ),
+    "taken": Boundary(
+        "stored answers are committed, the rest is not published", "helix_jobs.broker.fill", "_take_answers", after=True
+    ),
+}
+
 # What a submission alone passes.
 SUBMISSION = {
     "inserting": Boundary("a chunk of lines is written, not committed", _BATCHES, "insert_jobs", after=True),
@@ -89,7 +103,7 @@ def install(name: str, passing: int, *, freeze: bool = False, late: float = 0.0)
 
     With ``late`` it dies so many seconds after that, wherever it is then.
     """
-    boundary = (BOUNDARIES | REFUSALS | SUBMISSION | PURGE)[name]
+    boundary = (BOUNDARIES | REFUSALS | STORED_ANSWERS | SUBMISSION | PURGE)[name]
     module, _, attribute = boundary.owner.partition(":")
     owner: Any = importlib.import_module(module)
     if attribute:

@@ -156,12 +156,15 @@ class Installation(Box):
                 start_new_session=True,
             )
 
-    def accept(self, count: int, words: int = 6, **fields: Any) -> Accepted:
-        """Submit a batch of prompts that all differ, every third of which asks for three answers."""
+    def accept(self, count: int, words: int = 6, *, cache: bool | None = False, **fields: Any) -> Accepted:
+        """Submit a batch of prompts that all differ, every third of which asks for three answers.
+
+        Each batch has the same ones, and is to be computed unless ``cache`` says otherwise.
+        """
         prompts = tuple(" ".join(f"p{i}-{n}" for n in range(words)) for i in range(count))
         with self.client() as client:
             lines = [{**line_of(prompt, number), **fields} for number, prompt in enumerate(prompts)]
-            return Accepted(client.submit(lines).batch_id, prompts)
+            return Accepted(client.submit(lines, cache=cache).batch_id, prompts)
 
     def start_doomed(self, plan: Plan, **environment: str) -> WorkerProcess:
         """Start a worker that may die as soon as it takes jobs; wait until it is ready or has."""

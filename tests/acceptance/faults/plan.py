@@ -173,6 +173,7 @@ def _remove_solitude() -> None:
     from helix_jobs.storage import claims
 
     claims._CLAIM_UNLESS_LAST = claims._CLAIM  # type: ignore[misc]
+    claims._CLAIM_TO_ANSWER_UNLESS_LAST = claims._CLAIM_TO_ANSWER  # type: ignore[misc]
 
 
 def _remove_reconciler() -> None:
