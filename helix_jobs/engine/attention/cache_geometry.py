@@ -125,7 +125,7 @@ class CacheGeometry:
 
     @property
     def shapes(self) -> tuple[CacheShape, ...]:
-        """The shapes of its layers, each once, whoever keeps the keys."""
+        """The shapes of its layers, each once. A layer that reads another's keys has that layer's shape."""
         return tuple(dict.fromkeys(replace(shape, source=None) for shape in self.layers))
 
     @property

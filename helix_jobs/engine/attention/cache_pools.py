@@ -38,14 +38,17 @@ class PoolSettings:
 
 @dataclass(frozen=True, slots=True)
 class CachePools:
-    """Keys and values of every layer. All lists have an entry for each layer, unless there are no scales.
+    """Keys and values of every layer.
+
+    Each list but the last has an entry for each layer. Those of scales are empty where the pools are in the model's
+    dtype.
 
     Attributes:
         keys: ``[num_blocks * stride, block_size * width]``, the gather view of a layer's keys.
         values: The same of its values; the keys again where values are columns of them.
-        key_scales: ``[num_blocks * stride, block_size]`` float32; none where the pools are in the model's dtype.
+        key_scales: ``[num_blocks * stride, block_size]`` float32.
         value_scales: The same of the values.
-        block_rows: Which rows of these a block has.
+        block_rows: Which rows of these views a block has.
         owners: The layer in whose name each layer's rows were made; layers of one owner share them.
         tensors: All that was allocated.
     """

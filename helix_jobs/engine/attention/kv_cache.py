@@ -110,7 +110,7 @@ class PagedKVCache:
             self._write_rows(self.values[layer].view(-1, shape.value_width), rows, values)
 
     def clear(self, blocks: Sequence[int]) -> None:
-        """Set blocks back to zero: what they hold must not reach their next owner, not even with a weight of zero."""
+        """Set blocks back to zero. A NaN that they hold would reach their next owner even with a weight of zero."""
         for start in range(0, len(blocks), _CLEAR_CHUNK):
             self._clear(blocks[start : start + _CLEAR_CHUNK])
 

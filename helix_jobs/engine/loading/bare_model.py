@@ -39,7 +39,7 @@ class BareModel:
         _compute_frequencies(self.base, config)
 
     def needs(self, weight: str) -> bool:
-        """Whether it is a weight of the model: not one that is computed, only drafts, or is there already."""
+        """Whether the model takes this weight: no buffer that it computes, no part that only drafts, no tied head."""
         return weight in self._needed
 
     def module(self, weight: str) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The weights of a model that was opened, read onto the CPU; and which of its files' heads counts."""
+"""The weights of an opened model, read onto the CPU. A stored output head that contradicts config.json is refused."""
 
 from __future__ import annotations
 

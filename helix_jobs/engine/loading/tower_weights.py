@@ -1,6 +1,7 @@
-"""The language model of a checkpoint whose experts are stored with rows and columns exchanged, read tensor by tensor.
+"""The language model of a checkpoint that may store its experts with rows and columns exchanged, read tensor by tensor.
 
-transformers exchanges them when it loads the whole model (Qwen3-VL with experts), and not for the language model alone.
+transformers puts them upright when it loads the whole model (Qwen3-VL with experts). When it loads the language model
+alone it does not, so this module does.
 """
 
 from __future__ import annotations
