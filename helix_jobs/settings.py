@@ -27,6 +27,7 @@ from helix_jobs.setting import (
     declared,
     settings_of,
 )
+from helix_jobs.yield_when import checked_yield_when
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -239,6 +240,16 @@ class Settings(NotifySettings):
             "When a worker works, such as 22:00-07:00; outside these hours it holds no models. Default: always.",
             "--hours",
             "HOURS",
+        ),
+    )
+    yield_when: str | None = field(
+        default=None,
+        metadata=declared(
+            Text(checked_yield_when),
+            "Signs that somebody else uses the machine, such as load>50%, memory>20% or process:NAME; then a worker "
+            "yields. Default: none.",
+            "--yield-when",
+            "SIGNS",
         ),
     )
     lock_dir: Path | None = field(

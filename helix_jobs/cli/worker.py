@@ -53,6 +53,7 @@ class _WorkerCommand(HelixCommand):
     "shutdown_grace",
     "job_timeout",
     "hours",
+    "yield_when",
 )
 @click.option("--allow-shared-device", is_flag=True, help="Run although another worker of this host holds the device.")
 @setting_options("metrics_port", "metrics_host", "log_format")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from helix_jobs.opening_hours import OpeningHours
+    from helix_jobs.worker.others import Others
     from helix_jobs.worker.rest_note import RestNote
 
 logger = logging.getLogger(__name__)
@@ -53,10 +54,12 @@ class RestRules:
         hours: When the worker works; None for always.
         device: Its device's name in torch.
         directory: Where the device locks lie.
+        others: Says whether somebody else uses the machine or the device; None where nobody asks.
     """
 
-    def __init__(self, hours: OpeningHours | None, device: str, directory: Path) -> None:
+    def __init__(self, hours: OpeningHours | None, device: str, directory: Path, others: Others | None = None) -> None:
         self._hours = hours
+        self._others = others
         self._device = device
         self._directory = directory
         self._notes: dict[Wish, RestNote | None] = {}
@@ -65,10 +68,14 @@ class RestRules:
     def rest(self, now: datetime | None = None) -> Rest | None:
         """The rest of this moment; None if the worker may work. One that frees the device goes before a pause."""
         now = now or datetime.now(UTC)
+        # Asked in any case, so that it is known how long somebody has been there, or gone.
+        sign = None if self._others is None else self._others.sign()
         if (note := self._note(Wish.YIELD, now)) is not None:
             return Rest("somebody else has the device (helix yield)", note.until, note.at_once)
         if self._hours is not None and not self._hours.is_open(now):
             return Rest("outside its hours (HELIX_HOURS)", self._hours.next_change(now))
+        if sign is not None:
+            return Rest(f"{sign} (HELIX_YIELD_WHEN)", None)
         if (note := self._note(Wish.PAUSE, now)) is not None:
             return Rest("paused (helix pause --worker)", note.until, note.at_once, keeps_models=True)
         return None

@@ -16,13 +16,17 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.loading.open_engine import release_memory
+from helix_jobs.errors import ConfigurationError
 from helix_jobs.opening_hours import OpeningHours
 from helix_jobs.worker.device_lock import lock_directory
+from helix_jobs.worker.machine_use import MachineUse
+from helix_jobs.worker.others import Others
 from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.rest import LOOK_SECONDS, RestRules
 from helix_jobs.worker.shutdown import EXIT_OK
 from helix_jobs.worker.stop_requests import StopRequests, install_signals
 from helix_jobs.worker.workplace import LOCK_CHECK_SECONDS, Workplace
+from helix_jobs.yield_when import YieldWhen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +89,18 @@ def work_in_shifts(
 
 def _rules(settings: Settings, device: str) -> RestRules:
     hours = None if settings.hours is None else OpeningHours.parse(settings.hours)
-    return RestRules(hours, device, lock_directory(settings.lock_dir))
+    return RestRules(hours, device, lock_directory(settings.lock_dir), _others(settings, device))
+
+
+def _others(settings: Settings, device: str) -> Others | None:
+    if settings.yield_when is None:
+        return None
+    when, use = YieldWhen.parse(settings.yield_when), MachineUse(settings)
+    if when.memory is not None and use.memory() is None:
+        raise ConfigurationError(
+            f"HELIX_YIELD_WHEN has memory, and {device} does not tell how much of it others hold; use load or process"
+        )
+    return Others(when, use)
 
 
 def _sleep(

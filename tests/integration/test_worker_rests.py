@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -14,7 +17,7 @@ import psutil
 import pytest
 
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
-from helix_jobs.worker import workplace
+from helix_jobs.worker import others, workplace
 from helix_jobs.worker.device_lock import is_held, lock_directory
 from helix_jobs.worker.rest_note import RestNote, Wish, remove_rest_note, write_rest_note
 from helix_jobs.worker.shifts import work_in_shifts
@@ -85,6 +88,40 @@ def test_a_rest_ends_by_itself(embedded_box: Box) -> None:
     embedded_box.wait_states(batch, succeeded=5)
     worker.send(signal.SIGINT)
     assert worker.wait() == 0, worker.log
+
+
+def test_a_worker_yields_by_itself_to_a_program_and_comes_back(
+    embedded_box: Box, tmp_path: Path, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / f"hx{os.getpid()}game"
+    program.symlink_to(shutil.which("sleep") or "sleep")
+    for name, seconds in (("COME_SECONDS", 0.0), ("GONE_SECONDS", 0.0), ("LOOK_SECONDS", 0.2)):
+        monkeypatch.setattr(others, name, seconds)
+    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
+    monkeypatch.setenv("HELIX_FAKE_STEP_SECONDS", "0.05")
+    settings = replace(embedded_box.settings, yield_when=f"process:{program.name.upper()}", shutdown_grace=30.0)
+    batch = embedded_box.submit(*prompts(300, words=24))
+    lines: list[str] = []
+    requests = StopRequests()
+    arguments = {"time_limits": DEFAULT_TIME_LIMITS, "on_progress": lines.append, "stop": requests}
+    thread = threading.Thread(target=work_in_shifts, args=(settings,), kwargs={**arguments, "handle_signals": False})
+    thread.start()
+    try:
+        wait_until(lambda: embedded_box.states(batch).get("succeeded", 0) > 3, "nothing runs")
+        with subprocess.Popen([program, "3600"]) as game:
+            try:
+                wait_until(lambda: any("runs (HELIX_YIELD_WHEN)" in line for line in lines), lambda: str(lines))
+                states = embedded_box.states(batch)
+                assert set(states) == {"succeeded", "queued"}
+                assert all(row.attempts == (row.state == "succeeded") for row in embedded_box.rows(batch))
+                assert not is_held(lock_directory(settings.lock_dir), None)
+            finally:
+                game.kill()
+        wait_until(lambda: embedded_box.states(batch)["succeeded"] > states["succeeded"], "it does not come back")
+    finally:
+        requests.request_stop()
+        thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_outside_its_hours_a_worker_waits_and_takes_nothing(embedded_box: Box) -> None:

@@ -50,9 +50,11 @@ FOUNDATIONS = {
         "opening_hours",
         "redis_url",
         "setting",
+        "yield_when",
     },
     "time_limits": {"errors"},
     "wording": set(),
+    "yield_when": {"errors"},
     "helix_jobs": {"_version", "client", "values"},  # the public names, imported when they are first used
     "__main__": {"cli"},
 }

@@ -127,6 +127,26 @@ def total_memory(device: torch.device) -> int | None:
     return None if adapter is None else adapter.memory_bytes
 
 
+def memory_share_of_others(device: torch.device) -> float | None:
+    """Return the share of the device's memory that other processes hold; None if it is unknown (DirectML, MPS).
+
+    What the driver itself keeps for this process counts as others': it does not tell.
+    """
+    if device.type == "cpu":
+        memory = psutil.virtual_memory()
+        own = psutil.Process().memory_info().rss
+        return max(0, int(memory.total) - int(memory.available) - own) / int(memory.total)
+    if device.type not in ("cuda", "xpu"):
+        return None
+    backend: Any = torch.cuda if device.type == "cuda" else torch.xpu
+    try:
+        free, total = backend.mem_get_info(device)
+    except (RuntimeError, AttributeError):  # some ROCm stacks, and torch.xpu of old releases
+        logger.debug("%s does not say how much memory is free", device, exc_info=True)
+        return None
+    return max(0, int(total) - int(free) - int(backend.memory_reserved(device))) / int(total)
+
+
 def driver_version(device: torch.device) -> str:
     """Return a text that identifies the driver; empty for the CPU, and if the driver is unknown."""
     if device.type == "cuda":

@@ -57,6 +57,16 @@ def device_name(settings: Settings) -> str:
     return str(get_device(settings.device))
 
 
+def memory_of_others(settings: Settings) -> float | None:
+    """The share of the device's memory that other processes hold; None if there is no device that tells."""
+    if settings.engine != "helix":
+        return None
+    from helix_jobs.engine.devices.devices import memory_share_of_others
+    from helix_jobs.engine.loading.model_loader import get_device
+
+    return memory_share_of_others(get_device(settings.device))
+
+
 def release_memory(settings: Settings) -> None:
     """Give the memory of an engine that nothing refers to any more back to its device, and to the system."""
     if settings.engine == "helix":

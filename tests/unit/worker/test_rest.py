@@ -178,3 +178,26 @@ def test_a_pause_keeps_the_models_unless_somebody_wants_the_device(tmp_path: Pat
     assert RestRules(None, "cpu", tmp_path).rest(NOON) is None, "another device's"
     assert remove_rest_note(tmp_path, Wish.PAUSE)
     assert rules.rest(MIDNIGHT) is None
+
+
+def test_a_worker_yields_to_others_and_a_pause_waits_behind_them(tmp_path: Path) -> None:
+    class Someone:
+        here: str | None = "Blender runs"
+        asked = 0
+
+        def sign(self) -> str | None:
+            self.asked += 1
+            return self.here
+
+    others = Someone()
+    rules = RestRules(NIGHT, "cpu", tmp_path, others)  # type: ignore[arg-type]
+    write_rest_note(tmp_path, Wish.PAUSE, RestNote())
+    rest = rules.rest(MIDNIGHT)
+    assert rest is not None
+    assert (rest.in_words, rest.keeps_models) == ("Blender runs (HELIX_YIELD_WHEN)", False)
+    assert rules.rest(NOON) is not None
+    assert others.asked == 2, "also while something else decides"
+    others.here = None
+    rest = rules.rest(MIDNIGHT)
+    assert rest is not None
+    assert rest.keeps_models

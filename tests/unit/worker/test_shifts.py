@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from helix_jobs.errors import ConfigurationError
 from helix_jobs.settings import Settings
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
 from helix_jobs.worker import process, shifts
@@ -51,3 +52,16 @@ def test_a_signal_between_two_workers_ends_the_process_in_order(
     assert shifts.work_in_shifts(settings, time_limits=DEFAULT_TIME_LIMITS) == 0
     assert len(began) == 1
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_sign_that_the_device_does_not_tell_is_refused_at_the_start(tmp_path: Path) -> None:
+    settings = Settings.from_environment(
+        {
+            "HELIX_HOME": str(tmp_path / "home"),
+            "HELIX_LOCK_DIR": str(tmp_path / "locks"),
+            "HELIX_ENGINE": "fake",
+            "HELIX_YIELD_WHEN": "load>50%, memory>20%",
+        }
+    )
+    with pytest.raises(ConfigurationError, match="fake does not tell how much of it others hold; use load or process"):
+        shifts.work_in_shifts(settings, time_limits=DEFAULT_TIME_LIMITS)

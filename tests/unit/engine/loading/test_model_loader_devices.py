@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helix_jobs.engine.devices import devices
-from helix_jobs.engine.devices.devices import free_memory
+from helix_jobs.engine.devices.devices import free_memory, memory_share_of_others
 from helix_jobs.engine.loading.model_loader import cleanup_memory, describe_device, get_device, resolve_dtype
 from helix_jobs.errors import ConfigurationError
 
@@ -196,3 +196,35 @@ def test_cleanup_collects_what_only_refers_to_itself(device: torch.device) -> No
         assert gone() is None
     finally:
         gc.enable()
+
+
+class Card:
+    """torch.cuda as far as memory is concerned: 10,000 bytes, of which 2,000 are free."""
+
+    memory_reserved = staticmethod(lambda _: 3000)
+    mem_get_info = staticmethod(lambda _: (2000, 10_000))
+
+
+def test_what_others_hold_of_a_card_is_neither_free_nor_this_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "cuda", Card)
+    assert memory_share_of_others(torch.device("cuda", 0)) == 0.5
+    monkeypatch.setattr(Card, "memory_reserved", staticmethod(lambda _: 9000))
+    assert memory_share_of_others(torch.device("cuda", 0)) == 0.0
+
+
+def test_a_device_that_does_not_tell_what_is_free_says_nothing_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: torch.device) -> None:
+        raise RuntimeError("not supported")
+
+    monkeypatch.setattr(torch, "xpu", types.SimpleNamespace(mem_get_info=fail))
+    assert memory_share_of_others(torch.device("xpu", 0)) is None
+    assert memory_share_of_others(DIRECTML) is None
+    assert memory_share_of_others(torch.device("mps")) is None
+
+
+def test_on_a_cpu_the_machine_s_memory_counts_without_this_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = types.SimpleNamespace(total=1_000_000_000_000, available=400_000_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    share = memory_share_of_others(CPU)
+    assert share is not None
+    assert 0.5 < share < 0.6
