@@ -30,11 +30,7 @@ from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.engine.text.final_result import final_result
 from helix_jobs.engine.text.final_text import apply_stop_strings
 from helix_jobs.engine.text.partial_text import UnfinishedOutput, unfinished_outputs
-from helix_jobs.errors import (
-    EngineBrokenError,
-    EngineError,
-    RequestError,
-)
+from helix_jobs.errors import EngineBrokenError, EngineError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -76,7 +72,7 @@ class Engine:
     ) -> None:
         context = min(models.max_context, config.max_model_len or models.max_context)
         self._device = models.device
-        self._meter = find_energy_meter(models.device)
+        self.energy = find_energy_meter(models.device)
         vocab_size = models.vocab_size
         self._codec = TextCodec(models.tokenizer, vocab_size, models.prompts, context - 1)
         ends = models.eos_token_ids | models.turn_end_ids
@@ -92,9 +88,8 @@ class Engine:
             adapters=frozenset(one.name for one in models.adapters),
         )
         runners = Runners.allocate(models, config, cache)
-        with explaining_shortage(
-            models.device, "the cost of steps was measured", "lower HELIX_KV_CACHE_MB or HELIX_MAX_BATCH_SIZE"
-        ):
+        remedy = "lower HELIX_KV_CACHE_MB or HELIX_MAX_BATCH_SIZE"
+        with explaining_shortage(models.device, "the cost of steps was measured", remedy):
             self._speculator = Speculator.build(
                 runners.target,
                 runners.draft,
@@ -189,9 +184,9 @@ class Engine:
         alone again.
 
         Raises:
-            EngineBrokenError: The device is at fault: it no longer computes, or several requests in a row fail alone
-                and no step passes. The requests stay unfinished.
-            OSError: The machine is exhausted (see ``exhaustion``). The requests stay unfinished.
+            EngineBrokenError: The device no longer computes, or several requests in a row fail alone while no step
+                passes. As after the other error, the requests stay unfinished.
+            OSError: The machine is exhausted (see ``exhaustion``).
         """
         if self._fault is not None:
             fault, self._fault = self._fault, None
@@ -240,10 +235,6 @@ class Engine:
             preemptions=self._scheduler.preemptions,
             depth_reasons=self._speculator.reasons,
         )
-
-    def energy_joules(self) -> float | None:
-        """What the device has taken since the engine was built; None where nobody counts."""
-        return None if self._meter is None else self._meter.joules()
 
     def cost_profile(self) -> CostProfile | None:
         """What steps cost at present; None with a fixed depth, which does not depend on it."""

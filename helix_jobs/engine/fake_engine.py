@@ -97,14 +97,15 @@ class FakeEngine:
         depth: Tokens "drafted" for each request and step; all of them that still fit are accepted.
         max_model_len: Prompt plus output tokens at most.
         faults: Texts that make requests misbehave.
-        executions: A file that gets a line with the request's id whenever a request begins to run. All processes of a
-            test write to one file, which thus shows how often a job was executed.
+        executions: A file, for all processes, that gets a line with a request's id whenever it begins to run.
         sleep: How a step passes its time; tests replace it.
         adapters: Names that requests may choose; each answers like the engine without it, and is named in results.
 
     Attributes:
         outage: See ``EngineInfo``; set from outside.
     """
+
+    energy = None
 
     def __init__(
         self,
@@ -285,9 +286,6 @@ class FakeEngine:
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""
         return self._counters
-
-    def energy_joules(self) -> None:
-        """No device computes."""
 
     def close(self) -> None:
         """Let a stalled step continue."""

@@ -114,8 +114,19 @@ class EngineCounters(TokenCounts):
         return replace(self, **spent, depth_reasons=reasons)
 
 
+class EnergyMeter(Protocol):
+    """Counts the joules of a device."""
+
+    def joules(self) -> float | None:
+        """Joules since some moment that stays the same; None where the device does not tell at present."""
+
+
 class EngineProtocol(Protocol):
     """An engine driven by one thread; only ``encode`` may be called from other threads."""
+
+    @property
+    def energy(self) -> EnergyMeter | None:
+        """Counts what the device takes; None where nobody does."""
 
     @property
     def info(self) -> EngineInfo:
@@ -148,9 +159,6 @@ class EngineProtocol(Protocol):
 
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""
-
-    def energy_joules(self) -> float | None:
-        """What the device has taken since some moment that stays the same; None where nobody counts."""
 
     def close(self) -> None:
         """Free the models and the caches."""

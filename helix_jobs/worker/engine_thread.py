@@ -6,8 +6,8 @@ import logging
 import queue
 import threading
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.errors import (
@@ -20,15 +20,15 @@ from helix_jobs.errors import (
     without_text,
 )
 from helix_jobs.exhaustion import explain_exhaustion, is_exhaustion, is_shortage
-from helix_jobs.forecast.step_costs import StepCosts
 from helix_jobs.observability.rounds import Rounds
+from helix_jobs.worker.engine_run import Generated, RequestFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from helix_jobs.engine.partial_output import PartialOutput
     from helix_jobs.engine.protocol import EngineCounters, EngineProtocol
-    from helix_jobs.engine.request import EncodedRequest, GenerationResult
+    from helix_jobs.engine.request import EncodedRequest
+    from helix_jobs.worker.engine_run import GrowthReader, Run, RunRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -45,60 +45,6 @@ LOOP: Final = "engine"
 # A step counts at most this many seconds towards a job's deadline, so that a suspended device, process or machine
 # expires no job. Trade-off: where every step takes longer than this, deadlines come late.
 LONGEST_COUNTED_STEP: Final = 10.0
-
-
-@dataclass(slots=True)
-class Run:
-    """One batched speculative run under way: a stretch in which the engine is busy, cut at a minute.
-
-    Attributes:
-        counters: The engine's totals when it began.
-        began: Monotonic time.
-        joules: What its device had taken by then; None where nobody counts.
-        costs: What its steps took.
-        row_id: Its row's id; None until the row is written, and for good if that failed.
-    """
-
-    counters: EngineCounters
-    began: float
-    joules: float | None = None
-    row_id: int | None = None
-    costs: StepCosts = field(default_factory=StepCosts)
-
-
-class RunRecorder(Protocol):
-    """Records runs; called by the engine thread alone and never waits."""
-
-    def begin(self, counters: EngineCounters) -> Run:
-        """A run begins with these totals."""
-
-    def end(self, run: Run, counters: EngineCounters, *, jobs_finished: int, idle_seconds: float) -> None:
-        """A run has ended, ``idle_seconds`` ago."""
-
-
-class GrowthReader(Protocol):
-    """Is shown answers while they grow; called by the engine thread alone and never waits."""
-
-    def take(self, partials: Iterable[PartialOutput]) -> None:
-        """These answers have grown."""
-
-    def forget(self, request_id: str) -> None:
-        """A request with a ``stream`` has ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """The engine has ended a request in this run."""
-
-    result: GenerationResult
-    run: Run
-
-
-@dataclass(frozen=True, slots=True)
-class RequestFailed:
-    """The engine could not serve a request."""
-
-    error: RequestError
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.errors import EngineError, ErrorCode
 from helix_jobs.storage.records import ResultRow
-from helix_jobs.worker.engine_thread import Generated, RequestFailed
+from helix_jobs.worker.engine_run import Generated, RequestFailed
 
 if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineInfo
     from helix_jobs.engine.request import GenerationResult
-    from helix_jobs.worker.engine_thread import Run
+    from helix_jobs.worker.engine_run import Run
 
 
 _SERVER_LOST: Final = (

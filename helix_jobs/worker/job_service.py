@@ -20,7 +20,8 @@ from helix_jobs.worker.active_jobs import ActiveJob, ActiveJobs, NotTaken
 from helix_jobs.worker.answer_judge import AnswerJudge
 from helix_jobs.worker.counters import Counting
 from helix_jobs.worker.engine_outage import EngineOutage, Wait
-from helix_jobs.worker.engine_thread import EngineThread, RequestFailed
+from helix_jobs.worker.engine_run import RequestFailed
+from helix_jobs.worker.engine_thread import EngineThread
 from helix_jobs.worker.gate import Entry, JobGate
 from helix_jobs.worker.job_claims import JobClaims, Refusal
 from helix_jobs.worker.job_endings import Fail, Unfinished, Withdrawn, decide
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.records import ClaimedJob
     from helix_jobs.worker.counters import WorkerCounters
-    from helix_jobs.worker.engine_thread import GrowthReader
+    from helix_jobs.worker.engine_run import GrowthReader
     from helix_jobs.worker.job_endings import Ending
     from helix_jobs.worker.runs import Writer
 
@@ -89,7 +90,7 @@ class WorkerService:
         self._grace = grace
         self._engine_thread = EngineThread(
             engine,
-            DatabaseRunRecorder(writer, worker_id, engine.energy_joules),
+            DatabaseRunRecorder(writer, worker_id, engine.energy),
             on_broken,
             job_timeout=job_timeout,
             rounds=rounds,

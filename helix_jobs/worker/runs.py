@@ -13,14 +13,14 @@ from helix_jobs.errors import HelixError
 from helix_jobs.storage import workers
 from helix_jobs.storage.records import RunTotals
 from helix_jobs.wording import counted
-from helix_jobs.worker.engine_thread import Run
+from helix_jobs.worker.engine_run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from sqlalchemy import Connection
 
-    from helix_jobs.engine.protocol import EngineCounters
+    from helix_jobs.engine.protocol import EnergyMeter, EngineCounters
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +58,13 @@ class DatabaseRunRecorder:
     Args:
         writer: The group commit writer.
         worker_id: Whose runs these are.
-        joules: What the device has taken so far; None where nobody counts.
+        energy: Counts what the device takes; None where nobody does.
     """
 
-    def __init__(self, writer: Writer, worker_id: str, joules: Callable[[], float | None]) -> None:
+    def __init__(self, writer: Writer, worker_id: str, energy: EnergyMeter | None = None) -> None:
         self._writer = writer
         self._worker_id = worker_id
-        self._joules = joules
+        self._energy = energy
 
     def begin(self, counters: EngineCounters) -> Run:
         """Open a run. Results written later find its id in ``row_id``, as the writer keeps the order."""
@@ -102,6 +102,9 @@ class DatabaseRunRecorder:
 
         self._submit(update)
         log_run(run.row_id, totals, seconds)
+
+    def _joules(self) -> float | None:
+        return None if self._energy is None else self._energy.joules()
 
     def _submit(self, function: Callable[[Connection], None]) -> Future[None]:
         try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from helix_jobs.storage.answer_cache import AnswerSetup
     from helix_jobs.storage.records import ClaimedJob, ResultRow
     from helix_jobs.worker.counters import Counting
-    from helix_jobs.worker.engine_thread import Run
+    from helix_jobs.worker.engine_run import Run
     from helix_jobs.worker.job_endings import Decision
     from helix_jobs.worker.runs import Writer
 

@@ -13,25 +13,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+
 _POWERCAP: Final = Path("/sys/class/powercap")
 _PCI: Final = Path("/sys/bus/pci/devices")
 _NVML: Final = "libnvidia-ml.so.1"
 _MICRO: Final = 1e-6
 _MILLI: Final = 1e-3
-
-
-class EnergyMeter(Protocol):
-    """Counts the joules of a device."""
-
-    def joules(self) -> float | None:
-        """Joules since some moment that stays the same; None where the device does not tell at present."""
 
 
 class SysfsMeter:
@@ -81,9 +75,12 @@ class NvmlMeter:
         return None if failed else found.value * _MILLI
 
 
-def find_energy_meter(device: torch.device) -> EnergyMeter | None:
+Meter = SysfsMeter | NvmlMeter
+
+
+def find_energy_meter(device: torch.device) -> Meter | None:
     """The meter of a device; None where nobody counts, or this process may not read it."""
-    meter: EnergyMeter | None = None
+    meter: Meter | None = None
     if device.type == "cpu":
         meter = processor_meter()
     elif device.type == "cuda":
@@ -96,7 +93,7 @@ def find_energy_meter(device: torch.device) -> EnergyMeter | None:
     return meter if meter is not None and meter.joules() is not None else None
 
 
-def processor_meter() -> EnergyMeter | None:
+def processor_meter() -> Meter | None:
     """The meter of this machine's processors."""
     counters = []
     for zone in sorted(_POWERCAP.glob("intel-rapl:*")):  # AMD's packages have this name, too
@@ -107,13 +104,13 @@ def processor_meter() -> EnergyMeter | None:
     return SysfsMeter(counters) if counters else None
 
 
-def card_meter(pci: str) -> EnergyMeter | None:
+def card_meter(pci: str) -> Meter | None:
     """The meter of the card at an address of the bus, such as ``0000:03:00.0``."""
     found = sorted((_PCI / pci / "hwmon").glob("hwmon*/energy1_input"))
     return SysfsMeter([(found[0], 0)]) if found else None
 
 
-def nvidia_meter(uuid: str) -> EnergyMeter | None:
+def nvidia_meter(uuid: str) -> Meter | None:
     """The meter of an NVIDIA GPU, by the name that NVML has for it."""
     try:
         library = ctypes.CDLL(_NVML)

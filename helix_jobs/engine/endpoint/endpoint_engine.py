@@ -67,6 +67,8 @@ class EndpointEngine:
         place: The server's address, for people.
     """
 
+    energy = None
+
     def __init__(self, connection: Connection, text: ServedText, *, max_batch_size: int, place: str) -> None:
         self._connection = connection
         self._text = text
@@ -190,9 +192,6 @@ class EndpointEngine:
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""
         return self._counters
-
-    def energy_joules(self) -> None:
-        """The server's device does not tell."""
 
     def close(self) -> None:
         """Close the connections and end the processes that encode. Safe to repeat."""

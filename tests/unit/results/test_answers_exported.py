@@ -18,7 +18,7 @@ from helix_jobs.new_job import NewJob
 from helix_jobs.results.openai import openai_line
 from helix_jobs.storage.records import JobResult
 from helix_jobs.storage.states import JobState
-from helix_jobs.worker.engine_thread import Generated, Run
+from helix_jobs.worker.engine_run import Generated, Run
 from helix_jobs.worker.job_endings import Succeed, decide
 from tests.unit.engine.tiny_models import ALPHABET, reference_logits, tiny_engine, tiny_model
 from tests.unit.intake.request_lines import read_one

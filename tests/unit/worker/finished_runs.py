@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.engine.request import FinishReason, GenerationResult
-from helix_jobs.worker.engine_thread import Run
+from helix_jobs.worker.engine_run import Run
 
 RESULT = GenerationResult(
     request_id="1.1",

@@ -19,7 +19,7 @@ from helix_jobs.storage.schema import results
 from helix_jobs.worker import answer_judge
 from helix_jobs.worker.acceptance import RETRY_TEMPERATURE, after_judging, judged, request_of_try, seed_of_try
 from helix_jobs.worker.answer_judge import AnswerJudge
-from helix_jobs.worker.engine_thread import Generated
+from helix_jobs.worker.engine_run import Generated
 from helix_jobs.worker.job_endings import GiveUp, Refuse, Succeed, decide
 from tests.unit.worker.finished_runs import RESULT, RUN
 

@@ -13,7 +13,8 @@ from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import EngineBrokenError, ExhaustedError, InvalidRequestError
 from helix_jobs.observability.rounds import Rounds
-from helix_jobs.worker.engine_thread import LOOP, EngineThread, Generated, RequestFailed, Run
+from helix_jobs.worker.engine_run import Generated, RequestFailed, Run
+from helix_jobs.worker.engine_thread import LOOP, EngineThread
 from tests.worker_box import wait_until
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from helix_jobs.engine.request import FinishReason, GenerationResult
 from helix_jobs.errors import EngineError, PromptTooLongError
 from helix_jobs.storage.records import ResultRow
 from helix_jobs.token_logprobs import TokenLogprobs, TokenText
-from helix_jobs.worker.engine_thread import Generated, RequestFailed
+from helix_jobs.worker.engine_run import Generated, RequestFailed
 from helix_jobs.worker.job_endings import Fail, Succeed, Unfinished, Withdrawn, decide
 from tests.unit.worker.finished_runs import RESULT, RUN
 

@@ -137,11 +137,21 @@ def test_a_run_that_begins_and_ends_after_the_writer_was_closed_is_logged_alone(
     caplog.set_level(logging.INFO, logger="helix_jobs")
     writer = GroupCommitWriter(sqlite_database)
     assert writer.close(20)
-    recorder = DatabaseRunRecorder(writer, "me", lambda: None)
+    recorder = DatabaseRunRecorder(writer, "me")
     run = recorder.begin(EngineCounters())
     recorder.end(run, EngineCounters(steps=1), jobs_finished=0, idle_seconds=0.0)
     assert run.row_id is None
     assert [record.getMessage()[:7] for record in caplog.records] == ["a run c", "run of "]
+
+
+class Told:
+    """A meter that tells this, one after the other."""
+
+    def __init__(self, joules: list[float | None]) -> None:
+        self._joules = iter(joules)
+
+    def joules(self) -> float | None:
+        return next(self._joules)
 
 
 @pytest.mark.parametrize(("told", "spent"), [([100.0, 350.5], 250.5), ([None, 10.0], None), ([10.0, None], None)])
@@ -151,8 +161,7 @@ def test_a_run_has_what_the_device_took_meanwhile(
     writer = GroupCommitWriter(database)
     with database.write() as c:
         register_worker(c, worker("me"), now())
-    answers = iter(told)
-    recorder = DatabaseRunRecorder(writer, "me", lambda: next(answers, None))
+    recorder = DatabaseRunRecorder(writer, "me", Told(told))
     run = recorder.begin(EngineCounters())
     recorder.end(run, EngineCounters(steps=1), jobs_finished=0, idle_seconds=0.0)
     assert writer.close(20)
