@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import HelixError
@@ -23,15 +24,18 @@ _STOP_SECONDS: Final = 30.0
 def start_process(stack: ExitStack, settings: Settings, command: str, ready: str, directory: Path) -> tuple[int, str]:
     """Start a process that ends with the stack; returns its number, and the line that says that it is ready.
 
+    It is measured, so it rests neither outside the user's hours nor for others.
+
     Raises:
         HelixError: It does not become ready.
     """
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HELIX_", "CELERY_"))}
+    restless = replace(settings, hours=None, yield_when=None)
     log = directory / f"{command}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603  (our own modules, no shell)
             python_command("-m", "helix_jobs", command),
-            env={**clean, **import_path(), **settings.to_environment(), "COLUMNS": "500"},
+            env={**clean, **import_path(), **restless.to_environment(), "COLUMNS": "500"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -87,7 +87,7 @@ def test_the_broker_leaves_the_worker_s_processor_alone(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(serving, "ProcessorShare", Share)
     monkeypatch.setattr(serving, "EmbeddedBroker", Broker)
-    monkeypatch.setattr(serving, "_start", start)
+    monkeypatch.setattr(serving, "start_process", start)
     plan = LoadPlan(turns=1, seconds=1.0, max_tokens=8, is_apart=True)
     bench = ServingBench(
         Settings.from_environment({}),
