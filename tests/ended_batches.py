@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import bindparam, text, update
 
 from helix_jobs.storage import status_counters as counters
-from helix_jobs.storage.schema import UTCDateTime, batches
+from helix_jobs.storage.schema import batches
+from helix_jobs.storage.utc_datetime import UTCDateTime
 from tests.store_helpers import now, stored_batch
 
 if TYPE_CHECKING:

@@ -142,6 +142,7 @@ class _Follower:
         self._clock = clock
         self._meter = PaceMeter()
         self._outlook = OutlookTeller(client, clock)
+        self._told_slipping = False
         self._worker_doing: str | None = None
         self._printed_at: float | None = None
         self._printed: str | None = None
@@ -178,11 +179,20 @@ class _Follower:
         if self._worker is not None:
             return self._worker_doing
         try:
-            return worker_notice(
+            notice = worker_notice(
                 status, list(self._client.live_workers()), self._client.time_limits.lease, self._client.settings
             )
         except DatabaseUnreachableError:
             return None  # the next poll outlasts the outage or ends the command
+        return notice or self._slipping(status)
+
+    def _slipping(self, status: BatchStatus) -> str | None:
+        """That the deadline will probably be missed: always on a terminal, once in a pipe."""
+        sentence = self._outlook.slipping(status)
+        if sentence is None or (self._told_slipping and not is_interactive(self._console)):
+            return None
+        self._told_slipping = True
+        return sentence
 
     def _print(self, status: BatchStatus) -> None:
         """Print a line at the first update, then every ten seconds if the line has changed, else every thirty."""

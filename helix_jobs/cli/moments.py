@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.cli.console import timestamp
 from helix_jobs.forecast.clock import end_of_work, working_seconds
 from helix_jobs.opening_hours import OpeningHours
+from helix_jobs.outlook.deadline import MISSED, remedies
 from helix_jobs.wording import percent
 
 if TYPE_CHECKING:
     from helix_jobs.forecast.forecast import Forecast
     from helix_jobs.outlook.batch_outlook import BatchOutlook
     from helix_jobs.settings import Settings
+    from helix_jobs.storage.records import BatchStatus
 
 _NEAR_CERTAIN: Final = 0.99
 
@@ -57,17 +60,42 @@ def forecast_json(found: Forecast, now: datetime, hours: OpeningHours | None) ->
     }
 
 
-def outlook_words(outlook: BatchOutlook | None, settings: Settings) -> str | None:
+def outlook_words(outlook: BatchOutlook | None, status: BatchStatus, settings: Settings) -> str | None:
     """When a stored batch is done; None where nothing is known. Workers rest outside of HELIX_HOURS."""
-    return None if outlook is None else done_words(outlook.forecast, datetime.now(UTC), hours_of(settings))
+    if outlook is None:
+        return None
+    now, hours = datetime.now(UTC), hours_of(settings)
+    words = done_words(outlook.forecast, now, hours)
+    if status.deadline is None:
+        return words
+    likely = probability_words(probability_by(outlook.forecast, now, status.deadline, hours))
+    return f"{words}; by {moment_words(status.deadline, now)} {likely} likely"
 
 
-def outlook_json(outlook: BatchOutlook | None, settings: Settings) -> dict[str, Any] | None:
+def slipping_words(outlook: BatchOutlook | None, status: BatchStatus, settings: Settings) -> str | None:
+    """A sentence about a deadline that will probably be missed, and what would help; None while it is kept."""
+    if outlook is None or status.deadline is None:
+        return None
+    now, hours = datetime.now(UTC), hours_of(settings)
+    seconds = working_seconds(now, status.deadline, hours)
+    if outlook.forecast.probability_within(seconds) >= MISSED:
+        return None
+    helps = remedies(outlook, seconds, is_int8=outlook.is_int8).in_words
+    return f"The deadline {moment_words(status.deadline, now)} will probably be missed. What would keep it: {helps}."
+
+
+def outlook_json(outlook: BatchOutlook | None, status: BatchStatus, settings: Settings) -> dict[str, Any] | None:
     """The same for programs."""
     if outlook is None:
         return None
-    told = forecast_json(outlook.forecast, datetime.now(UTC), hours_of(settings))
-    return {**told, "jobs_in_front": outlook.in_front}
+    now, hours = datetime.now(UTC), hours_of(settings)
+    told = {**forecast_json(outlook.forecast, now, hours), "jobs_in_front": outlook.in_front}
+    if status.deadline is None:
+        return {**told, "by_deadline": None, "would_help": None}
+    seconds = working_seconds(now, status.deadline, hours)
+    probability = outlook.forecast.probability_within(seconds)
+    helps = None if probability >= MISSED else asdict(remedies(outlook, seconds, is_int8=outlook.is_int8))
+    return {**told, "by_deadline": round(probability, 3), "would_help": helps}
 
 
 def hours_of(settings: Settings) -> OpeningHours | None:

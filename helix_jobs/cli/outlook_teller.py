@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.cli.moments import outlook_json, outlook_words
+from helix_jobs.cli.moments import outlook_json, outlook_words, slipping_words
 from helix_jobs.errors import HelixError
 
 if TYPE_CHECKING:
@@ -35,11 +35,15 @@ class OutlookTeller:
 
     def words(self, status: BatchStatus) -> str | None:
         """``done about 06:40 (06:10 to 07:20)``; None where nothing is known."""
-        return outlook_words(self._latest(status), self._client.settings)
+        return outlook_words(self._latest(status), status, self._client.settings)
+
+    def slipping(self, status: BatchStatus) -> str | None:
+        """A sentence about a deadline that will probably be missed; None while it will probably be kept."""
+        return slipping_words(self._latest(status), status, self._client.settings)
 
     def json(self, status: BatchStatus) -> dict[str, Any] | None:
         """The same for programs."""
-        return outlook_json(self._latest(status), self._client.settings)
+        return outlook_json(self._latest(status), status, self._client.settings)
 
     def _latest(self, status: BatchStatus) -> BatchOutlook | None:
         now = self._clock()

@@ -38,7 +38,7 @@ def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) 
         raise click.UsageError("--jobs needs a BATCH.")
     from helix_jobs.cli.console import make_console, show
     from helix_jobs.cli.follow import worker_notice
-    from helix_jobs.cli.moments import outlook_json, outlook_words
+    from helix_jobs.cli.moments import outlook_json, outlook_words, slipping_words
     from helix_jobs.cli.resting import wish_json, wishes
     from helix_jobs.cli.views import batch_json, batch_view, batches_view, job_json, worker_json
 
@@ -49,13 +49,14 @@ def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) 
             outlook = client.outlook(batch)
             if as_json:
                 listed = {"jobs": [job_json(job) for job in client.jobs(batch, *_UNANSWERED)]} if jobs else {}
-                echo_json({**batch_json(found, outlook_json(outlook, settings)), **listed})
+                echo_json({**batch_json(found, outlook_json(outlook, found, settings)), **listed})
             else:
                 console = make_console()
-                show(console, batch_view(found, outlook_words(outlook, settings)))
+                show(console, batch_view(found, outlook_words(outlook, found, settings)))
                 notice = worker_notice(found, workers, client.time_limits.lease, settings)
-                if notice:
-                    console.print(notice, style="yellow", soft_wrap=True)
+                for sentence in (notice, slipping_words(outlook, found, settings)):
+                    if sentence:
+                        console.print(sentence, style="yellow", soft_wrap=True)
                 if jobs:
                     console.print()
                     _list_jobs(console, found, client.jobs(batch, *_UNANSWERED))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -15,6 +16,7 @@ from helix_jobs.cli.follow import follow_for_person, print_summary, worker_notic
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, fail, helix_options, open_client
 from helix_jobs.cli.like_option import like_option, options_like, other_models
 from helix_jobs.cli.local_run import run_locally
+from helix_jobs.cli.outlook_teller import OutlookTeller
 from helix_jobs.cli.progress import all_succeeded
 from helix_jobs.cli.sampling_options import sampling_options, truncation_option
 from helix_jobs.cli.schema_option import schema_option
@@ -23,6 +25,7 @@ from helix_jobs.cli.table_options import InputPath, table_options
 from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json
 from helix_jobs.client.alike import alike
 from helix_jobs.errors import InvalidInputError, UnreachableError
+from helix_jobs.forecast.clock import read_moment
 from helix_jobs.plain_text import printable
 from helix_jobs.wording import counted, percent
 
@@ -86,6 +89,11 @@ def _parse_metadata(ctx: click.Context, parameter: click.Parameter, values: tupl
     help="Take stored answers of equal lines, or none; default: for greedy lines and lines with a seed of their own.",
 )
 @like_option
+@click.option(
+    "--deadline",
+    metavar="TIME",
+    help="Make the batch more urgent in time to be done by TIME: 07:00, or 2026-12-01T07:00.",
+)
 @brake_options
 @table_options
 @sampling_options
@@ -104,6 +112,7 @@ def submit(
     cache: bool | None,
     like: str | None,
     brakes: Brakes | None,
+    deadline: str | None,
     wait: bool,
     local: bool,
     name: str | None,
@@ -135,6 +144,7 @@ def submit(
         "cache": cache,
         "table": table,
         "brakes": brakes,
+        "deadline": None if deadline is None else read_moment(deadline, datetime.now(UTC), option="--deadline"),
         "skip_invalid": skip_invalid,
         "rejects": (rejects or _place_for_bad_lines(file)) if skip_invalid else None,
     }
@@ -282,7 +292,8 @@ def _hint(client: HelixClient, submission: Submission, console: Console, like: M
         status, workers = client.status(submission.batch_id), list(client.live_workers())
         notice = worker_notice(status, workers, client.time_limits.lease, client.settings)
         differs = None if like is None else other_models(client, like)
-        for sentence in (notice, differs):
+        slips = None if status.deadline is None else OutlookTeller(client).slipping(status)
+        for sentence in (notice, differs, slips):
             if sentence:
                 console.print(printable(sentence), soft_wrap=True, style="yellow")
 

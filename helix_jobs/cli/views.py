@@ -62,6 +62,7 @@ def batch_json(status: BatchStatus, forecast: Mapping[str, Any] | None = None) -
         "from_cache": status.from_cache,
         "acceptance_rate": status.acceptance_rate,
         "tokens_per_second": status.tokens_per_second,
+        "deadline": timestamp(status.deadline),
         "forecast": forecast,
         "errors": {str(code): number for code, number in sorted(status.error_counts.items())},
     }
@@ -152,6 +153,9 @@ def _notes(status: BatchStatus) -> Iterator[tuple[str, str]]:
     """What is not so with every batch."""
     if status.paused_at is not None and status.state is BatchState.PAUSED:
         yield "Paused", f"{clock_time(status.paused_at)}{f': {status.paused_why}' if status.paused_why else ''}"
+    if status.deadline is not None:
+        late = status.finished_at is not None and status.finished_at > status.deadline
+        yield "Deadline", f"{clock_time(status.deadline)}{', missed' if late else ''}"
     if status.brakes and not status.done:
         yield "Brakes", in_words(status.brakes)
     for code, number in sorted(status.error_counts.items()):

@@ -14,7 +14,7 @@ from helix_jobs.storage.states import JobState
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-    from datetime import timedelta
+    from datetime import datetime, timedelta
 
     from helix_jobs.acceptance.rule import AcceptanceRule
     from helix_jobs.brakes import Brakes
@@ -64,6 +64,7 @@ class HelixClient(BatchControl):
         cache: bool | None = None,
         like: str | Manifest | None = None,
         brakes: Brakes | None = None,
+        deadline: datetime | None = None,
         skip_invalid: bool = False,
         rejects: str | os.PathLike[str] | BinaryIO | None = None,
         on_invalid: Callable[[BadLine], None] | None = None,
@@ -94,6 +95,8 @@ class HelixClient(BatchControl):
             like: Another batch, by its id or its manifest: of the things above that are about lines, those not given
                 here are as they were for it.
             brakes: When the batch is to pause by itself. A batch that an idempotency key names keeps its own.
+            deadline: When the batch is to be done; without a time zone, by this machine's clock. Workers make its jobs
+                more urgent in time, below requests that a person waits for.
             skip_invalid: Enqueue the good lines although there are bad ones.
             rejects: A path or binary stream that receives the bytes of bad lines. A path's file is made only if there
                 are bad lines, and replaced whole.
@@ -107,9 +110,9 @@ class HelixClient(BatchControl):
             ConfigurationError: ``template`` and ``table`` are both given, or the table needs a library that is not
                 installed.
             InvalidInputError: There are bad lines; the error carries the first 10,000.
-            InputError: There is no such file, or it holds no lines, or asks for more answers than
-                HELIX_MAX_JOBS_PER_BATCH; or the bad lines cannot be written; or the rule or ``response_format`` is
-                wrong.
+            InputError: The deadline lies in the past; there is no such file, or it holds no lines, or asks for more
+                answers than HELIX_MAX_JOBS_PER_BATCH; or the bad lines cannot be written; or the rule or
+                ``response_format`` is wrong.
             IdempotencyConflictError: The key names a batch with different content.
             NotFoundError: There is no batch ``like``.
             BrokerUnreachableError: HELIX_REDIS_URL is set but does not answer; nothing was stored.
@@ -142,6 +145,7 @@ class HelixClient(BatchControl):
             idempotency_key=idempotency_key,
             metadata=metadata,
             brakes=brakes,
+            deadline=deadline,
             skip_invalid=skip_invalid,
             rejects=rejects,
             on_invalid=on_invalid,

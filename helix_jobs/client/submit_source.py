@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from helix_jobs.client.batch_labels import checked_key, storable_metadata, storable_text
 from helix_jobs.client.handover import reach_broker
 from helix_jobs.client.submission import SubmitProgress, Tally, submit_lines
-from helix_jobs.errors import ConfigurationError
+from helix_jobs.errors import ConfigurationError, InputError
 from helix_jobs.intake.limits import Limits
 from helix_jobs.intake.lines import LineReader
 from helix_jobs.intake.sources import RejectsFile, open_source
@@ -51,6 +51,7 @@ def submit_source(
     table: TableAsk | None = None,
     on_reading: Callable[[str], None] | None = None,
     brakes: Brakes | None = None,
+    deadline: datetime | None = None,
 ) -> Submission:
     """Submit a source, see ``HelixClient.submit``.
 
@@ -71,8 +72,12 @@ def submit_source(
         table: What is asked of the source as a table; None for lines.
         on_reading: As there.
         brakes: As there.
+        deadline: As there.
     """
     limits, now = Limits.of(settings), datetime.now(UTC)
+    until = None if deadline is None else deadline.astimezone(UTC)
+    if until is not None and until <= now:
+        raise InputError(f"the deadline {until:%Y-%m-%d %H:%M} UTC lies in the past; give a later one, or none")
     with ExitStack() as stack:
         lines = stack.enter_context(open_input(source, table, on_reading))
         sink = stack.enter_context(RejectsFile(rejects, source)) if rejects is not None else None
@@ -87,6 +92,7 @@ def submit_source(
             defaults=defaults.to_dict(),
             metadata=storable_metadata(metadata),
             idempotency_key=checked_key(idempotency_key),
+            deadline=until,
             brakes=None if brakes is None else brakes.to_dict() or None,
         )
         reader = LineReader(

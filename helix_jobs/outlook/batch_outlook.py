@@ -64,11 +64,17 @@ class BatchOutlook:
         forecast: Seconds of work until its last job ends, from when it was made.
         work: What was simulated.
         in_front: Jobs of other batches that run first.
+        lengths: How long answers become.
+        rate: How fast the workers are together.
+        is_int8: The workers' weights have 8 bits, or they have none.
     """
 
     forecast: Forecast
     work: Work
     in_front: int
+    lengths: LengthModel
+    rate: RateModel
+    is_int8: bool
 
 
 def batch_outlook(
@@ -126,7 +132,12 @@ def _outlook(
         return None
     found = forecast(work, lengths, rate, most=_DRAWS)
     again = 1 + status.refused / max(status.finished, 1)
-    return BatchOutlook(found.scaled(again), work, in_front)
+    return BatchOutlook(found.scaled(again), work, in_front, lengths, rate, _is_int8(workers))
+
+
+def _is_int8(workers: Iterable[Worker]) -> bool:
+    setups = [worker.setup or {} for worker in workers]
+    return all(one.get("engine") != "helix" or str(one.get("dtype", "")).startswith("int8") for one in setups)
 
 
 def _rate(c: Connection, ended: Iterable[Glimpse], workers: Sequence[Worker], at_once: int) -> RateModel | None:

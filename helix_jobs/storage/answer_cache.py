@@ -23,8 +23,9 @@ from sqlalchemy import BigInteger, String, bindparam, text
 
 from helix_jobs.storage import result_rows
 from helix_jobs.storage import status_counters as counters
-from helix_jobs.storage.schema import HAS_ANSWER_TO_SHARE, IS_UNDER_WAY, UTCDateTime, results
+from helix_jobs.storage.schema import HAS_ANSWER_TO_SHARE, IS_UNDER_WAY, results
 from helix_jobs.storage.states import JobState
+from helix_jobs.storage.utc_datetime import UTCDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BindParameter, ColumnElement, Double, Integer, bindparam, case, cast, extract, func, select, text
 
 from helix_jobs.storage.readable import fetch_all
-from helix_jobs.storage.schema import UTCDateTime, jobs, results
+from helix_jobs.storage.schema import jobs, results
 from helix_jobs.storage.states import JobState
+from helix_jobs.storage.utc_datetime import UTCDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -86,6 +86,7 @@ def create_batch(c: Connection, batch: NewBatch) -> StoredBatch:
             "idempotency_key": batch.idempotency_key,
             "interactive": batch.interactive,
             "brakes": batch.brakes,
+            "deadline": batch.deadline,
         },
     ).first()
     if inserted is not None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import bindparam, text
 
 from helix_jobs.errors import ErrorCode
-from helix_jobs.storage.schema import UTCDateTime
 from helix_jobs.storage.states import FINAL_STATES, JobState
+from helix_jobs.storage.utc_datetime import UTCDateTime
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -15,8 +15,9 @@ from helix_jobs.storage.answer_cache import TWIN_UNDER_WAY
 from helix_jobs.storage.readable import unreadable_reason
 from helix_jobs.storage.records import PublishableJob
 from helix_jobs.storage.retries import AT_LAST_ATTEMPT
-from helix_jobs.storage.schema import TAKES_JOBS, UTCDateTime, batch_counters, batches, jobs
+from helix_jobs.storage.schema import TAKES_JOBS, batch_counters, batches, jobs
 from helix_jobs.storage.states import JobState
+from helix_jobs.storage.utc_datetime import UTCDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -15,8 +15,9 @@ from sqlalchemy import Integer, String, and_, bindparam, case, delete, func, not
 
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.readable import fetch_all
-from helix_jobs.storage.schema import BATCH_IS_THERE, UTCDateTime, batch_counters, batches, jobs, results, runs, workers
+from helix_jobs.storage.schema import BATCH_IS_THERE, batch_counters, batches, jobs, results, runs, workers
 from helix_jobs.storage.states import JobState
+from helix_jobs.storage.utc_datetime import UTCDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,8 +9,9 @@ from sqlalchemy import func, select, text
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.process_identity import ProcessIdentity
 from helix_jobs.storage.records import LeaseHolder, QueueFigures
-from helix_jobs.storage.schema import UTCDateTime, batch_counters, batches, jobs, workers
+from helix_jobs.storage.schema import batch_counters, batches, jobs, workers
 from helix_jobs.storage.states import OUTCOMES
+from helix_jobs.storage.utc_datetime import UTCDateTime
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

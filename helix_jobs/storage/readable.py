@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.errors import UnreadableRowError
 from helix_jobs.storage.faults import unreachable_reason
-from helix_jobs.storage.schema import UTCDateTime
+from helix_jobs.storage.utc_datetime import UTCDateTime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -21,6 +21,7 @@ class NewBatch:
     Attributes:
         interactive: It is one request of a person who waits for its answer.
         brakes: When it is to pause by itself, as it is stored.
+        deadline: When it is to be done.
     """
 
     id: str
@@ -32,6 +33,7 @@ class NewBatch:
     idempotency_key: str | None = None
     interactive: bool = False
     brakes: Mapping[str, Any] | None = None
+    deadline: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,11 +191,7 @@ class Worker(NewWorker):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTotals(TokenCounts):
-    """The totals of one run, written when it closes.
-
-    Attributes:
-        step_costs: What its steps took, as ``forecast/step_costs.py`` writes it.
-    """
+    """The totals of one run, written when it closes; ``forecast/step_costs.py`` writes its ``step_costs``."""
 
     steps: int = 0
     jobs_finished: int = 0
@@ -236,6 +234,8 @@ class BatchStatus(TokenCounts):
         paused_at: When somebody or a brake paused it; None while its jobs may begin.
         paused_why: Why a brake paused it.
         brakes: Its brakes, as they are stored.
+        deadline: When it is to be done.
+        deadline_told_at: When a worker said that it will probably be later; None if none has.
         from_cache: Succeeded jobs whose answer was one that was stored already.
     """
 
@@ -256,6 +256,8 @@ class BatchStatus(TokenCounts):
     paused_at: datetime | None = None
     paused_why: str | None = None
     brakes: Mapping[str, Any] | None = None
+    deadline: datetime | None = None
+    deadline_told_at: datetime | None = None
     from_cache: int = 0
 
     @property

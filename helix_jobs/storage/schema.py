@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sqlalchemy import (
     JSON,
@@ -11,7 +10,6 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    DateTime,
     Double,
     ForeignKey,
     Index,
@@ -21,7 +19,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     and_,
     false,
@@ -29,11 +26,10 @@ from sqlalchemy import (
     text,
 )
 
-if TYPE_CHECKING:
-    from sqlalchemy import Dialect
+from helix_jobs.storage.utc_datetime import UTCDateTime
 
 # The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0017"
+SCHEMA_REVISION: Final = "0018"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -44,28 +40,6 @@ NAMING_CONVENTION: Final = {
 }
 
 metadata = MetaData(naming_convention=NAMING_CONVENTION)
-
-
-class UTCDateTime(TypeDecorator[datetime]):
-    """Aware UTC datetimes in Python; ``timestamptz`` on Postgres, ISO text in UTC on SQLite, which keeps no zone."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse naive datetimes; store UTC."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a naive datetime reached the database; use datetime.now(UTC)")
-        in_utc = value.astimezone(UTC)
-        return in_utc.replace(tzinfo=None) if dialect.name == "sqlite" else in_utc
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002  (SQLAlchemy's signature)
-        """Return aware UTC datetimes on both databases."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 # SQLite gives a rowid alias, and so a free auto-increment, to INTEGER primary keys only.
@@ -118,6 +92,9 @@ batches = Table(
     _column("paused_at", UTCDateTime, nullable=True),
     # Why a brake has paused it; NULL where a person has.
     _column("paused_why", Text, nullable=True),
+    # When it is to be done, and when a worker said that it will probably be later (storage/deadlines.py).
+    _column("deadline", UTCDateTime, nullable=True),
+    _column("deadline_told_at", UTCDateTime, nullable=True),
     # When it is to pause by itself (brakes.py), and what that counts from (storage/brake_ledger.py).
     _json_or_null("brakes", dict),
     _json_or_null("brake_ledger", dict),
@@ -127,6 +104,7 @@ batches = Table(
     Index("ix_batches_created_at", "created_at"),
     _partial_index("ix_batches_open", "id", where="end_noted_at IS NULL AND interactive = false"),
     _partial_index("ix_batches_braked", "id", where="brakes IS NOT NULL"),
+    _partial_index("ix_batches_deadline", "deadline", where="deadline IS NOT NULL"),
 )
 
 # Jobs of other batches are neither published nor claimed.

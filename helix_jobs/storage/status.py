@@ -59,6 +59,8 @@ _BATCHES: Final = select(
     batches.c.paused_at,
     batches.c.paused_why,
     batches.c.brakes,
+    batches.c.deadline,
+    batches.c.deadline_told_at,
     batches.c.total,
 ).where(BATCH_IS_THERE)
 
@@ -153,6 +155,8 @@ def _status(
         paused_at=batch.paused_at,
         paused_why=batch.paused_why,
         brakes=batch.brakes,
+        deadline=batch.deadline,
+        deadline_told_at=batch.deadline_told_at,
         total=batch.total,
         state=state,
         counts=counts,

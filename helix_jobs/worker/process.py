@@ -32,6 +32,7 @@ from helix_jobs.errors import HelixError
 from helix_jobs.notify.notifier import Notifier
 from helix_jobs.notify.thread import NotifierThread
 from helix_jobs.observability.rounds import Rounds
+from helix_jobs.opening_hours import OpeningHours
 from helix_jobs.redaction import redact
 from helix_jobs.redis_url import MEMORY_URL
 from helix_jobs.storage import retries
@@ -207,6 +208,7 @@ class _Worker:
             rounds=self._rounds,
             known_ids=partial(read_known_ids, self._publisher),
             stranded=stranded,
+            hours=None if self._settings.hours is None else OpeningHours.parse(self._settings.hours),
             setup=lambda: self._answer_setup,
         )
         if self._embedded is None:

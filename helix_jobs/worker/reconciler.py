@@ -36,6 +36,7 @@ from helix_jobs.observability.rounds import come_round
 from helix_jobs.storage import batch_changes, changes_in_steps, publishing, retries, workers
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 from helix_jobs.worker.brakes import BrakeWatch
+from helix_jobs.worker.deadlines import DeadlineWatch
 from helix_jobs.worker.lost_messages import LostMessages
 from helix_jobs.worker.lost_workers import (
     Observation,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from helix_jobs.observability.rounds import Rounds
+    from helix_jobs.opening_hours import OpeningHours
     from helix_jobs.storage.answer_cache import AnswerSetup
     from helix_jobs.storage.batch_changes import Change
     from helix_jobs.storage.database import Database
@@ -106,6 +108,7 @@ class Reconciler:
         rounds: Rounds | None = None,
         known_ids: Callable[[], set[int] | None] = lambda: None,
         stranded: StrandedMessages | None = None,
+        hours: OpeningHours | None = None,
         setup: Callable[[], AnswerSetup | None] = lambda: None,
     ) -> None:
         """Prepare.
@@ -120,6 +123,7 @@ class Reconciler:
             rounds: Counts the thread's rounds for the dead man's switch.
             known_ids: Which job ids the broker holds, waiting or delivered; None if they cannot be listed.
             stranded: Jobs whose messages this worker could not give back to the broker.
+            hours: When workers work; None for always.
             setup: Whose stored answers jobs may take; None while that is not known, or none may.
         """
         self.counters = ReconcilerCounters()
@@ -143,6 +147,7 @@ class Reconciler:
         self._watched = WatchedTime(time_limits.reconcile, clock)
         self._cancels: dict[Change, CancelSeen] = {}
         self._brakes = BrakeWatch(database, clock)
+        self._deadlines = DeadlineWatch(database, time_limits.lease, hours, clock)
         self._periodic = Periodic(
             "reconciler",
             self._tick_and_count,
@@ -187,7 +192,7 @@ class Reconciler:
             Exception: The first error of another kind, raised after all duties were tried.
         """
         errors: list[Exception] = []
-        for duty in (self._judge, self._finish_cancels, self._brakes.look, self._supply):
+        for duty in (self._judge, self._finish_cancels, self._brakes.look, self._deadlines.look, self._supply):
             come_round()
             try:
                 duty()

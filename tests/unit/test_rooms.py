@@ -78,7 +78,7 @@ ARROWS = {
     "api": {"broker", "client", "forecast", "intake", "notify", "outlook", "reports", "results", "storage", "values"},
     "worker": {
         *("acceptance", "broker", "engine.loading", "engine.text", "forecast", "intake", "notify", "observability"),
-        *("storage", "values"),
+        *("outlook", "storage", "values"),
     },
     "doctor": {"broker", "client", "engine.devices", "engine.kernels", "engine.loading", "storage", "values"},
     "bench": {

@@ -17,7 +17,7 @@ from helix_jobs.time_limits import TimeLimits
 
 BATCH_KEYS = {
     *("id", "name", "source", "state", "created_at", "started_at", "finished_at", "cancelled_at", "total", "counts"),
-    *("paused_at", "paused_why", "brakes", "forecast"),
+    *("paused_at", "paused_why", "brakes", "deadline", "forecast"),
     *("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "draft_tokens", "accepted_tokens"),
     *("acceptance_rate", "tokens_per_second", "errors", "cut_off", "refused", "from_cache"),
 }
@@ -38,11 +38,11 @@ def test_status_of_a_batch_for_people(helix, submitted, finish):
 
 def test_status_says_when_a_batch_is_done(helix, submitted, finish):
     batch = submitted(60)
-    finish(batch, succeeded=20)  # each in one second, in eight slots
+    finish(batch, succeeded=20)  # one after the other, each in a second
     shown = helix("status", batch).stdout
     assert re.search(r"^Forecast +done about \S", shown, re.MULTILINE)
     told = json.loads(helix("status", batch, "--json").stdout)["forecast"]
-    assert told["seconds"]["median"] == pytest.approx(5.0, rel=0.3)
+    assert told["seconds"]["median"] == pytest.approx(40.0, rel=0.3)
     assert told["seconds"]["low"] < told["seconds"]["median"] < told["seconds"]["high"]
     assert told["done_at"]["low"] <= told["done_at"]["high"]
     assert told["jobs_in_front"] == 0
@@ -399,3 +399,28 @@ def test_jobs_that_run_are_no_sign_of_a_worker(helix, submitted, database, monke
     monkeypatch.setattr(HelixClient, "wait", one_look)
     told = helix("watch", batch).stdout
     assert "0 of 2 done, 1 running. The worker does not respond. Start one with: " in told
+
+
+def test_a_deadline_is_stored_shown_and_told_where_it_slips(helix, home, prompts, finish):
+    soon = (datetime.now().astimezone() + timedelta(minutes=10)).strftime("%Y-%m-%dT%H:%M")
+    batch = helix("submit", prompts(60), "--deadline", soon).stdout.strip()
+    told = json.loads(helix("status", batch, "--json").stdout)
+    assert datetime.fromisoformat(told["deadline"]) == datetime.fromisoformat(soon).astimezone()
+    finish(batch, succeeded=20)
+    told = json.loads(helix("status", batch, "--json").stdout)["forecast"]
+    assert (told["by_deadline"], told["would_help"]) == (1.0, None)
+    assert "; by " in helix("status", batch).stdout
+    finish(batch, succeeded=20, total_seconds=600.0)
+    shown = helix("status", batch).stdout
+    assert "will probably be missed. What would keep it: " in " ".join(shown.split())
+    told = json.loads(helix("status", batch, "--json").stdout)["forecast"]
+    assert told["by_deadline"] < 0.5
+    assert told["would_help"]["fewer_rows"] > 0
+
+
+def test_a_deadline_in_the_past_is_refused_and_nothing_is_stored(helix, home, prompts):
+    for deadline, said in (("2020-01-01T07:00", "lies in the past"), ("soon", "is no time; give one such as 07:00")):
+        result = helix("submit", prompts(1), "--deadline", deadline, "--json")
+        assert result.exit_code == 2
+        assert said in json.loads(result.stdout)["error"]["message"]
+    assert json.loads(helix("list", "--json").stdout) == []
