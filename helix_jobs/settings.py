@@ -8,9 +8,9 @@ import os
 import stat
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import quote
 
 from helix_jobs.bounds import MAX_BATCH_SIZE, MAX_NEW_TOKENS, MAX_SPECULATION_DEPTH
+from helix_jobs.database_url import normalize_database_url, sqlite_url
 from helix_jobs.endpoint_url import checked_endpoint_key, checked_endpoint_url
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.files import PRIVATE_DIRECTORY, is_open_to_others, require_own_directory
@@ -42,32 +42,6 @@ KV_CACHE_DTYPES: Final = ("auto", "int8")
 ANSWER_CACHES: Final = ("on", "model", "off")
 # Any of these in a directory shows that it has been a HELIX_HOME before.
 _MARKS_OF_A_HOME: Final = frozenset({"helix.db", "broker", "worker.log"})
-
-
-def sqlite_url(file: Path) -> str:
-    """The URL of a SQLite file. ``?`` and ``%`` in its path are escaped, as they have a meaning in a URL."""
-    return f"sqlite:///{quote(str(file), safe='/:')}"
-
-
-def normalize_database_url(url: str) -> str:
-    """Spell the URL of an accepted database family (SQLite, Postgres) as SQLAlchemy needs it (psycopg 3).
-
-    Raises:
-        ConfigurationError: The scheme is another, or there is more than one ``@``: part of the password would then be
-            read as the host, and appear in messages.
-    """
-    if not url.startswith("sqlite:") and url.count("@") > 1:
-        raise ConfigurationError(
-            "HELIX_DATABASE_URL holds more than one @; percent-encode what is special in user name and password "
-            "(@ is %40, / is %2F, : is %3A, # is %23, ? is %3F, % is %25)"
-        )
-    for prefix in ("postgresql+psycopg://", "postgresql://", "postgres://"):
-        if url.startswith(prefix):
-            return "postgresql+psycopg://" + url.removeprefix(prefix)
-    if url.startswith("sqlite:"):
-        return url
-    scheme = url.split(":", 1)[0]
-    raise ConfigurationError(f"HELIX_DATABASE_URL has the scheme {scheme!r}; use sqlite:/// or postgresql://")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

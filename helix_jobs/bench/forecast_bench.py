@@ -18,9 +18,9 @@ from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.client.client import HelixClient
 from helix_jobs.client.line_defaults import LineDefaults
 from helix_jobs.client.plan import plan_input
+from helix_jobs.database_url import sqlite_url
 from helix_jobs.engine.loading.open_engine import load_engine
 from helix_jobs.errors import HelixError
-from helix_jobs.settings import sqlite_url
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import upgrade
 

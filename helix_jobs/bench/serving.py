@@ -27,9 +27,9 @@ from helix_jobs.bench.processors import ProcessorShare
 from helix_jobs.bench.prompts import task
 from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.client.client import HelixClient
+from helix_jobs.database_url import sqlite_url
 from helix_jobs.errors import HelixError
 from helix_jobs.json_line import compact_json
-from helix_jobs.settings import sqlite_url
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import upgrade
 from helix_jobs.storage.results import answers_of

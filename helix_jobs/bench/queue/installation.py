@@ -18,9 +18,10 @@ from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, read_queue_names
 from helix_jobs.client.client import HelixClient
+from helix_jobs.database_url import normalize_database_url, sqlite_url
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError, HelixError
 from helix_jobs.python_child import import_path, python_command
-from helix_jobs.settings import Settings, normalize_database_url, sqlite_url
+from helix_jobs.settings import Settings
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.faults import unreachable_reason
 from helix_jobs.storage.migration import upgrade

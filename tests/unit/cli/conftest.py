@@ -37,11 +37,11 @@ METRICS = {
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch, tmp_path):
+def _clean_environment(monkeypatch, tmp_path, tmp_path_factory):
     for name in ("HELIX_REDIS_URL", "HELIX_DATABASE_URL", "HELIX_LOG_LEVEL", "HELIX_MAX_TOKENS", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HELIX_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HELIX_LOCK_DIR", str(tmp_path / "locks"))  # nobody else's wishes are there
+    monkeypatch.setenv("HELIX_LOCK_DIR", str(tmp_path_factory.mktemp("locks")))  # nobody else's wishes are there
     monkeypatch.chdir(tmp_path)
 
 

@@ -10,9 +10,10 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
+from helix_jobs.database_url import sqlite_url
 from helix_jobs.doctor.database import check_database
 from helix_jobs.doctor.verdict import Level
-from helix_jobs.settings import Settings, sqlite_url
+from helix_jobs.settings import Settings
 from helix_jobs.storage.database import Database
 
 LINES = b'{"prompt": "\xf0\x9f\x98\x80"}\n'

@@ -8,8 +8,9 @@ from sqlalchemy import text
 
 from helix_jobs import HelixClient
 from helix_jobs.client import client as client_module
+from helix_jobs.database_url import sqlite_url
 from helix_jobs.doctor import database as doctor
-from helix_jobs.settings import Settings, sqlite_url
+from helix_jobs.settings import Settings
 from helix_jobs.storage import results, sqlite_engine
 from tests.store_helpers import must_take, register, stored_batch, succeed
 

@@ -13,11 +13,12 @@ from sqlalchemy import text
 from helix_jobs.broker.celery import task as tasks
 from helix_jobs.broker.celery.service import bind_service
 from helix_jobs.client.purge import plan_purge, purge
+from helix_jobs.database_url import sqlite_url
 from helix_jobs.doctor.database import check_database
 from helix_jobs.doctor.verdict import Level
 from helix_jobs.errors import UnreadableRowError
 from helix_jobs.results.export import result_row
-from helix_jobs.settings import Settings, sqlite_url
+from helix_jobs.settings import Settings
 from helix_jobs.storage import batch_changes, claims, results, retries, workers
 from helix_jobs.storage import changes_in_steps as bulk
 from helix_jobs.storage.check import check_rows
