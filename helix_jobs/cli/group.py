@@ -45,6 +45,7 @@ _COMMANDS: Final = {
     "status": "helix_jobs.cli.status:status",
     "list": "helix_jobs.cli.status:list_batches",
     "watch": "helix_jobs.cli.status:watch",
+    "top": "helix_jobs.cli.top:top",
     "results": "helix_jobs.cli.results:results",
     "manifest": "helix_jobs.cli.manifest:manifest",
     "report": "helix_jobs.cli.report:report",

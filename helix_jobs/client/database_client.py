@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
@@ -10,9 +11,10 @@ from helix_jobs.settings import Settings
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
+    from helix_jobs.client.snapshot import Snapshot
     from helix_jobs.outlook.batch_outlook import BatchOutlook
     from helix_jobs.storage.batch_facts import BatchFacts
     from helix_jobs.storage.database import Database
@@ -104,6 +106,21 @@ class DatabaseClient:
 
         with self._database().read() as connection:
             return workers.live_workers(connection)
+
+    def snapshots(self, newest: int = 20) -> Callable[[], Snapshot]:
+        """Return a function that reads what runs now: the workers, the newest batches, and those that run.
+
+        It measures the pace from one call to the next. One thread at a time may call it.
+        """
+        from helix_jobs.client.snapshot import SnapshotReader
+
+        reader = SnapshotReader(self.time_limits.lease, newest)
+
+        def read() -> Snapshot:
+            with self._database().read() as connection:
+                return reader.read(connection, (), time.monotonic())
+
+        return read
 
     def notices(self, limit: int = 20) -> Sequence[ToldNotice]:
         """Return what there was to tell of batches, the newest first, and whether it was delivered."""

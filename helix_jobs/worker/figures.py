@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from helix_jobs.storage import queue_figures
@@ -10,6 +10,8 @@ from helix_jobs.storage.database import Database
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from helix_jobs.engine.protocol import EngineCounters, EngineInfo
     from helix_jobs.storage.group_commit import GroupCommitWriter
     from helix_jobs.storage.records import QueueFigures
@@ -38,6 +40,7 @@ class WorkerFigures:
         reconnections: How often the watchdog had the consumer connect anew.
         writes_waiting: Writes held back because the database takes none.
         write_retries: How often writes were tried again.
+        memory: Bytes in use: ``process``, ``device`` and ``device_total``; what is known of it.
     """
 
     worker_id: str
@@ -54,10 +57,15 @@ class WorkerFigures:
     reconnections: int
     writes_waiting: int = 0
     write_retries: int = 0
+    memory: Mapping[str, int] = field(default_factory=dict)
 
 
 def worker_figures(
-    service: WorkerService, reconciler: Reconciler, watchdog: Watchdog, writer: GroupCommitWriter
+    service: WorkerService,
+    reconciler: Reconciler,
+    watchdog: Watchdog,
+    writer: GroupCommitWriter,
+    memory: Mapping[str, int],
 ) -> WorkerFigures:
     """Read the figures from the worker's parts: from any thread, from memory only."""
     engine, tidied = service.engine, reconciler.counters
@@ -76,6 +84,7 @@ def worker_figures(
         reconnections=watchdog.reconnections,
         writes_waiting=writer.waiting,
         write_retries=writer.retries,
+        memory=memory,
     )
 
 

@@ -28,6 +28,7 @@ from helix_jobs.broker.publisher import (
     read_queue_names,
 )
 from helix_jobs.broker.stranded_messages import stranded
+from helix_jobs.engine.loading.open_engine import memory_in_use
 from helix_jobs.errors import HelixError
 from helix_jobs.notify.notifier import Notifier
 from helix_jobs.notify.thread import NotifierThread
@@ -50,7 +51,7 @@ from helix_jobs.worker.banner import WorkerBanner
 from helix_jobs.worker.consumer_loop import ConsumerLoop
 from helix_jobs.worker.dead_man import DeadMansSwitch, Limit
 from helix_jobs.worker.ending import WorkerEnding
-from helix_jobs.worker.figures import QueueReader, worker_figures
+from helix_jobs.worker.figures import QueueReader, WorkerFigures, worker_figures
 from helix_jobs.worker.gate import JobGate
 from helix_jobs.worker.heartbeat import Heartbeat, worker_row
 from helix_jobs.worker.job_service import WorkerService
@@ -320,7 +321,7 @@ class _Worker:
         if self._metrics is not None:
             queue = QueueReader(self._settings.database_url, self._time_limits)
             self._stack.callback(queue.close)
-            self._metrics.show(lambda: worker_figures(self._service, self._reconciler, self._watchdog, writer), queue)
+            self._metrics.show(lambda: self._figures(writer), queue)
         return WorkerBanner(
             worker_id=self._worker_id,
             engine=info,
@@ -376,6 +377,10 @@ class _Worker:
         if heartbeat is not None:
             heartbeat.describe(setup)
         self._answer_setup = answer_setup(setup, self._settings.answer_cache)
+
+    def _figures(self, writer: GroupCommitWriter) -> WorkerFigures:
+        memory = memory_in_use(self._settings)
+        return worker_figures(self._service, self._reconciler, self._watchdog, writer, memory)
 
     def _look_for_rest(self) -> None:
         if (rest := self._rest()) is not None:

@@ -146,6 +146,7 @@ LIBRARIES = {
     "uvicorn": {"api"},
     "jsonschema_rs": {"acceptance"},
     "rich": {"cli"},
+    "textual": {"cli"},
 }
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from helix_jobs.api.context import Context
-    from helix_jobs.api.page.board import BatchNow
+    from helix_jobs.client.snapshot import BatchNow
     from helix_jobs.reports.charts import Chart
 
 _SEE_OTHER: Final = 303

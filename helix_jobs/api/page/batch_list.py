@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from helix_jobs.api.context import Context
-    from helix_jobs.api.page.board import Snapshot
     from helix_jobs.api.page.viewer import Viewer
+    from helix_jobs.client.snapshot import Snapshot
 
 LISTED: Final = 50
 _SEPARATOR: Final = "~"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from helix_jobs.api.context import Context
-    from helix_jobs.api.page.board import Snapshot
+    from helix_jobs.client.snapshot import Snapshot
 
 MOST_STREAMS: Final = 64
 _PERIOD_SECONDS: Final = 1.0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from helix_jobs.api.context import Context
-    from helix_jobs.api.page.board import Snapshot, WorkerNow
+    from helix_jobs.client.snapshot import Snapshot, WorkerNow
 
 _SHOWN: Final = 12
 _UNKNOWN: Final = "–"  # noqa: RUF001  (a dash where a figure will stand)

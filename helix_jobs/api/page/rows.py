@@ -12,8 +12,8 @@ from helix_jobs.wording import duration, percent, rate
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from helix_jobs.api.page.board import BatchNow
     from helix_jobs.client.pace import Pace
+    from helix_jobs.client.snapshot import BatchNow
     from helix_jobs.storage.api_records import ApiBatch
     from helix_jobs.storage.records import BatchStatus
     from helix_jobs.storage.seen_batches import Label

@@ -8,6 +8,8 @@ from __future__ import annotations
 import gc
 from typing import TYPE_CHECKING
 
+import psutil
+
 from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE
 
 if TYPE_CHECKING:
@@ -65,6 +67,23 @@ def memory_of_others(settings: Settings) -> float | None:
     from helix_jobs.engine.loading.model_loader import get_device
 
     return memory_share_of_others(get_device(settings.device))
+
+
+def memory_in_use(settings: Settings) -> dict[str, int]:
+    """Bytes: ``process`` are in use by this process, ``device`` on its device, of ``device_total``.
+
+    What is not known is left out; a CPU has no memory of its own.
+    """
+    found = {"process": int(psutil.Process().memory_info().rss)}
+    if settings.engine == "helix":
+        from helix_jobs.engine.devices.devices import free_memory, total_memory
+        from helix_jobs.engine.loading.model_loader import get_device
+
+        device = get_device(settings.device)
+        total, free = total_memory(device), free_memory(device)
+        if total is not None and free is not None:
+            found |= {"device": max(0, total - free), "device_total": total}
+    return found
 
 
 def release_memory(settings: Settings) -> None:

@@ -37,4 +37,5 @@ def worker(**counters) -> WorkerFigures:
         reclaimed=6,
         reconciler_errors=0,
         reconnections=1,
+        memory={"process": 1000},
     )
