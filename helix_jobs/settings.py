@@ -172,6 +172,13 @@ class Settings(NotifySettings):
             "any with the same model, whatever its dtype and kernels; off.",
         ),
     )
+    answer_cache_mb: int = field(
+        default=0,
+        metadata=declared(
+            WholeNumber(0, 10_000_000),
+            "Megabytes of answers that a purge keeps for equal requests; those not used for longest go first.",
+        ),
+    )
     max_jobs_per_batch: int = field(
         default=5_000_000,
         metadata=declared(

@@ -358,4 +358,8 @@ class HelixClient(BatchControl):
         plan = plan_purge(database, older_than=older_than, batch_ids=batch_ids, only=outcomes)
         if not agree(plan):
             return Purged()
-        return measure(database, plan) if dry_run else purge(database, plan, on_step, vacuum=vacuum)
+        return (
+            measure(database, plan)
+            if dry_run
+            else purge(database, plan, on_step, vacuum=vacuum, keep_bytes=self.settings.answer_cache_mb << 20)
+        )

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import NotEndedError, NotFoundError
-from helix_jobs.storage import api_batches, api_files, purging, status
+from helix_jobs.storage import api_batches, api_files, kept_answers, purging, status
 from helix_jobs.storage.sqlite_space import free_room, give_back, rewrite
 
 if TYPE_CHECKING:
@@ -162,6 +162,7 @@ def purge(
     on_step: Callable[[Purged], None] = lambda _: None,
     *,
     vacuum: bool = False,
+    keep_bytes: int | None = None,
 ) -> Purged:
     """Remove the plan's rows, except batches that have changed since; returns the amounts removed.
 
@@ -170,25 +171,30 @@ def purge(
         plan: The rows to remove.
         on_step: Called after each commit with the amounts removed so far.
         vacuum: Afterwards rewrite SQLite's file (``sqlite_space.rewrite``).
+        keep_bytes: Keep answers that other jobs may take, and remove those not used for longest until all that are kept
+            fit; None keeps none and removes none.
 
     Raises:
         DatabaseUnreachableError: The database does not answer, or is in use and cannot be rewritten; removed rows stay
             removed.
     """
-    done = Purged()
+    done, kept = Purged(), _KeptAnswers(database, keep_bytes)
     for batch_id in (*plan.begun, *_begin(database, plan.batches)):
         for after, last in _steps(database, batch_id):
 
             def remove(c: Connection, batch_id: str = batch_id, after: int = after, last: int = last) -> Content:
+                kept.keep(c, batch_id, after, last)
                 return purging.purge_lines(c, batch_id, after, last)
 
             done = _add(done, database.transact(remove))
+            kept.fit()
             on_step(done)
             # Give pages back after each batch: SQLite searches its list of free pages, and a long list is slow.
             done = replace(done, given_back=done.given_back + give_back(database))
         if database.transact(lambda c, batch_id=batch_id: purging.end_purge(c, batch_id)):  # type: ignore[misc]
             done = replace(done, batches=done.batches + 1)
             on_step(done)
+    kept.fit()
     before = plan.before
     if before is not None:
         while count := database.transact(lambda c: purging.purge_runs(c, before, ROWS)):
@@ -205,6 +211,33 @@ def purge(
             done = replace(done, kept_free_bytes=free_room(c).bytes)
     on_step(done)
     return done
+
+
+class _KeptAnswers:
+    """Keeps answers of the lines that go, within a size.
+
+    Args:
+        database: The database.
+        limit: Bytes of all kept answers; None leaves them alone.
+    """
+
+    def __init__(self, database: Database, limit: int | None) -> None:
+        self._database = database
+        self._limit = limit
+
+    def keep(self, c: Connection, batch_id: str, after: int, last: int) -> None:
+        """Keep what others may take of these lines, in the transaction that removes them."""
+        if self._limit:
+            kept_answers.keep_lines(c, batch_id, after, last, datetime.now(UTC))
+
+    def fit(self) -> None:
+        """Remove what was not used for longest, until all fits."""
+        if self._limit is None:
+            return
+        with self._database.read() as c:
+            over = kept_answers.kept_bytes(c) - self._limit
+        while over > 0 and (freed := self._database.transact(lambda c, over=over: kept_answers.evict(c, over))):  # type: ignore[misc]
+            over -= freed
 
 
 def _remove_uploads(database: Database, before: datetime, done: Purged) -> Purged:

@@ -1,9 +1,9 @@
 """The answer cache: queued jobs take the stored answers of equal ones, and equal jobs do not run side by side.
 
-There is no copy beside ``results``: what a batch keeps is what others may have. ``jobs.answer_key`` says what an answer
-depends on in the request, ``jobs.setup_key``, written with the answer, what it depends on in the worker. Only an answer
-to a job's first try is shared, as later tries are drawn from another seed; and for the same reason only a job that has
-had no answer refused takes one.
+What a batch keeps is what others may have; answers of purged batches may be kept longer (``kept_answers``).
+``jobs.answer_key`` says what an answer depends on in the request, ``jobs.setup_key``, written with the answer, what it
+depends on in the worker. Only an answer to a job's first try is shared, as later tries are drawn from another seed; and
+for the same reason only a job that has had no answer refused takes one.
 
 A job that takes an answer goes from ``queued`` to ``succeeded`` in one transaction with the copied rows. Its lease
 rises as at a claim. Of a claim and a take at the same moment one matches no row.
@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import BigInteger, String, bindparam, text
 
-from helix_jobs.storage import result_rows
+from helix_jobs.storage import kept_answers, result_rows
 from helix_jobs.storage import status_counters as counters
+from helix_jobs.storage.kept_answers import KEPT_SOURCE
 from helix_jobs.storage.schema import HAS_ANSWER_TO_SHARE, IS_UNDER_WAY, results
 from helix_jobs.storage.states import JobState
 from helix_jobs.storage.utc_datetime import UTCDateTime
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection, TextualSelect
@@ -83,10 +84,11 @@ _IDS: Final = {
 
 
 def _pairs(lock: str = "") -> dict[str, TextualSelect]:
-    """Jobs with the one whose answer each may take, or NULL; locked on Postgres."""
+    """Jobs with the one whose answer each may take, or the negative id of a kept one, or NULL; locked on Postgres."""
     return {
         dialect: text(
-            f"SELECT j.id AS job_id, ({_SOURCE.format(key='j.answer_key')}) AS source FROM jobs j"  # noqa: S608
+            f"SELECT j.id AS job_id, coalesce(({_SOURCE.format(key='j.answer_key')}),"  # noqa: S608
+            f" ({KEPT_SOURCE.format(key='j.answer_key')})) AS source FROM jobs j"
             f" WHERE j.id IN {ids} AND {_MAY_TAKE}{lock if dialect == 'postgresql' else ''}"
         ).columns(job_id=BigInteger, source=BigInteger)
         for dialect, ids in _IDS.items()
@@ -96,12 +98,13 @@ def _pairs(lock: str = "") -> dict[str, TextualSelect]:
 _LOOK: Final = _pairs()
 # Postgres: a row that another transaction holds is being claimed, or purged; waiting for it could deadlock.
 _PAIRS: Final = _pairs(" FOR UPDATE OF j SKIP LOCKED")
-_SOURCES: Final = {
-    dialect: text(
-        f"SELECT s.id, s.setup_key, s.worker_id FROM jobs s WHERE s.id IN {_IDS[dialect]}"  # noqa: S608
-        f" AND {_of('s', HAS_ANSWER_TO_SHARE)}{lock}"
+_FOUND: Final = {
+    (dialect, table): text(
+        f"SELECT s.id, s.setup_key, s.worker_id FROM {table} s WHERE s.id IN {_IDS[dialect]}"  # noqa: S608
+        f"{condition}{lock}"
     ).columns(id=BigInteger, setup_key=String, worker_id=String)
     for dialect, lock in (("sqlite", ""), ("postgresql", " FOR SHARE SKIP LOCKED"))
+    for table, condition in (("jobs", f" AND {_of('s', HAS_ANSWER_TO_SHARE)}"), ("kept_answers", ""))
 }
 _TAKEN: Final = {
     "sqlite": """
@@ -127,17 +130,20 @@ _INSTEAD: Final = {
     "acceptance_rate": "NULL",
     "mean_acceptance_length": "NULL",
     "created_at": ":now",
-    "from_cache": "coalesce(r.from_cache, r.job_id)",
 }
-_COLUMNS: Final = tuple(column.name for column in results.c)
+_COLUMNS: Final = (*(column.name for column in results.c if column.name != "from_cache"), "from_cache")
 _NOW: Final = bindparam("now", type_=UTCDateTime)
 _COPY: Final = {
-    dialect: text(
+    (dialect, table): text(
         f"INSERT INTO results ({', '.join(_COLUMNS)})"  # noqa: S608
-        f" SELECT {', '.join(_INSTEAD.get(name, f'r.{name}') for name in _COLUMNS)}"
-        f" FROM ({taken}) p JOIN results r ON r.job_id = p.source"
+        f" SELECT {', '.join(_INSTEAD.get(name, f'r.{name}') for name in _COLUMNS if name != 'from_cache')}, {origin}"
+        f" FROM ({taken}) p JOIN {rows} r ON r.{owner} = p.source"
     ).bindparams(_NOW)
     for dialect, taken in _TAKEN.items()
+    for table, rows, owner, origin in (
+        ("jobs", "results", "job_id", "coalesce(r.from_cache, r.job_id)"),
+        ("kept_answers", "kept_results", "answer_id", "r.from_cache"),
+    )
 }
 _SUCCEED: Final = {
     dialect: text(
@@ -162,6 +168,7 @@ _LEAVE: Final = text(
 NOTHING_TO_TAKE: Final = text(
     "(jobs.answer_key IS NULL OR jobs.tries > 0"
     f" OR NOT (EXISTS ({_SOURCE.format(key='jobs.answer_key')})"
+    f" OR EXISTS ({KEPT_SOURCE.format(key='jobs.answer_key')})"
     f" OR EXISTS ({_RUNNING_TWIN.format(key='jobs.answer_key')})))"
 )
 
@@ -183,20 +190,31 @@ def take_answers(c: Connection, job_ids: Collection[int], setup: AnswerSetup, no
     wanted = {row.job_id: row.source for row in c.execute(_PAIRS[dialect], given) if row.source is not None}
     if not wanted:
         return set()
-    sources = {
-        row.id: row for row in c.execute(_SOURCES[dialect], {"ids": json.dumps(sorted(set(wanted.values())))}).all()
-    }
+    stored = {job_id: source for job_id, source in wanted.items() if source > 0}
+    kept = {job_id: -source for job_id, source in wanted.items() if source < 0}
+    done = [*_take(c, "jobs", stored, now), *_take(c, "kept_answers", kept, now)]
+    if kept:
+        kept_answers.use(c, set(kept.values()), now)
+    counters.add(c, *_shares(c, done, now))
+    return set(done)
+
+
+def _take(c: Connection, table: str, wanted: Mapping[int, int], now: datetime) -> list[int]:
+    """Have jobs take the answers of these rows of the table; returns which did."""
+    if not wanted:
+        return []
+    dialect = c.dialect.name
+    ids = {"ids": json.dumps(sorted(set(wanted.values())))}
+    sources = {row.id: row for row in c.execute(_FOUND[dialect, table], ids).all()}
     pairs = [
         {"job": job_id, "source": source, "setup": sources[source].setup_key, "worker": sources[source].worker_id}
         for job_id, source in wanted.items()
         if source in sources
     ]
     taken = {"pairs": json.dumps(pairs), "now": now}
-    c.execute(_COPY[dialect], taken)
+    c.execute(_COPY[dialect, table], taken)
     c.execute(_SUCCEED[dialect], taken)
-    done = [pair["job"] for pair in pairs]
-    counters.add(c, *_shares(c, done, now))
-    return set(done)
+    return [pair["job"] for pair in pairs]
 
 
 def has_answers(c: Connection, job_ids: Collection[int], setup: AnswerSetup) -> bool:

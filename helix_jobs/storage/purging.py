@@ -15,7 +15,16 @@ from sqlalchemy import Integer, String, and_, bindparam, case, delete, func, not
 
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.readable import fetch_all
-from helix_jobs.storage.schema import BATCH_IS_THERE, batch_counters, batches, jobs, results, runs, workers
+from helix_jobs.storage.schema import (
+    BATCH_IS_THERE,
+    batch_counters,
+    batches,
+    jobs,
+    kept_answers,
+    results,
+    runs,
+    workers,
+)
 from helix_jobs.storage.states import JobState
 from helix_jobs.storage.utc_datetime import UTCDateTime
 
@@ -233,7 +242,10 @@ def purge_workers(c: Connection, before: datetime, limit: int) -> int:
     """
     named = select(batch_counters.c.writer).distinct()
     running = select(jobs.c.worker_id).where(text("state = 'running'"), jobs.c.worker_id.is_not(None))
-    gone = and_(workers.c.stopped_at < before, workers.c.id.not_in(running), workers.c.id.not_in(named))
+    # What may be taken still says who computed it.
+    kept = select(kept_answers.c.worker_id).distinct()
+    wanted = or_(workers.c.id.in_(running), workers.c.id.in_(named), workers.c.id.in_(kept))
+    gone = and_(workers.c.stopped_at < before, not_(wanted))
     old = select(workers.c.id).where(gone, not_(_HAS_RUN))
     return c.execute(delete(workers).where(workers.c.id.in_(old.limit(limit)))).rowcount
 

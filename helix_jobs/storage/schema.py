@@ -26,10 +26,14 @@ from sqlalchemy import (
     text,
 )
 
+from helix_jobs.storage.columns import BigId
+from helix_jobs.storage.columns import column as _column
+from helix_jobs.storage.columns import json_or_null as _json_or_null
+from helix_jobs.storage.columns import partial_index as _partial_index
 from helix_jobs.storage.utc_datetime import UTCDateTime
 
 # The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0018"
+SCHEMA_REVISION: Final = "0019"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -40,25 +44,6 @@ NAMING_CONVENTION: Final = {
 }
 
 metadata = MetaData(naming_convention=NAMING_CONVENTION)
-
-
-# SQLite gives a rowid alias, and so a free auto-increment, to INTEGER primary keys only.
-BigId: Final = BigInteger().with_variant(Integer, "sqlite")
-
-
-def _column(name: str, kind: Any, *args: Any, nullable: bool = False, **kwargs: Any) -> Column[Any]:  # noqa: ANN401  (passes SQLAlchemy's own arguments through)
-    """A column that is NOT NULL unless ``nullable`` is given."""
-    return Column(name, kind, *args, nullable=nullable, **kwargs)
-
-
-# A JSON column whose NULL is SQL's own, so that plain SQL can ask for it. `holds` is what `readable` expects.
-def _json_or_null(name: str, holds: type) -> Column[Any]:
-    return _column(name, JSON(none_as_null=True), nullable=True, info={"holds": holds})
-
-
-def _partial_index(name: str, *columns: str, where: str) -> Index:
-    """An index over the few rows that match ``where``; SQLite uses it only for queries that repeat that text."""
-    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
 # One row, made by the migration: the id that tells this database from all others (``queue_names.py``).
@@ -200,6 +185,45 @@ runs = Table(
 )
 
 
+def _answer() -> list[Column[Any]]:
+    """What an answer is, and how it was computed."""
+    return [
+        _column("output_text", Text),
+        _column("finish_reason", String(16)),
+        _column("prompt_tokens", Integer),
+        _column("cached_prompt_tokens", Integer),
+        _column("completion_tokens", Integer),
+        _column("queue_seconds", Double),
+        _column("ttft_seconds", Double, nullable=True),
+        _column("decode_seconds", Double),
+        _column("total_seconds", Double),
+        _column("tokens_per_second", Double, nullable=True),
+        _column("draft_tokens", Integer),
+        _column("accepted_tokens", Integer),
+        _column("acceptance_rate", Double, nullable=True),
+        _column("mean_acceptance_length", Double, nullable=True),
+        _column("target_model", Text),
+        _column("draft_model", Text, nullable=True),
+        _column("device", Text),
+        _column("dtype", String(32)),
+        _column("worker_id", String(64)),
+        _column("created_at", UTCDateTime),
+        # Whether the answer keeps its constraint whole; false where max_tokens cut it off.
+        _column("is_valid", Boolean, nullable=True),
+        _column("reasoning_text", Text, nullable=True),
+        _column("reasoning_tokens", Integer, nullable=True),
+        _json_or_null("tool_calls", list),
+        # Of all tokens of the answer: the sum of their log probabilities.
+        _column("cumulative_logprob", Double, nullable=True),
+        _column("logprobs", LargeBinary, nullable=True),
+        _column("prompt_logprobs", LargeBinary, nullable=True),
+        _json_or_null("scores", dict),
+        _column("dropped_prompt_tokens", Integer, nullable=True),
+        # The job whose answer this is, where it was not computed for this one. No foreign key: that job may be purged.
+        _column("from_cache", BigInteger, nullable=True),
+    ]
+
+
 # A row for each answer of a job; most jobs have one. The prompt's tokens count in the first answer's row alone, so that
 # plain SQL can add them up. Nullable columns behind `created_at` are NULL where the request did not ask for them.
 results = Table(
@@ -208,42 +232,33 @@ results = Table(
     _column("job_id", BigId, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     _column("choice", Integer, primary_key=True, autoincrement=False, server_default=text("0")),
     _column("run_id", BigId, ForeignKey("runs.id"), nullable=True),
-    _column("output_text", Text),
-    _column("finish_reason", String(16)),
-    _column("prompt_tokens", Integer),
-    _column("cached_prompt_tokens", Integer),
-    _column("completion_tokens", Integer),
-    _column("queue_seconds", Double),
-    _column("ttft_seconds", Double, nullable=True),
-    _column("decode_seconds", Double),
-    _column("total_seconds", Double),
-    _column("tokens_per_second", Double, nullable=True),
-    _column("draft_tokens", Integer),
-    _column("accepted_tokens", Integer),
-    _column("acceptance_rate", Double, nullable=True),
-    _column("mean_acceptance_length", Double, nullable=True),
-    _column("target_model", Text),
-    _column("draft_model", Text, nullable=True),
-    _column("device", Text),
-    _column("dtype", String(32)),
-    _column("worker_id", String(64)),
-    _column("created_at", UTCDateTime),
-    # Whether the answer keeps its constraint whole; false where max_tokens cut it off.
-    _column("is_valid", Boolean, nullable=True),
-    _column("reasoning_text", Text, nullable=True),
-    _column("reasoning_tokens", Integer, nullable=True),
-    _json_or_null("tool_calls", list),
-    # Of all tokens of the answer: the sum of their log probabilities.
-    _column("cumulative_logprob", Double, nullable=True),
-    _column("logprobs", LargeBinary, nullable=True),
-    _column("prompt_logprobs", LargeBinary, nullable=True),
-    _json_or_null("scores", dict),
-    _column("dropped_prompt_tokens", Integer, nullable=True),
-    # The job whose answer this is, where it was not computed for this one. No foreign key: that job may be purged.
-    _column("from_cache", BigInteger, nullable=True),
+    *_answer(),
     Index("ix_results_created_at", "created_at"),
     # Without this index, each removal of a run would scan all results for references to it.
     Index("ix_results_run_id", "run_id"),
+)
+
+# Answers of purged batches that equal requests may still take (storage/kept_answers.py), and their rows.
+kept_answers = Table(
+    "kept_answers",
+    metadata,
+    _column("id", BigId, primary_key=True, autoincrement=True),
+    _column("answer_key", String(40)),
+    _column("setup_key", String(32)),
+    _column("worker_id", String(64)),
+    _column("bytes", BigInteger),
+    _column("last_used_at", UTCDateTime),
+    UniqueConstraint("answer_key", "setup_key"),
+    Index("ix_kept_answers_last_used_at", "last_used_at"),
+)
+kept_results = Table(
+    "kept_results",
+    metadata,
+    _column(
+        "answer_id", BigId, ForeignKey("kept_answers.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    ),
+    _column("choice", Integer, primary_key=True, autoincrement=False),
+    *_answer(),
 )
 
 workers = Table(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
+from helix_jobs.client.purge import plan_purge, purge
 from helix_jobs.new_job import NewJob
 from helix_jobs.storage import answer_cache, batch_changes, batches, claims, pausing, publishing, purging
 from helix_jobs.storage.answer_cache import AnswerSetup, take_answers
+from helix_jobs.storage.kept_answers import kept_bytes
 from helix_jobs.storage.manifests import read_manifest
 from helix_jobs.storage.records import ClaimedJob, FinishedJob, NewBatch
 from helix_jobs.storage.refusals import StoredAnswer, refuse_stored
 from helix_jobs.storage.results import answers_of
-from helix_jobs.storage.schema import jobs
+from helix_jobs.storage.schema import jobs, kept_answers, kept_results
 from helix_jobs.storage.status_counters import counters_agree, recount
+from helix_jobs.storage.workers import stop_worker
 from tests.store_helpers import DIGEST, check_counters, counts, fail, now, register, result_row, status
 
 if TYPE_CHECKING:
@@ -292,3 +296,61 @@ def test_a_job_that_is_tried_again_waits_for_no_twin(database: Database) -> None
     assert claim(database, ids[1], OWN) is not None
     with database.write() as c:
         c.execute(update(jobs).values(tries=0))
+
+
+def purge_all(database: Database, keep_bytes: int | None) -> None:
+    with database.read() as c:
+        ids = [batch.id for batch in purging.ended_batches(c)]
+    purge(database, plan_purge(database, batch_ids=ids), keep_bytes=keep_bytes)
+
+
+def test_an_answer_outlives_its_batch_where_a_purge_may_keep_it(database: Database) -> None:
+    _, (source, twin, other) = batch_of(database, "k1", "k1", None)
+    answer(database, source, twin, choices=2)
+    answer(database, other)
+    purge_all(database, keep_bytes=10_000)
+    with database.read() as c:
+        assert c.execute(select(func.count()).select_from(kept_answers)).scalar_one() == 1
+    again, ids = batch_of(database, "k1", "k2")
+    assert claim(database, ids[0], OWN) is None, "a claim finds it, too"
+    assert take(database, *ids, setup=OTHER) == set()
+    assert take(database, *ids) == {ids[0]}
+    with database.read() as c:
+        rows = answers_of(c, ids[0])
+    assert [(row.choice, row.output_text, row.from_cache) for row in rows] == [(0, "k1 0", source), (1, "k1 1", source)]
+    assert status(database, again).from_cache == 1
+
+
+def test_kept_answers_fit_their_size_and_those_used_last_stay(database: Database) -> None:
+    _, ids = batch_of(database, "k1", "k2", "k3")
+    answer(database, *ids)
+    purge_all(database, keep_bytes=10_000)
+    with database.read() as c:
+        each = kept_bytes(c) // 3
+    _, again = batch_of(database, "k1")
+    take(database, *again)
+    purge_all(database, keep_bytes=2 * each)
+    with database.read() as c:
+        assert kept_bytes(c) <= 2 * each
+        left = set(c.execute(select(kept_answers.c.answer_key)).scalars())
+    assert len(left) == 2
+    assert "k1" in left
+    purge_all(database, keep_bytes=None)
+    with database.read() as c:
+        assert kept_bytes(c) <= 2 * each, "whoever says nothing of them leaves them alone"
+        assert kept_bytes(c) > 0
+    purge_all(database, keep_bytes=0)
+    with database.read() as c:
+        assert kept_bytes(c) == 0
+        assert c.execute(select(func.count()).select_from(kept_results)).scalar_one() == 0
+
+
+def test_a_worker_whose_answers_are_kept_is_not_forgotten(database: Database) -> None:
+    _, ids = batch_of(database, "k1")
+    answer(database, *ids)
+    with database.write() as c:
+        stop_worker(c, "w1", now() - timedelta(days=9))
+    purge_all(database, keep_bytes=10_000)
+    assert database.transact(lambda c: purging.purge_workers(c, now(), 10)) == 0
+    purge_all(database, keep_bytes=0)
+    assert database.transact(lambda c: purging.purge_workers(c, now(), 10)) == 1
