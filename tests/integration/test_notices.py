@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from helix_jobs.brakes import Brakes
 from tests.integration.http_server import serving
 from tests.unit.notify.receiver import SECRET, receiving
 from tests.worker_box import prompts, wait_until
@@ -45,6 +46,30 @@ def test_a_worker_tells_of_what_has_ended_before_it_ends_itself(box: Box) -> Non
     assert done.returncode == 0, done.stderr
     (event,) = [json.loads(line) for line in told.read_text().splitlines()]
     assert (event["type"], event["data"]["id"]) == ("batch.completed", json.loads(done.stdout)["id"])
+
+
+def test_a_worker_stops_a_batch_that_fails_and_tells_why_and_resume_goes_on(box: Box) -> None:
+    told = box.temporary / "told.jsonl"
+    code = f"import sys; open({str(told)!r}, 'a').write(sys.stdin.read())"
+    lines = [{"prompt": f"bad apple {number}"} for number in range(40)] + [{"prompt": "endless story"}] * 40
+    with box.client() as client:
+        batch = client.submit(lines, brakes=Brakes(stop_if_failing=0.5)).batch_id
+        command = f'{sys.executable} -c "{code}"'
+        worker = box.start_worker(fake_fail="apple", fake_hang="endless", notify_command=command)
+        wait_until(lambda: client.status(batch).paused_why, lambda: f"it is not paused: {worker.log}")
+        why = client.status(batch).paused_why or ""
+        assert "failed, 100 %; the limit is 50 % (--stop-if-failing); the most frequent error is engine_error" in why
+        assert f"batch {batch} is paused" in worker.log
+        wait_until(lambda: told.is_file() and len(told.read_text().splitlines()) == 2, "two events were not told")
+        events = {event["type"]: event for event in map(json.loads, told.read_text().splitlines())}
+        assert events.keys() == {"helix.batch.paused", "helix.batch.failing"}
+        assert events["helix.batch.paused"]["data"]["why"] == why
+        waiting = client.resume(batch, release_brakes=True)
+        assert waiting > 0
+        assert (client.status(batch).paused_at, client.status(batch).brakes) == (None, None)
+        client.cancel(batch)
+        wait_until(lambda: len(told.read_text().splitlines()) == 3, "the end was not told")
+    assert json.loads(told.read_text().splitlines()[-1])["type"] == "batch.cancelled"
 
 
 def test_a_server_tells_where_no_worker_runs(box: Box) -> None:
