@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -116,6 +117,7 @@ def promised_and_had(
     yield f"tokens in: {plan['prompt_tokens']:,}, had {done['prompt_tokens']:,}"
     yield f"tokens out: {plan['completion_tokens']:,}, had {done['completion_tokens']:,}"
     low, median, high = (plan["seconds"][part] for part in ("low", "median", "high"))
+    yield f"done in ten hours: {plan['by']}"
     yield f"seconds: {median:.0f} ({low:.0f} to {high:.0f}), had {seconds:.0f}"
     for part, look in looks.items():
         yield f"end as forecast at {part}: {look['forecast']}, had {done['finished_at']}"
@@ -138,10 +140,11 @@ def test_an_evening(evening: Evening) -> None:
     write_table(evening.folder / "questions.csv", rows)
     (evening.folder / "ask.j2").write_text(TEMPLATE, encoding="utf-8")
 
-    plan = evening.figures("plan", "questions.csv", *ASKED, "--by", "07:00")
+    morning = (datetime.now().astimezone() + timedelta(hours=10)).strftime("%Y-%m-%dT%H:%M")
+    plan = evening.figures("plan", "questions.csv", *ASKED, "--by", morning)
     evening.start_worker()
     began = time.monotonic()
-    first = evening.figures("submit", "questions.csv", *ASKED)["batch_id"]
+    first = evening.figures("submit", "questions.csv", *ASKED, "--deadline", morning)["batch_id"]
     early = evening.wait_succeeded(first, ROWS // 4)
 
     evening.helix("pause", first)
