@@ -13,7 +13,7 @@ from helix_jobs.errors import ConfigurationError
 from helix_jobs.plain_text import printable
 from helix_jobs.tables.ask import TableAsk
 from helix_jobs.tables.columns import Selection
-from helix_jobs.tables.read_options import ReadOptions, is_pattern
+from helix_jobs.tables.read_options import ReadOptions, is_on_hub, is_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,11 +47,11 @@ _NAMES: Final = tuple(names[0][2:].replace("-", "_") for names, _ in _OPTIONS)
 
 
 class InputPath(click.Path):
-    """A file, ``-``, or for tables a folder or a pattern of files."""
+    """A file, ``-``, or for tables a folder, a pattern of files, or a data set of the hub."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  (click's signature)
-        """Check that a file or folder is there; a pattern is looked at when it is opened."""
-        if isinstance(value, str) and is_pattern(value):
+        """Check that a file or folder is there; a pattern or a data set is looked at when it is opened."""
+        if isinstance(value, str) and (is_pattern(value) or is_on_hub(value)):
             return value
         return super().convert(value, param, ctx)
 
@@ -66,10 +66,9 @@ def table_options(function: Callable[..., None]) -> Callable[..., None]:
             table = _asked(given)
         except ConfigurationError as error:
             raise click.UsageError(f"{error}.") from error
-        if table is None and (is_pattern(file) or Path(file).is_dir()):
-            raise click.UsageError(
-                f"{printable(file)} names several files; say what to ask about each with --prompt or --template."
-            )
+        if table is None and (is_pattern(file) or is_on_hub(file) or Path(file).is_dir()):
+            what = "is a table" if is_on_hub(file) else "names several files"
+            raise click.UsageError(f"{printable(file)} {what}; say what to ask about each with --prompt or --template.")
         function(*args, file=file, table=table, **kwargs)
 
     decorated: Callable[..., None] = command

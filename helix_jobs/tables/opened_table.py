@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, Self, cast
 
 from helix_jobs.errors import InputError
+from helix_jobs.tables.arrow_files import ArrowFilesRows
 from helix_jobs.tables.arrow_rows import FRAME_METHOD, PARQUET, ArrowRows, is_arrow
 from helix_jobs.tables.byte_stream import ByteStream
 from helix_jobs.tables.delimited import DelimitedRows
 from helix_jobs.tables.excel_rows import ZIP, ExcelRows
+from helix_jobs.tables.hub_dataset import HubDataset
 from helix_jobs.tables.json_rows import JsonRows
 from helix_jobs.tables.read_options import is_pattern
 from helix_jobs.tables.row import BadRow, Row
@@ -108,7 +110,8 @@ def open_table(source: object, options: ReadOptions, rejects: RejectSink | None 
     """Open a table.
 
     Args:
-        source: A path, a folder, a pattern, a binary stream, a data frame with Arrow's interface, or mappings.
+        source: A path, a folder, a pattern, a data set of the hub, a binary stream, a data frame with Arrow's
+            interface, or mappings.
         options: What would otherwise be detected.
         rejects: Receives the tail of a line of JSON that is too long to hold.
 
@@ -116,6 +119,8 @@ def open_table(source: object, options: ReadOptions, rejects: RejectSink | None 
         ConfigurationError: A library for the format is not installed.
         InputError: It cannot be opened, or is no table.
     """
+    if isinstance(source, str) and (dataset := HubDataset.parse(source)) is not None:
+        return _open_dataset(dataset, options, rejects)
     if isinstance(source, str | os.PathLike):
         return _open_path(os.fspath(source), options, rejects)
     if hasattr(source, "read") and not hasattr(source, FRAME_METHOD):
@@ -129,6 +134,16 @@ def open_table(source: object, options: ReadOptions, rejects: RejectSink | None 
             f"the table is a {type(source).__name__}; give a path, a binary stream, a data frame, or mappings"
         )
     return OpenedTable(_MappingRows(source), f"mappings{options.without_effect()}")
+
+
+def _open_dataset(dataset: HubDataset, options: ReadOptions, rejects: RejectSink | None) -> OpenedTable:
+    files = dataset.fetch()
+    if len(files) == 1:
+        table = _open_path(str(files[0]), options, rejects)
+        table.name = dataset.text
+        return table
+    told = f"Parquet in {len(files)} files{options.without_effect()}"
+    return OpenedTable(ArrowFilesRows(files), told, name=dataset.text)
 
 
 def _open_path(text: str, options: ReadOptions, rejects: RejectSink | None) -> OpenedTable:

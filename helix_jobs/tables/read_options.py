@@ -5,6 +5,10 @@ from __future__ import annotations
 import glob
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Final
+
+# Behind it stands a data set of the Hugging Face hub.
+HUB_PREFIX: Final = "hf://datasets/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,3 +39,8 @@ class ReadOptions:
 def is_pattern(text: str) -> bool:
     """Whether a text names files by a pattern, and no file of its own."""
     return glob.has_magic(text) and not Path(text).exists()
+
+
+def is_on_hub(text: str) -> bool:
+    """Whether a text names a data set of the hub, and no file of its own."""
+    return text.startswith(HUB_PREFIX)

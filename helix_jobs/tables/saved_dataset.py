@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InputError
 from helix_jobs.intake.line_faults import cut
-from helix_jobs.tables.arrow_rows import ARROW_STREAM, ArrowRows
-from helix_jobs.tables.row import Row
+from helix_jobs.tables.arrow_files import ArrowFilesRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from helix_jobs.tables.row import Row
 
 _STATE: Final = "state.json"
 _SPLITS: Final = "dataset_dict.json"
@@ -52,22 +53,16 @@ class SavedDatasetRows:
         names = [str(file.get("filename")) for file in state.get("_data_files", []) if isinstance(file, dict)]
         if not names or any("/" in name or "\\" in name for name in names):
             raise InputError(f"{folder / _STATE} names no files of the data set; save it again")
-        self._files = [folder / name for name in names]
-        for file in self._files:
+        files = [folder / name for name in names]
+        for file in files:
             if not file.is_file():
                 raise InputError(f"{file} is missing, which {_STATE} names; fetch or save the data set again")
-        with self._files[0].open("rb") as stream:
-            first = ArrowRows.of_file(stream, ARROW_STREAM)
-        self.columns, self.schema = first.columns, first.schema
+        self._rows = ArrowFilesRows(files)
+        self.columns, self.schema = self._rows.columns, self._rows.schema
 
     def rows(self) -> Iterator[Row]:
         """The rows, numbered from 1 over all files."""
-        number = 0
-        for file in self._files:
-            with file.open("rb") as stream:
-                for row in ArrowRows.of_file(stream, ARROW_STREAM).rows():
-                    number += 1
-                    yield Row(number, row.values)
+        return self._rows.rows()
 
 
 def is_saved_dataset(folder: Path) -> bool:

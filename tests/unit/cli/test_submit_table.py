@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from helix_jobs.storage.schema import batches, jobs
+from tests.unit.engine.loading.local_hub import library_hub
 
 
 @pytest.fixture
@@ -145,3 +146,16 @@ def test_a_table_without_a_question_says_what_to_add(helix, reviews, tmp_path):
     result = helix("submit", tmp_path / "*.csv")
     assert "names several files; say what to ask about each" in result.stderr
     assert helix("submit", tmp_path).exit_code == 2
+
+
+def test_a_data_set_of_the_hub_is_submitted_by_its_name(helix, monkeypatch, tmp_path):
+    with library_hub(monkeypatch, tmp_path / "cache") as hub:
+        hub.repositories["datasets/me/notes"] = {"notes.csv": b"id,text\n1,one\n2,two\n"}
+        place = "hf://datasets/me/notes"
+        done = helix("submit", place, "--prompt", "Say {{ text }}", "--json")
+        assert done.exit_code == 0, done.stderr
+        assert json.loads(done.stdout)["total"] == 2
+        assert json.loads(helix("list", "--json").stdout)[0]["source"] == place
+        refused = helix("submit", place)
+        assert refused.exit_code == 2
+        assert "is a table; say what to ask about each" in refused.stderr

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
-import huggingface_hub
+from huggingface_hub import constants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,8 @@ class LocalHub:
 
     Attributes:
         url: Its address, as ``HF_ENDPOINT`` takes it.
-        repositories: Name -> file name -> content, or the size of a file that nobody may fetch.
+        repositories: Name -> file name -> content, or the size of a file that nobody may fetch. The name of a data set
+            begins with ``datasets/``.
         kinds: Name -> number of weights by type, as the hub counts them.
         gated: Names whose licence nobody has accepted.
         has_ranges: Whether it sends the part of a file that was asked for, instead of the whole.
@@ -71,8 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         hub, path = self.server.hub, self.path.partition("?")[0].strip("/")
-        if path.startswith("api/models/"):
-            name, _, of_tree = path.removeprefix("api/models/").partition("/revision/")[0].partition("/tree/")
+        if path.startswith(("api/models/", "api/datasets/")):
+            asked = path.removeprefix("api/models/").removeprefix("api/")
+            name, _, of_tree = asked.partition("/revision/")[0].partition("/tree/")
             if name in hub.repositories:
                 self._send(json.dumps(_tree(hub, name) if of_tree else _info(hub, name)).encode())
             else:
@@ -143,7 +145,6 @@ def serve_hub() -> Iterator[LocalHub]:
 @contextmanager
 def library_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[LocalHub]:
     """Serve a hub to the hub's library, which reads its address from HF_ENDPOINT when it is imported."""
-    constants = huggingface_hub.constants
     with serve_hub() as made:
         monkeypatch.setattr(constants, "ENDPOINT", made.url)
         monkeypatch.setattr(
