@@ -38,7 +38,8 @@ def test_a_worker_serves_its_figures_and_the_queues(box: Box) -> None:
     assert f"metrics   http://127.0.0.1:{port}/metrics" in worker.log
     batch = box.submit(*[f"w{i} a b c d" for i in range(30)], "bad apple")
     box.wait_states(batch, succeeded=30, failed=1)
-    stuck = box.submit(*["endless story"] * 9)
+    # Unlike one another: equal requests are computed once, and the others wait for that one.
+    stuck = box.submit(*[f"endless story {number}" for number in range(9)])
     box.wait_states(stuck, running=6, queued=3)
     found = scrape(port)
     assert (
