@@ -192,9 +192,10 @@ class Box:
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
 
-    def submit(self, *prompts: str, **fields: Any) -> str:
+    def submit(self, *prompts: str, cache: bool | None = False, **fields: Any) -> str:
+        """Submit lines, equal ones among them, each of which is to be computed unless ``cache`` says otherwise."""
         with self.client() as client:
-            return client.submit([{"prompt": prompt, **fields} for prompt in prompts]).batch_id
+            return client.submit([{"prompt": prompt, **fields} for prompt in prompts], cache=cache).batch_id
 
     def states(self, batch_id: str) -> dict[str, int]:
         """Jobs per state, counted in the table itself."""

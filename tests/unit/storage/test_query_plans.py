@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import event, text
 
 from helix_jobs.storage import (
+    answer_cache,
     answer_list,
     batch_changes,
     batch_news,
@@ -23,6 +24,7 @@ from helix_jobs.storage import (
     workers,
 )
 from helix_jobs.storage import status_counters as counters
+from helix_jobs.storage.answer_cache import AnswerSetup
 from helix_jobs.storage.answer_records import AnswerFilter, AnswerMark, AnswerOrder, AnswerQuery, Effort
 from helix_jobs.storage.purging import EndedBatch
 from helix_jobs.storage.records import FinishedJob
@@ -39,10 +41,22 @@ ENDED = {
     "cancelled": 0,
     "ended_at": now(),
 }
+SETUP = AnswerSetup("a", "a", "a")
 POLLED = {
     "batch_status": (status.batch_status, {"ix_jobs_running"}),
     "list_batches": (lambda c, _: status.list_batches(c), {"ix_jobs_running"}),
     "publishable": (lambda c, _: publishing.publishable(c, 10), {"ix_jobs_unpublished"}),
+    # Each job is looked up by its key: whether an equal one is under way, and whether one has an answer.
+    "publishable without twins": (
+        lambda c, _: publishing.publishable(c, 10, without_twins=True),
+        {"ix_jobs_unpublished", "ix_jobs_under_way"},
+    ),
+    "has_answers": (lambda c, _: answer_cache.has_answers(c, [1, 2], SETUP), {"PRIMARY KEY", "ix_jobs_answers"}),
+    "claim": (
+        lambda c, _: claims.claim(c, 1, worker_id="w1", now=now(), setup=SETUP),
+        {"PRIMARY KEY", "ix_jobs_answers", "ix_jobs_under_way"},
+    ),
+    "leave_to_twin": (lambda c, _: answer_cache.leave_to_twin(c, 1), {"PRIMARY KEY", "ix_jobs_under_way"}),
     "published_queued": (lambda c, _: len(publishing.published_queued(c)), {"ix_jobs_published"}),
     "latest_published_at": (lambda c, _: publishing.latest_published_at(c), {"ix_jobs_published"}),
     "republish_all": (lambda c, _: publishing.republish_all(c), {"ix_jobs_published"}),
@@ -142,7 +156,7 @@ def test_polled_queries_use_their_small_index(sqlite_database, name):
     with sqlite_database.read() as c:
         for statement, parameters in statements:
             plan = c.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
-            plans += [row[3] for row in plan if re.search(r"\b(jobs|j)\b", row[3])]
+            plans += [row[3] for row in plan if re.search(r"\b(jobs|[jsu])\b", row[3])]
     assert plans
     for plan in plans:
         used = re.search(r"INDEX (\w+)|INTEGER (PRIMARY KEY)", plan)

@@ -66,7 +66,7 @@ def twins(installation: Installation, size: Size) -> Outcome:
         installation.wait_done(*accepted[-1:])
         prompts = [f"b{number} p{n // 3} w w w w" for n in range(size.jobs // size.faults)]
         dice.shuffle(prompts)
-        accepted.append(Accepted(installation.submit(*prompts), tuple(prompts)))
+        accepted.append(Accepted(installation.submit(*prompts, cache=None), tuple(prompts)))
         time.sleep(dice.uniform(0.0, LONGEST_LIFE))
         worker.kill()
     installation.start()
@@ -79,7 +79,7 @@ def twins(installation: Installation, size: Size) -> Outcome:
 
 def _submit(installation: Installation, count: int, *more: str) -> Accepted:
     prompts = (*(f"p{number} w w w w" for number in range(count)), *more)
-    return Accepted(installation.submit(*prompts), prompts)
+    return Accepted(installation.submit(*prompts, cache=None), prompts)
 
 
 def _computed_twice(installation: Installation) -> tuple[str, ...]:
