@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 WITHOUT_SECONDS = 30.0
 STEP_SECONDS = "0.5"
+# What four slots end at such steps, each third job asking for three answers, is 2.4.
+LEAST_JOBS_PER_SECOND = 2
 # Where Celery does not come back by itself, the watchdog sees to it after a minute, and once more after another.
 RESUME_SECONDS = 180.0
 
@@ -47,6 +49,6 @@ def exhausted(installation: Installation, size: Size) -> Outcome:
             worker = installation.start(fake_step_seconds=STEP_SECONDS, shutdown_grace="1")
         recoveries.append(wait_resumed(installation, worker, patience=RESUME_SECONDS))
     assert ended(installation, batch) < size.jobs, "the jobs were done before the last fault"
-    installation.wait_done(batch, timeout=installation.patience + size.jobs / 4)
+    installation.wait_done(batch, timeout=installation.patience + size.jobs / LEAST_JOBS_PER_SECOND)
     note = f"{WITHOUT_SECONDS:g} s without; {exits} times the worker ended"
     return Outcome(accepted=[batch], faults=size.faults, recoveries=recoveries, note=note, broken=tuple(broken))

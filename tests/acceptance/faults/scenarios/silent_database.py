@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # In the quick form: what a statement may take, in place of the product's 45 s.
 ANSWER_SECONDS = 2.0
+# What four slots end at steps of half a second, each third job asking for three answers, is 2.4.
+LEAST_JOBS_PER_SECOND = 2
 
 
 def begin(installation: Installation) -> tuple[TcpProxy, str]:
@@ -54,7 +56,7 @@ def half_open(installation: Installation, size: Size) -> Outcome:
         wait_ended(installation, batch, ended(installation, batch) + 4)
         connections += proxy.go_dead()
         recoveries.append(wait_resumed(installation, worker, patience=120.0))
-    installation.wait_done(batch, timeout=installation.patience + size.jobs / 4)
+    installation.wait_done(batch, timeout=installation.patience + size.jobs / LEAST_JOBS_PER_SECOND)
     note = f"{connections} connections"
     return Outcome(accepted=[batch], faults=size.faults, recoveries=recoveries, note=note)
 
@@ -76,7 +78,7 @@ def stopped(installation: Installation, size: Size) -> Outcome:
         for pid in pids - _idle(installation):
             _continue(pid)
         recoveries.append(wait_resumed(installation, worker, patience=120.0))
-    installation.wait_done(batch, timeout=installation.patience + size.jobs / 4)
+    installation.wait_done(batch, timeout=installation.patience + size.jobs / LEAST_JOBS_PER_SECOND)
     return Outcome(accepted=[batch], faults=size.faults, recoveries=recoveries)
 
 
