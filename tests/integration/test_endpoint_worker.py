@@ -91,7 +91,7 @@ def test_a_request_that_kills_the_server_each_time_ends_as_server_lost(
     rows = box.rows(batch)
     (failed,) = [row for row in rows if row.state == "failed"]
     assert (failed.line, failed.error_code, failed.attempts) == (6, "server_lost", 3)
-    assert "look at the server's log" in failed.error_message
+    assert "look at that server's log" in failed.error_message
     assert len(server.beside) == 3
     assert server.beside[-1] == 0, "the last time it is alone"
     assert all(row.attempts <= 3 for row in rows)
