@@ -68,6 +68,11 @@ NOT_RUN = {
     ("http", "Requests", "needs a server"),
     ("http", "Batches", "needs a server"),
     ("page", "The page", "it serves until it is stopped"),
+    ("night", "A night", "takes an hour"),
+    ("night", "In the evening", "needs that table"),
+    ("night", "In the night", "needs that batch"),
+    ("night", "In the morning", "needs that batch"),
+    ("night", "The next evening", "needs two batches"),
     ("endpoint", "Start", "needs a server"),
     ("python", "Data frames", "needs a data frame"),
 }
