@@ -36,12 +36,18 @@ METRICS = {
 }
 
 
+@pytest.fixture
+def locks(tmp_path_factory):
+    """Where the workers of this test lock their devices."""
+    return tmp_path_factory.mktemp("locks")
+
+
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch, tmp_path, tmp_path_factory):
+def _clean_environment(monkeypatch, tmp_path, locks):
     for name in ("HELIX_REDIS_URL", "HELIX_DATABASE_URL", "HELIX_LOG_LEVEL", "HELIX_MAX_TOKENS", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HELIX_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("HELIX_LOCK_DIR", str(tmp_path_factory.mktemp("locks")))  # nobody else's wishes are there
+    monkeypatch.setenv("HELIX_LOCK_DIR", str(locks))  # nobody else's wishes are there
     monkeypatch.chdir(tmp_path)
 
 

@@ -10,14 +10,6 @@ import pytest
 from helix_jobs.worker.rest_note import RestNote, Wish, read_rest_note, write_rest_note
 
 
-@pytest.fixture
-def locks(tmp_path):
-    """Where the workers of this test lock their devices."""
-    directory = tmp_path / "locks"
-    directory.mkdir(mode=0o700)
-    return directory
-
-
 def test_a_pause_is_noted_told_and_ended(helix, locks):
     result = helix("pause", "--worker", "--now", "--device", "ROCm:1")
     assert result.exit_code == 0, result.output

@@ -11,14 +11,6 @@ from helix_jobs.worker.device_lock import DeviceLock
 from helix_jobs.worker.rest_note import RestNote, Wish, read_rest_note
 
 
-@pytest.fixture
-def locks(tmp_path):
-    """Where the workers of this test lock their devices."""
-    directory = tmp_path / "locks"
-    directory.mkdir(mode=0o700)
-    return directory
-
-
 @pytest.mark.parametrize(
     ("given", "noted"),
     [
