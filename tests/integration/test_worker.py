@@ -282,9 +282,9 @@ def test_a_worker_that_cannot_start_says_why(embedded_box: Box, short_tmp: objec
 def test_a_worker_can_be_stopped_while_it_loads(embedded_box: Box, number: signal.Signals) -> None:
     script = (
         "import sys, time\n"
-        "from helix_jobs.worker import process as worker\n"
+        "from helix_jobs.worker import process as worker, workplace\n"
         "from helix_jobs.settings import Settings\n"
-        "worker.load_engine = lambda *_: (print('loading', flush=True), time.sleep(600))\n"
+        "workplace.load_engine = lambda *_: (print('loading', flush=True), time.sleep(600))\n"
         "sys.exit(worker.run_worker(Settings.from_environment()))\n"
     )
     loading = embedded_box.spawn(sys.executable, "-c", script, stdout=subprocess.PIPE)
@@ -302,11 +302,11 @@ def test_the_embedded_broker_may_go_while_a_worker_loads(embedded_box: Box) -> N
     """Its owner stops it when it leaves, as it cannot know of a worker that has not entered its row yet."""
     script = (
         "import sys\n"
-        "from helix_jobs.worker import process as worker\n"
+        "from helix_jobs.worker import process as worker, workplace\n"
         "from helix_jobs.settings import Settings\n"
-        "load = worker.load_engine\n"
+        "load = workplace.load_engine\n"
         "wait = lambda: (print('loading', flush=True), sys.stdin.readline())\n"
-        "worker.load_engine = lambda *arguments: (wait(), load(*arguments))[1]\n"
+        "workplace.load_engine = lambda *arguments: (wait(), load(*arguments))[1]\n"
         "sys.exit(worker.run_worker(Settings.from_environment(), allow_shared_device=True))\n"
     )
     box = embedded_box
