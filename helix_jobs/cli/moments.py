@@ -10,7 +10,7 @@ from helix_jobs.cli.console import timestamp
 from helix_jobs.forecast.clock import end_of_work, working_seconds
 from helix_jobs.opening_hours import OpeningHours
 from helix_jobs.outlook.deadline import MISSED, remedies
-from helix_jobs.wording import percent
+from helix_jobs.wording import clock_time, percent
 
 if TYPE_CHECKING:
     from helix_jobs.forecast.forecast import Forecast
@@ -21,20 +21,11 @@ if TYPE_CHECKING:
 _NEAR_CERTAIN: Final = 0.99
 
 
-def moment_words(moment: datetime, now: datetime) -> str:
-    """``06:40``, on another day than today's ``Wed 06:40``, and in a week and later ``2026-12-24 06:40``."""
-    local, today = moment.astimezone(), now.astimezone()
-    if local.date() == today.date():
-        return local.strftime("%H:%M")
-    if (local.date() - today.date()).days < 7:  # noqa: PLR2004  (days of a week)
-        return local.strftime("%a %H:%M")
-    return local.strftime("%Y-%m-%d %H:%M")
-
-
 def done_words(found: Forecast, now: datetime, hours: OpeningHours | None) -> str:
     """``done about 06:40 (06:10 to 07:20)``; eight of ten batches end within such a range."""
     middle, low, high = (
-        moment_words(end_of_work(now, seconds, hours), now) for seconds in (found.median, found.low, found.high)
+        clock_time(end_of_work(now, seconds, hours), now.astimezone())
+        for seconds in (found.median, found.low, found.high)
     )
     return f"done about {middle}" if low == high else f"done about {middle} ({low} to {high})"
 
@@ -69,7 +60,7 @@ def outlook_words(outlook: BatchOutlook | None, status: BatchStatus, settings: S
     if status.deadline is None:
         return words
     likely = probability_words(probability_by(outlook.forecast, now, status.deadline, hours))
-    return f"{words}; by {moment_words(status.deadline, now)} {likely} likely"
+    return f"{words}; by {clock_time(status.deadline, now.astimezone())} {likely} likely"
 
 
 def slipping_words(outlook: BatchOutlook | None, status: BatchStatus, settings: Settings) -> str | None:
@@ -81,7 +72,8 @@ def slipping_words(outlook: BatchOutlook | None, status: BatchStatus, settings: 
     if outlook.forecast.probability_within(seconds) >= MISSED:
         return None
     helps = remedies(outlook, seconds, is_int8=outlook.is_int8).in_words
-    return f"The deadline {moment_words(status.deadline, now)} will probably be missed. What would keep it: {helps}."
+    deadline = clock_time(status.deadline, now.astimezone())
+    return f"The deadline {deadline} will probably be missed. What would keep it: {helps}."
 
 
 def outlook_json(outlook: BatchOutlook | None, status: BatchStatus, settings: Settings) -> dict[str, Any] | None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helix_jobs.cli.console import timestamp
-from helix_jobs.cli.moments import done_words, forecast_json, moment_words, probability_by, probability_words
+from helix_jobs.cli.moments import done_words, forecast_json, probability_by, probability_words
 from helix_jobs.cli.views import bad_line_json, facts_view
-from helix_jobs.wording import counted, duration, percent, rough_size
+from helix_jobs.wording import clock_time, counted, duration, percent, rough_size
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -58,7 +58,7 @@ def plan_view(
     facts.append(("Begun now", done_words(ends, now, hours)))
     if by is not None:
         likely = probability_words(probability_by(ends, now, by, hours))
-        facts.append((f"By {moment_words(by, now)}", f"{likely} likely"))
+        facts.append((f"By {clock_time(by, now.astimezone())}", f"{likely} likely"))
     return facts_view(facts)
 
 

@@ -10,10 +10,13 @@ from helix_jobs.engine.constraint import Constraint
 from helix_jobs.engine.prompt_truncation import TruncatePrompt
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, SamplingParams
 from helix_jobs.errors import InputError, InvalidFieldError
+from helix_jobs.intake.lines import LineReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from helix_jobs.intake.limits import Limits
+    from helix_jobs.intake.raw_lines import RejectSink
     from helix_jobs.storage.manifests import Manifest
 
 _PLAIN: Final = SamplingParams()
@@ -36,6 +39,24 @@ class LineDefaults:
     accept: AcceptanceRule | None = None
     constraint: Constraint | None = None
     cache: bool | None = None
+
+    def reader(self, limits: Limits, rejects: RejectSink | None = None, *, endpoint: str | None = None) -> LineReader:
+        """Who reads lines with these defaults.
+
+        Args:
+            limits: What a line may ask for at most.
+            rejects: Receives the lines that are bad; None for nobody.
+            endpoint: Where all lines have to be for; None for any place.
+        """
+        return LineReader(
+            self.sampling,
+            limits,
+            rejects,
+            self.truncate_prompt,
+            self.accept,
+            constraint=self.constraint,
+            endpoint=endpoint,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The batch's stored defaults, under the names that a stored request has."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from helix_jobs.client.submit_source import open_input
 from helix_jobs.errors import BadLine
 from helix_jobs.intake.limits import Limits
-from helix_jobs.intake.lines import LineReader
 from helix_jobs.intake.stored_requests import to_engine_request
 
 if TYPE_CHECKING:
@@ -68,14 +67,7 @@ def preview_lines(
     bad: list[BadLine] = []
     with ExitStack() as stack:
         lines = stack.enter_context(open_input(source, table, on_reading))
-        reader = LineReader(
-            defaults.sampling,
-            Limits.of(settings),
-            None,
-            defaults.truncate_prompt,
-            defaults.accept,
-            constraint=defaults.constraint,
-        )
+        reader = defaults.reader(Limits.of(settings))
         found = lines.read(reader)
         for line in found:
             if isinstance(line, BadLine):

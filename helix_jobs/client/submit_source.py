@@ -12,7 +12,6 @@ from helix_jobs.client.handover import reach_broker
 from helix_jobs.client.submission import SubmitProgress, Tally, submit_lines
 from helix_jobs.errors import ConfigurationError, InputError
 from helix_jobs.intake.limits import Limits
-from helix_jobs.intake.lines import LineReader
 from helix_jobs.intake.sources import RejectsFile, open_source
 from helix_jobs.storage.batches import new_batch_id
 from helix_jobs.storage.records import NewBatch
@@ -95,15 +94,7 @@ def submit_source(
             deadline=until,
             brakes=None if brakes is None else brakes.to_dict() or None,
         )
-        reader = LineReader(
-            defaults.sampling,
-            limits,
-            sink,
-            defaults.truncate_prompt,
-            defaults.accept,
-            constraint=defaults.constraint,
-            endpoint=endpoint,
-        )
+        reader = defaults.reader(limits, sink, endpoint=endpoint)
 
         def read() -> Generator[NewJob | BadLine, None, None]:
             yield from lines.read(reader)

@@ -11,7 +11,6 @@ from helix_jobs.client.submit_source import open_input
 from helix_jobs.errors import BadLine, PromptTooLongError, RequestError
 from helix_jobs.forecast.work import JobShape, Thinned
 from helix_jobs.intake.limits import Limits
-from helix_jobs.intake.lines import LineReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,14 +148,7 @@ def survey(
     found = Survey()
     with ExitStack() as stack:
         lines = stack.enter_context(open_input(source, table, on_reading))
-        reader = LineReader(
-            defaults.sampling,
-            Limits.of(settings),
-            None,
-            defaults.truncate_prompt,
-            defaults.accept,
-            constraint=defaults.constraint,
-        )
+        reader = defaults.reader(Limits.of(settings))
         for number, line in enumerate(lines.read(reader), start=1):
             if number % _REPORT_EVERY == 0:
                 on_progress(number)
