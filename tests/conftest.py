@@ -25,6 +25,7 @@ from helix_jobs.storage.migration import upgrade
 from helix_jobs.storage.schema import metadata
 from tests.migrated_sqlite import lay_database
 from tests.services import missing_service
+from tests.tiers import leave_fast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,6 +89,12 @@ def pytest_collection() -> Iterator[None]:
         return (yield)
     finally:
         gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before pytest itself leaves out what ``-m`` does not name."""
+    leave_fast(items)
 
 
 def pytest_collection_finish() -> None:

@@ -128,6 +128,7 @@ def finished(
             shutil.copy2(file, kept)
 
 
+@pytest.mark.thorough(fast=3)
 @pytest.mark.parametrize("custom_id", CLAIMS)
 def test_a_feature_shows_and_does_not_without_its_field(finished: Finished, custom_id: str) -> None:
     claim = CLAIMS[custom_id]

@@ -40,6 +40,7 @@ def gained(num_requests):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("num_requests", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_memory_stays_flat(num_requests):
     gain = gained(num_requests)["sound"]

@@ -95,6 +95,7 @@ WAYS = {
 FIRST, SECOND, ALL = slice(0, None, 2), slice(1, None, 2), slice(None)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("way", "part"),
     [

@@ -274,6 +274,7 @@ def test_the_newcomers_command_is_the_quick_start():
     assert SITTINGS[QUICK_START] == ["python submit.py examples/prompts.jsonl --local"]
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     "sitting",
     [
@@ -294,6 +295,7 @@ def test_commands_run(sitting, scene, finished_home, demo_home, demo_kernels):
     type_all(scene, SITTINGS[sitting])
 
 
+@pytest.mark.thorough
 @pytest.mark.redis
 @pytest.mark.postgres
 def test_commands_and_queries_run_on_redis_and_postgres(scene, empty_postgres_url):
@@ -359,6 +361,7 @@ def test_every_python_example_is_known():
     assert len(PYTHON) == len(RUN_AS_PYTHON)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", PYTHON)
 def test_the_python_examples_run(page, scene):
     scene.start_worker()

@@ -22,6 +22,7 @@ def run(database, chosen):
     run_state_machine_as_test(lambda: StoreMachine(database), settings=chosen)
 
 
+@pytest.mark.thorough(fast=1)
 def test_the_store_does_what_its_model_does(database):
     run(database, QUICK)
 
@@ -206,6 +207,7 @@ def test_the_store_stands_the_history_of_the_negative_controls(database):
     short_history(StoreMachine(database))
 
 
+@pytest.mark.thorough(fast=8)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_negative_control_a_faulty_store_is_found_out(sqlite_database, monkeypatch, fault):
     fault(monkeypatch)

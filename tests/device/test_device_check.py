@@ -29,6 +29,7 @@ NAMES = [
 LONGEST_SUMMARY = 12_000
 
 
+@pytest.mark.thorough
 def test_every_section_passes_on_very_small_models(tmp_path: Path) -> None:
     made = subprocess.run(
         [sys.executable, *CHECK, "--device", "cpu", "--tiny", "--budget", "900", "--out", str(tmp_path)],

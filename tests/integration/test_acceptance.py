@@ -125,6 +125,7 @@ def submit_locally(box: Box, *arguments: str) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.thorough
 def test_one_command_from_prompts_to_accepted_answers(embedded_box: Box) -> None:
     rule = embedded_box.temporary / "rule.json"
     rule.write_text(json.dumps(HIGH), encoding="utf-8")

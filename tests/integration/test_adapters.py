@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from helix_jobs.results.openai import openai_line
 
 if TYPE_CHECKING:
     from tests.worker_box import Box
 
 
+@pytest.mark.thorough(fast=1)
 def test_lines_are_answered_by_their_adapter_and_an_unknown_one_fails_its_line_alone(box: Box) -> None:
     lines = [
         {"prompt": "one two", "adapter": "sql"},

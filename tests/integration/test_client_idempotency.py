@@ -73,6 +73,7 @@ def test_another_default_is_other_content(client: HelixClient):
         client.submit(prompts(2), idempotency_key="k", defaults=SamplingParams(max_tokens=6))
 
 
+@pytest.mark.thorough(fast=1)
 def test_two_submissions_with_one_key_at_once_make_one_batch(helix: Settings):
     submissions = []
     gate = threading.Barrier(2)

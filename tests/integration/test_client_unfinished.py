@@ -57,6 +57,7 @@ HelixClient(Settings(home=Path(sys.argv[1]), redis_url=None, database_url=sys.ar
 """
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 @pytest.mark.parametrize("killed_at", [0, 100, 101, 260])
 def test_a_killed_submission_is_finished_by_the_next(
@@ -95,6 +96,7 @@ def test_a_batch_removed_meanwhile_is_told(client: HelixClient, helix: Settings)
         client.submit(removed())
 
 
+@pytest.mark.thorough(fast=3)
 @pytest.mark.parametrize("key", [None, "k"])
 @pytest.mark.parametrize("stored", [500, 1001, 2500])
 def test_a_living_submission_whose_batch_is_cancelled_fails_whole(

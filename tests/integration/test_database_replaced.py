@@ -84,6 +84,7 @@ def test_what_may_happen_to_a_file_is_no_exchange(sqlite_database: Database) -> 
         c.execute(text("UPDATE batches SET name = name"))
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("exchange", [removed, restored_over, overwritten])
 def test_a_worker_ends_for_its_supervisor(embedded_box: Box, exchange: Callable[[Path], None]) -> None:
     box = embedded_box

@@ -37,6 +37,7 @@ def preemptions(box: Box) -> int:
         return int(c.execute(select(func.coalesce(func.sum(runs.c.preemptions), 0))).scalar_one())
 
 
+@pytest.mark.thorough
 def test_bulk_work_that_makes_room_is_answered_as_it_is_without(embedded_box: Box, demo_home: Path) -> None:
     box = embedded_box
     box.settings = replace(

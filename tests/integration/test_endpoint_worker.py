@@ -42,6 +42,7 @@ def endpoint(server: FaultyServer, folder: Path, **more: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.thorough
 def test_a_server_that_dies_in_the_middle_costs_no_job(embedded_box: Box, server: FaultyServer, tmp_path: Path) -> None:
     box = embedded_box
     texts = [f"say {letter} and {other}" for letter in "abcde" for other in "vwxyz"]
@@ -76,6 +77,7 @@ def supervise(server: FaultyServer, worker: WorkerProcess, deaths: int) -> None:
         server.start()
 
 
+@pytest.mark.thorough
 def test_a_request_that_kills_the_server_each_time_ends_as_server_lost(
     embedded_box: Box, server: FaultyServer, tmp_path: Path
 ) -> None:
@@ -103,6 +105,7 @@ def test_a_request_that_kills_the_server_each_time_ends_as_server_lost(
     box.wait_states(batch, succeeded=11)
 
 
+@pytest.mark.thorough
 def test_the_next_worker_knows_which_request_killed_the_server(
     embedded_box: Box, server: FaultyServer, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from helix_jobs.forecast.forecast import Forecast
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.thorough
 @pytest.mark.redis
 @pytest.mark.skipif(sys.platform == "win32", reason="no embedded server on Windows")
 def test_batches_are_forecast_run_and_compared(short_tmp):

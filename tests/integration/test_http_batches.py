@@ -39,6 +39,7 @@ def set_back(box: Box, **columns: object) -> None:
         c.execute(update(api_batches).values(due_at=datetime.now(UTC), **columns))
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_batch_from_its_file_to_its_answers(box: Box) -> None:
     box.start_worker()
     lines = [line(number) for number in range(40)] + [line(40, "word " * 200_000), line(41, n=2, temperature=1)]
@@ -198,6 +199,7 @@ def test_commands_act_on_the_same_batch(box: Box) -> None:
         assert list(client.batches.list()) == []
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_window_that_ends(box: Box) -> None:
     with serving(box) as address, sdk(address) as client:
         batch = wait_status(client, create(client, many_lines(7), completion_window="1h").id, "in_progress")
@@ -209,6 +211,7 @@ def test_a_window_that_ends(box: Box) -> None:
         assert [answer["error"]["code"] for answer in found] == ["batch_expired"] * 7
 
 
+@pytest.mark.thorough(fast=1)
 def test_output_that_expires_goes_with_its_rows(box: Box) -> None:
     box.start_worker()
     policy = {"anchor": "created_at", "seconds": 3600}

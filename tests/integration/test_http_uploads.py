@@ -55,6 +55,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(box: Box) -> None:
         wait_until(lambda: counts(box) == NOTHING, lambda: f"nothing is left, there is {counts(box)}")
 
 
+@pytest.mark.thorough(fast=1)
 def test_what_a_dead_server_left_of_an_upload_goes(box: Box) -> None:
     with server_process(box) as (process, address), send_half(address, b"x" * 2_500_000):
         wait_until(lambda: counts(box)["api_file_parts"] == 2, "two parts are stored")
@@ -112,6 +113,7 @@ def check_every_line_once(box: Box, count: int) -> None:
     assert (total, *rows) == (count,) * 4
 
 
+@pytest.mark.thorough
 def test_another_server_finishes_what_a_killed_one_has_begun(box: Box) -> None:
     with server_process(box) as (process, address), sdk(address) as client:
         batch = create(client, many_lines(LINES))
@@ -130,6 +132,7 @@ def test_another_server_finishes_what_a_killed_one_has_begun(box: Box) -> None:
     check_every_line_once(box, LINES)
 
 
+@pytest.mark.thorough
 def test_a_server_that_stops_hands_its_batch_over_at_once(box: Box) -> None:
     with serving(box) as address, sdk(address) as client:
         batch = create(client, many_lines(LINES))
@@ -140,6 +143,7 @@ def test_a_server_that_stops_hands_its_batch_over_at_once(box: Box) -> None:
     check_every_line_once(box, LINES)
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_cancel_while_the_lines_are_read(box: Box) -> None:
     with serving(box) as address, sdk(address) as client:
         batch = create(client, many_lines(LINES))
@@ -153,6 +157,7 @@ def test_a_cancel_while_the_lines_are_read(box: Box) -> None:
     assert counts(box) == NOTHING | {"api_batches": 1}
 
 
+@pytest.mark.thorough(fast=1)
 def test_two_servers_share_the_work(box: Box) -> None:
     with serving(box) as first, serving(box) as second, sdk(first) as client, sdk(second) as other:
         made = [create(client if number % 2 else other, many_lines(50)).id for number in range(12)]
@@ -169,6 +174,7 @@ def read_and_remove(http: httpx2.Client, file_id: str, remove: Callable[[], obje
                 remove()
 
 
+@pytest.mark.thorough
 def test_a_file_that_goes_while_it_is_read_looks_no_shorter(box: Box) -> None:
     # More than the buffers between server and client hold.
     lines = [{**line(number), "custom_id": f"{number:0500}"} for number in range(20_000)]

@@ -128,6 +128,7 @@ def test_messages_of_jobs_that_do_not_wait_are_dropped_in_blocks(box: Box, clien
     database.dispose()
 
 
+@pytest.mark.thorough
 def test_forged_ids_do_not_hold_up_the_jobs_behind(box: Box, client: Redis) -> None:
     worker = box.start_worker()
     worker.send(signal.SIGSTOP)
@@ -145,6 +146,7 @@ def test_forged_ids_do_not_hold_up_the_jobs_behind(box: Box, client: Redis) -> N
     assert "Traceback" not in worker.log
 
 
+@pytest.mark.thorough
 def test_broadcasts_that_are_no_commands_do_not_end_the_loop(box: Box, client: Redis) -> None:
     worker = box.start_worker()
     wait_until(client.pubsub_numpat, "the worker does not listen")

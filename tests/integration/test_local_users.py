@@ -58,6 +58,7 @@ def assert_nothing_is_left(box: Box) -> None:
     wait_until(lambda: not EmbeddedBroker(box.settings.home).is_running(), "the broker is left behind")
 
 
+@pytest.mark.thorough
 def test_those_that_start_at_the_same_moment_share_one_worker(embedded_box: Box) -> None:
     box = embedded_box
     commands = [submit_local(box, f"prompt-{number}") for number in range(3)]
@@ -67,6 +68,7 @@ def test_those_that_start_at_the_same_moment_share_one_worker(embedded_box: Box)
     assert_nothing_is_left(box)
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_one_that_started_the_worker_may_leave_first(embedded_box: Box, number: int) -> None:
     """Interrupted or killed, it does not take the worker along that another command waits for."""
@@ -84,6 +86,7 @@ def test_the_one_that_started_the_worker_may_leave_first(embedded_box: Box, numb
     assert_nothing_is_left(box)
 
 
+@pytest.mark.thorough
 def test_a_worker_that_is_killed_is_replaced_by_whoever_waits(embedded_box: Box) -> None:
     box = embedded_box
     first = submit_local(box, "endless story")

@@ -94,6 +94,7 @@ def test_an_interrupt_hands_running_jobs_back(embedded_box: Box, monkeypatch: py
     assert not EmbeddedBroker(box.settings.home).is_running()
 
 
+@pytest.mark.thorough
 def test_its_errors_are_raised_here(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box = embedded_box
     with pytest.raises(BrokerUnreachableError, match=r"127\.0\.0\.1:1"):
@@ -108,6 +109,7 @@ def test_its_errors_are_raised_here(embedded_box: Box, monkeypatch: pytest.Monke
         LocalWorker(box.settings, WorkerThread).__enter__()
 
 
+@pytest.mark.thorough
 def test_a_worker_that_dies_is_started_again(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box = embedded_box
     monkeypatch.setenv("HELIX_FAKE_DIE", "poison")
@@ -183,6 +185,7 @@ def test_a_checkout_that_is_not_installed_serves_any_directory(embedded_box: Box
     assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
 
 
+@pytest.mark.thorough
 def test_modules_of_the_working_directory_are_not_run(embedded_box: Box, short_tmp: Path) -> None:
     """A Django project has a ``celery.py``; many others have a ``queue.py`` or a ``random.py``."""
     project = short_tmp / "project"

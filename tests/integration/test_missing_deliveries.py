@@ -66,6 +66,7 @@ def test_a_consumer_that_stopped_asking_is_reconnected_and_running_jobs_go_on(se
     assert (row.state, row.attempts, row.lease) == ("running", 1, 1), "the running job was not touched"
 
 
+@pytest.mark.thorough
 def test_a_worker_whose_deliveries_do_not_come_back_leaves_for_its_supervisor(services_box: Box) -> None:
     """The broker answers everybody, and lets this worker's connections fall silent."""
     box = services_box
@@ -85,6 +86,7 @@ def test_a_worker_whose_deliveries_do_not_come_back_leaves_for_its_supervisor(se
     assert [row.stopped_at is not None for row in box.worker_rows()] == [True], "an orderly end"
 
 
+@pytest.mark.thorough
 def test_a_broker_that_is_away_is_no_reason_to_leave(services_box: Box) -> None:
     box = services_box
     with half_open_proxy(box.settings.redis_url or "") as proxy:
@@ -99,6 +101,7 @@ def test_a_broker_that_is_away_is_no_reason_to_leave(services_box: Box) -> None:
 
 
 # A worker that has noticed the silence by the time of the stop is doing something else with the broker by then.
+@pytest.mark.thorough
 @pytest.mark.parametrize("silent_seconds", [0.0, 4.0])
 def test_what_a_stopping_worker_could_not_give_back_is_sent_again(services_box: Box, silent_seconds: float) -> None:
     """The broker falls silent before the stop. What the worker had been delivered stays there unacknowledged."""

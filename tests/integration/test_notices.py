@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.worker_box import Box
 
 
+@pytest.mark.thorough
 def test_a_worker_tells_of_the_end_of_a_batch_and_its_log_holds_no_secret(box: Box) -> None:
     with receiving(500) as receiver:
         worker = box.start_worker(
@@ -34,6 +35,7 @@ def test_a_worker_tells_of_the_end_of_a_batch_and_its_log_holds_no_secret(box: B
         assert hidden not in worker.log
 
 
+@pytest.mark.thorough
 def test_a_worker_tells_of_what_has_ended_before_it_ends_itself(box: Box) -> None:
     told = box.temporary / "told.jsonl"
     code = f"import sys; open({str(told)!r}, 'a').write(sys.stdin.read())"
@@ -48,6 +50,7 @@ def test_a_worker_tells_of_what_has_ended_before_it_ends_itself(box: Box) -> Non
     assert (event["type"], event["data"]["id"]) == ("batch.completed", json.loads(done.stdout)["id"])
 
 
+@pytest.mark.thorough
 def test_a_worker_stops_a_batch_that_fails_and_tells_why_and_resume_goes_on(box: Box) -> None:
     told = box.temporary / "told.jsonl"
     code = f"import sys; open({str(told)!r}, 'a').write(sys.stdin.read())"
@@ -72,6 +75,7 @@ def test_a_worker_stops_a_batch_that_fails_and_tells_why_and_resume_goes_on(box:
     assert json.loads(told.read_text().splitlines()[-1])["type"] == "batch.cancelled"
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_server_tells_where_no_worker_runs(box: Box) -> None:
     with receiving() as receiver:
         told = {"webhook_url": receiver.url, "webhook_secret": SECRET, "webhook_allow_private": 1}
@@ -83,6 +87,7 @@ def test_a_server_tells_where_no_worker_runs(box: Box) -> None:
     assert json.loads(request.body)["type"] == "batch.cancelled"
 
 
+@pytest.mark.thorough
 def test_channels_are_tried_and_what_was_told_is_listed(box: Box) -> None:
     def notify(*arguments: str, code: int = 0, **environment: str) -> str:
         variables = {f"HELIX_{name.upper()}": value for name, value in environment.items()}
@@ -105,6 +110,7 @@ def test_channels_are_tried_and_what_was_told_is_listed(box: Box) -> None:
     assert "nothing" in notify("list").lower()
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("command", ["worker", "serve"])
 def test_a_setting_of_notices_that_makes_no_sense_ends_the_start(box: Box, command: str) -> None:
     told = {"HELIX_WEBHOOK_URL": "https://hooks.example/x"}

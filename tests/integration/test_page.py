@@ -80,6 +80,7 @@ def test_progress_moves_without_a_reload(kept_box: Box, address: str, browser: B
         assert seen.nothing()
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", SIZES)
 def test_people_can_use_it(kept_box: Box, address: str, browser: Browser, width: int, scheme: str) -> None:
@@ -120,6 +121,7 @@ def test_a_key_opens_the_page_and_signing_out_closes_it(kept_box: Box, browser: 
         assert seen.nothing()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", SIZES)
 def test_the_interface_is_shown_without_the_internet(kept_box: Box, browser: Browser, width: int, scheme: str) -> None:
@@ -167,6 +169,7 @@ def write(file: Path, *lines: object) -> Path:
     return file
 
 
+@pytest.mark.thorough
 def test_a_dropped_file_becomes_a_batch_whose_answers_are_downloaded(
     address: str, browser: Browser, files: Path
 ) -> None:
@@ -215,6 +218,7 @@ def drop(page: Page, file: Path) -> None:
     page.locator("#drop").dispatch_event("drop", {"dataTransfer": carried})
 
 
+@pytest.mark.thorough
 def test_bad_lines_are_shown_as_the_command_shows_them(
     kept_box: Box, address: str, browser: Browser, files: Path
 ) -> None:
@@ -270,6 +274,7 @@ def test_a_batch_is_cancelled_and_tried_again(embedded_box: Box, browser: Browse
         assert seen.nothing()
 
 
+@pytest.mark.thorough
 def test_a_paused_batch_waits_until_it_is_resumed(kept_box: Box, address: str, browser: Browser) -> None:
     with kept_box.client() as client:
         batch_id = client.submit([{"prompt": one} for one in prompts(400, words=60)]).batch_id
@@ -297,6 +302,7 @@ def test_it_works_without_scripts(kept_box: Box, address: str, browser: Browser,
         assert seen.nothing()
 
 
+@pytest.mark.thorough
 def test_names_are_text_whatever_they_hold(kept_box: Box, address: str, browser: Browser, files: Path) -> None:
     hostile = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>\u202egnp.exe {{ 7*7 }} javascript:alert(3) "
     with kept_box.client() as client:

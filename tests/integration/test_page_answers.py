@@ -72,6 +72,7 @@ def scene(start_forked: StartForked) -> Iterator[Scene]:
         box.close()
 
 
+@pytest.mark.thorough
 def test_a_list_is_paged_filtered_and_searched_in_place(scene: Scene, browser: Browser) -> None:
     with opened(browser, scene.address) as (page, seen):
         page.goto(scene.path(scene.many))
@@ -147,6 +148,7 @@ def test_a_search_goes_on_by_itself_until_it_has_looked_everywhere(
         assert seen.nothing()
 
 
+@pytest.mark.thorough
 def test_the_neighbours_of_an_answer_are_those_of_the_list_that_led_to_it(
     scene: Scene, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +178,7 @@ def test_the_neighbours_of_an_answer_are_those_of_the_list_that_led_to_it(
         assert seen.nothing()
 
 
+@pytest.mark.thorough
 def test_the_list_of_a_running_batch_moves(scene: Scene, browser: Browser) -> None:
     register(scene.database, "w1")
     batch_id, ids = stored_batch(scene.database, 3)
@@ -267,6 +270,7 @@ def test_megabytes_are_cut_and_a_link_away(scene: Scene, browser: Browser) -> No
     assert whole.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_people_can_use_it(scene: Scene, browser: Browser, width: int, scheme: str) -> None:
     paths = [f"/batches/{scene.kinds}", scene.path(scene.kinds), scene.path(scene.kinds, "?q=nothing")]
@@ -280,6 +284,7 @@ def test_people_can_use_it(scene: Scene, browser: Browser, width: int, scheme: s
         assert seen.nothing()
 
 
+@pytest.mark.thorough
 def test_text_is_text_whatever_it_says(scene: Scene, browser: Browser) -> None:
     """Prompts, answers, thinking, names of tools and tokens, errors, custom ids, metadata, and what is looked for."""
     lines = len(HOSTILE) + 3

@@ -52,6 +52,7 @@ def pooled_box(short_tmp: Path, empty_redis: str, cluster: PostgresCluster, pool
     box.close()
 
 
+@pytest.mark.thorough
 def test_batches_run_to_their_end_with_two_workers_and_many_clients(pooled_box: Box) -> None:
     upgraded = pooled_box.run(sys.executable, "submit.py", "db", "upgrade")
     assert (upgraded.returncode, upgraded.stderr) == (0, "")
@@ -71,6 +72,7 @@ def test_batches_run_to_their_end_with_two_workers_and_many_clients(pooled_box: 
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.thorough
 def test_nothing_of_a_session_is_left_behind(pooled_box: Box, pooler: PgBouncer) -> None:
     """Whoever gets the session next finds it as it was."""
     assert pooled_box.run(sys.executable, "submit.py", "db", "upgrade").returncode == 0

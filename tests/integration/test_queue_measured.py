@@ -47,6 +47,7 @@ def test_a_terminated_bench_takes_its_processes_along(short_tmp: Path) -> None:
     assert list(short_tmp.iterdir()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.postgres
 @pytest.mark.redis
 @pytest.mark.skipif(sys.platform == "win32", reason="no embedded server on Windows")

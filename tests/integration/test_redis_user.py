@@ -55,6 +55,7 @@ def server(request: pytest.FixtureRequest, short_tmp: Path) -> Iterator[Path]:
         process.wait()
 
 
+@pytest.mark.thorough
 def test_it_may_do_what_helix_does_and_no_more(server: Path, short_tmp: Path) -> None:
     box = make_box(
         short_tmp / "home", short_tmp, redis_url=f"redis+socket://helix:PASSWORD@{server}", database_url=None

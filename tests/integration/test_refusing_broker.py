@@ -73,6 +73,7 @@ REFUSALS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_a_refusal_is_waited_for(box: Box, admin: Redis, kind: str) -> None:
     break_it, mend_it, words = REFUSALS[kind]

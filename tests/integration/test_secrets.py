@@ -56,6 +56,7 @@ def start(directory, *command, **environment):
     )
 
 
+@pytest.mark.thorough
 def test_no_password_is_printed_when_a_service_cannot_be_reached(short_tmp):
     (short_tmp / "prompts.jsonl").write_text('{"prompt": "hello"}\n', encoding="utf-8")
     tries = [([*c, *way], {"HELIX_DATABASE_URL": url}) for url in DATABASE_URLS for c in COMMANDS for way in WAYS]
@@ -83,6 +84,7 @@ def test_no_password_is_printed_when_a_service_cannot_be_reached(short_tmp):
     assert not any(MARK in text for text in logs)
 
 
+@pytest.mark.thorough
 @pytest.mark.redis
 def test_no_prompt_and_no_answer_is_in_a_log(short_tmp):
     box = make_box(short_tmp / "home", short_tmp, redis_url=None, database_url=None)

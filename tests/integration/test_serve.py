@@ -85,6 +85,7 @@ def test_refusals_name_the_field_and_store_nothing(served: tuple[Box, str]) -> N
     assert count(box, jobs) == 0
 
 
+@pytest.mark.thorough(fast=1)
 def test_an_answer_comes_beside_a_full_queue(served: tuple[Box, str]) -> None:
     box, address = served
     batch = box.submit(*[f"bulk {i}" for i in range(3000)], max_tokens=8)

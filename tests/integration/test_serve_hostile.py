@@ -102,6 +102,7 @@ def test_idle_connections_keep_nobody_else_waiting(box: Box) -> None:
         assert time.monotonic() - began < 5
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/files"])
 def test_half_sent_bodies_take_no_more_than_their_room(box: Box, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body_room, "ROOM_BYTES", 1_000_000)

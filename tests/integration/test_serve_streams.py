@@ -53,6 +53,7 @@ def stored(box: Box) -> list[str]:
         return list(c.execute(select(results.c.output_text).order_by(results.c.job_id, results.c.choice)).scalars())
 
 
+@pytest.mark.thorough(fast=1)
 def test_the_sdk_reads_an_answer_while_it_grows(served: tuple[Box, str]) -> None:
     box, address = served
     with openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client:
@@ -81,6 +82,7 @@ def test_the_sdk_reads_an_answer_while_it_grows(served: tuple[Box, str]) -> None
     assert stored(box) == [WORDS, WORDS]
 
 
+@pytest.mark.thorough(fast=1)
 def test_choices_are_streamed_side_by_side(served: tuple[Box, str]) -> None:
     box, address = served
     texts = {0: "", 1: ""}
@@ -104,6 +106,7 @@ def test_what_is_asked_about_an_answer_comes_with_its_end(served: tuple[Box, str
         assert len(chunks[-1]["choices"][0]["logprobs"]["content"]) == 3
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_worker_that_dies_is_followed_by_another_and_nothing_comes_twice(box: Box) -> None:
     first = box.start_worker(**SLOW)
     with serving(box) as address, asking(address) as http:
@@ -135,6 +138,7 @@ def test_a_client_that_leaves_cancels_its_job(served: tuple[Box, str]) -> None:
         wait_until(lambda: states() == ["cancelled"], lambda: f"the job is cancelled, not {states()}")
 
 
+@pytest.mark.thorough(fast=1)
 def test_without_the_channel_an_answer_comes_whole(served: tuple[Box, str], monkeypatch: pytest.MonkeyPatch) -> None:
     _, address = served
     # Its pieces go to a server that nobody hears.
@@ -172,6 +176,7 @@ def _is_cancelled(box: Box) -> bool:
         return c.execute(select(jobs.c.state)).scalar_one() == "cancelled"
 
 
+@pytest.mark.thorough
 def test_a_refusal_has_a_status_and_a_late_failure_an_event(box: Box) -> None:
     box.start_worker(**SLOW, fake_fail="fails now")
     with serving(box) as address, asking(address) as http:

@@ -37,6 +37,7 @@ def bench(directory: Path, *options: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.thorough
 @pytest.mark.redis
 @pytest.mark.skipif(sys.platform == "win32", reason="no embedded server on Windows")
 def test_waits_are_measured_alone_and_beside_bulk_work(short_tmp: Path) -> None:
@@ -49,6 +50,7 @@ def test_waits_are_measured_alone_and_beside_bulk_work(short_tmp: Path) -> None:
     assert beside["bulk_tokens_per_second"] >= 0
 
 
+@pytest.mark.thorough
 @pytest.mark.redis
 @pytest.mark.skipif(sys.platform == "win32", reason="no embedded server on Windows")
 def test_bulk_work_is_measured_alone_and_under_load(short_tmp: Path) -> None:

@@ -58,6 +58,7 @@ def redis(empty_redis: str) -> Iterator[Redis]:
         yield client
 
 
+@pytest.mark.thorough
 def test_two_installations_do_not_take_each_others_ids(boxes: list[Box], redis: Redis) -> None:
     workers = [box.start_worker() for box in boxes]
     batches = [box.submit(*[f"job {n}" for n in range(40)]) for box in boxes]

@@ -289,6 +289,7 @@ def _meddle(database, batch_id, ids, names, seed):
             check_counters(c, batch_id)
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_workers_that_die_and_people_who_change_their_minds_lose_nothing(database, seed):
     names = ("w1", "w2", "w3")

@@ -63,6 +63,7 @@ class Submit:
         return self.process.returncode, out, err
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("number", SIGNALS)
 def test_interrupted_while_it_reads(embedded_box: Box, number: int) -> None:
     submit = Submit(embedded_box)
@@ -86,6 +87,7 @@ def box_with_redis(short_tmp: Path) -> Iterator[tuple[Box, int]]:
     assert server.stop()
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.redis
 @pytest.mark.parametrize(("number", "options"), [(number, []) for number in SIGNALS] + [(signal.SIGINT, ["--json"])])
 def test_interrupted_while_a_hanging_redis_is_told(

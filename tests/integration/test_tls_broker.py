@@ -117,6 +117,7 @@ def tls_broker(short_tmp: Path) -> Iterator[TlsBroker]:
     front.join()
 
 
+@pytest.mark.thorough
 def test_a_worker_over_tls_as_a_user_of_its_own(tls_broker, short_tmp):
     box = make_box(short_tmp / "home", short_tmp, redis_url=tls_broker.url(), database_url=None)
     try:

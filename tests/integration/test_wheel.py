@@ -85,6 +85,7 @@ def test_the_version_is_the_packages_own(wheel):
     assert wheel.name.split("-")[1] == helix_jobs.__version__
 
 
+@pytest.mark.thorough
 def test_helix_runs_without_a_clone(installed, tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "x"}\n')
     helix = str(installed / "helix")
@@ -99,6 +100,7 @@ def test_helix_runs_without_a_clone(installed, tmp_path):
     assert json.loads(_run([helix, "submit", "prompts.jsonl", "--json"], tmp_path))["total"] == 1
 
 
+@pytest.mark.thorough
 def test_the_kernels_compile_without_a_clone(installed, tmp_path, monkeypatch):
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:

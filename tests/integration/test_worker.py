@@ -36,6 +36,7 @@ def shut_down_broker(box: Box) -> None:
         client.shutdown(nosave=True)
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_batch_is_drained_and_the_worker_leaves_in_order(box: Box) -> None:
     batch = box.submit(*prompts(150))
     worker = box.start_worker(fresh=True)
@@ -72,6 +73,7 @@ def test_a_batch_is_drained_and_the_worker_leaves_in_order(box: Box) -> None:
     assert re.search(r"run of .* accepted: draft model in \d+ of \d+ steps?", worker.log)
 
 
+@pytest.mark.thorough(fast=1)
 def test_messages_that_come_twice_are_harmless(box: Box) -> None:
     batch = box.submit(*prompts(40))
     worker = box.start_worker(fake_step_seconds=SLOW_STEPS)
@@ -115,6 +117,7 @@ def test_cancelling_frees_the_slots_of_running_jobs(box: Box) -> None:
     assert worker.process.poll() is None
 
 
+@pytest.mark.thorough(fast=1)
 def test_after_kill_9_a_new_worker_ends_every_job_once(box: Box) -> None:
     batch = box.submit(*prompts(200, words=12))
     for _ in range(2):
@@ -179,6 +182,7 @@ def test_a_broken_engine_ends_the_worker_and_its_jobs_are_queued_again(embedded_
     assert "cannot go on" in worker.log
 
 
+@pytest.mark.thorough
 def test_celery_inspects_a_running_worker(box: Box) -> None:
     box.start_worker(fake_hang="endless")
     batch = box.submit("endless story")
@@ -278,6 +282,7 @@ def test_a_worker_that_cannot_start_says_why(embedded_box: Box, short_tmp: objec
     assert not EmbeddedBroker(box.settings.home).is_running()
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_can_be_stopped_while_it_loads(embedded_box: Box, number: signal.Signals) -> None:
     script = (
@@ -346,6 +351,7 @@ def test_a_killed_worker_does_not_keep_the_embedded_broker_alive(embedded_box: B
     assert not EmbeddedBroker(box.settings.home).is_running()
 
 
+@pytest.mark.thorough
 def test_the_embedded_broker_is_brought_back(embedded_box: Box) -> None:
     box = embedded_box
     batch = box.submit(*prompts(120, words=16))
@@ -357,6 +363,7 @@ def test_the_embedded_broker_is_brought_back(embedded_box: Box) -> None:
     assert worker.process.poll() is None, worker.log
 
 
+@pytest.mark.thorough
 def test_who_holds_the_embedded_brokers_start_lock_does_not_stop_the_heartbeat(embedded_box: Box) -> None:
     box = embedded_box
     worker = box.start_worker()

@@ -39,6 +39,7 @@ def helix(box: Box, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_a_worker_yields_its_device_and_takes_it_again(box: Box) -> None:
     """Jobs that run end, the rest waits; the process stays, and goes on."""
     batch = box.submit(*prompts(1000, words=24))  # it outlasts the start of a command, however slow
@@ -142,6 +143,7 @@ def test_hours_that_are_none_are_refused_by_name(embedded_box: Box) -> None:
     assert "'22-7'; give hours such as 22:00-07:00" in done.stderr
 
 
+@pytest.mark.thorough
 def test_a_paused_worker_takes_no_jobs_and_keeps_its_device(box: Box) -> None:
     """Jobs that run end, the rest waits, no job is answered twice; whoever wants the device gets it all the same."""
     locks = lock_directory(box.settings.lock_dir)
@@ -172,6 +174,7 @@ def test_a_paused_worker_takes_no_jobs_and_keeps_its_device(box: Box) -> None:
     assert not is_held(locks, None)
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_pause_at_once_hands_jobs_back_and_the_same_engine_goes_on(
     box: Box, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +233,7 @@ def test_a_worker_that_starts_while_others_are_paused_waits_and_loads_nothing(em
     assert "Ready." not in worker.log
 
 
+@pytest.mark.thorough
 @pytest.mark.demo
 def test_a_resting_worker_holds_no_models(embedded_box: Box, demo_home: Path) -> None:
     """What stays are the libraries."""

@@ -89,6 +89,7 @@ def test_under_nohup_a_worker_outlives_its_terminal(
     assert worker.wait() == 0
 
 
+@pytest.mark.thorough(fast=1)
 def test_sigterm_lets_running_jobs_finish_and_leaves_the_rest_queued(box: Box) -> None:
     batch = box.submit(*prompts(60, words=24))
     worker = box.start_worker(fake_step_seconds="0.1", shutdown_grace="30")
@@ -105,6 +106,7 @@ def test_sigterm_lets_running_jobs_finish_and_leaves_the_rest_queued(box: Box) -
     assert box.result_count(batch) == 60
 
 
+@pytest.mark.thorough(fast=1)
 def test_what_does_not_finish_within_the_grace_time_is_handed_back(box: Box) -> None:
     batch = box.submit(*["endless story"] * 5)
     worker = box.start_worker(fake_hang="endless", shutdown_grace="1")
@@ -118,6 +120,7 @@ def test_what_does_not_finish_within_the_grace_time_is_handed_back(box: Box) -> 
     box.wait_states(batch, succeeded=5)
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("trouble", ["hang", "stall"])
 def test_a_second_interrupt_is_immediate(embedded_box: Box, trouble: str) -> None:
     """Even when the engine's step does not come back."""
@@ -135,6 +138,7 @@ def test_a_second_interrupt_is_immediate(embedded_box: Box, trouble: str) -> Non
     assert not EmbeddedBroker(box.settings.home).is_running()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("wish", ["SIGTERM", "remote control"])
 def test_a_stop_ends_a_worker_whose_database_is_locked(embedded_box: Box, wish: str) -> None:
     script = (
@@ -170,6 +174,7 @@ def test_a_stop_ends_a_worker_whose_database_is_locked(embedded_box: Box, wish: 
     box.wait_states(batch, succeeded=5)
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     ("grace", "numbers", "code"),
     [("0", [signal.SIGTERM], 0), ("3600", [signal.SIGINT] * 2, 130)],
@@ -284,6 +289,7 @@ def test_an_exhausted_machine_costs_no_job_an_attempt(
     assert "LimitNOFILE" in caplog.text
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit")
 def test_a_worker_without_descriptors_ends_for_its_supervisor(box: Box) -> None:
     """Celery ends its loop as if it had been told to; a supervisor must not take that for somebody's wish."""
@@ -299,6 +305,7 @@ def test_a_worker_without_descriptors_ends_for_its_supervisor(box: Box) -> None:
     assert "does not stay up" in worker.log, worker.log
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit")
 def test_a_worker_that_runs_out_of_descriptors_before_it_is_connected_ends_for_its_supervisor(box: Box) -> None:
     worker = start_quick_worker(box, window=60.0, before=OUT_OF_DESCRIPTORS)
@@ -307,6 +314,7 @@ def test_a_worker_that_runs_out_of_descriptors_before_it_is_connected_ends_for_i
     assert "does not stay up" in worker.log, worker.log
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_stop_is_heard_while_no_consumer_can_be_made(box: Box) -> None:
     """Nothing runs then, so nothing is waited for, and the end is the wish of who asked for it."""
     worker = start_quick_worker(box, window=60.0, before=NO_CONSUMER)
@@ -315,6 +323,7 @@ def test_a_stop_is_heard_while_no_consumer_can_be_made(box: Box) -> None:
     assert "does not stay up" not in worker.log, worker.log
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit")
 def test_a_worker_whose_every_job_waits_for_descriptors_ends_for_its_supervisor(services_box: Box) -> None:
     """Its connections to the database are cut and cannot be replaced; the broker still delivers to it."""
@@ -340,6 +349,7 @@ def test_a_worker_whose_every_job_waits_for_descriptors_ends_for_its_supervisor(
     box.wait_states(batch, succeeded=4)
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_shutdown_by_remote_control_is_somebodys_wish(box: Box) -> None:
     worker = box.start_worker()
     done = shut_down_by_remote_control(box)

@@ -75,6 +75,7 @@ def at_first_warning():
         logger.removeHandler(handler)
 
 
+@pytest.mark.thorough
 @pytest.mark.postgres
 def test_a_held_table_is_one_error_that_names_the_holder_and_nothing_is_changed(older, holder):
     holder.execute("SELECT count(*) FROM results")
@@ -216,6 +217,7 @@ def test_nothing_to_migrate_waits_for_nobody(older, holder):
     assert upgrade(older, patience=PATIENCE) == head_revision()
 
 
+@pytest.mark.thorough
 @pytest.mark.postgres
 def test_a_statement_may_take_longer_than_a_lock_is_waited_for(older, at_first_warning):
     """An index over a million rows is not cut off: a trigger on DDL stands for its time."""

@@ -193,6 +193,7 @@ with database.read() as c:
 """
 
 
+@pytest.mark.thorough(fast=1)
 def test_two_processes_may_migrate_an_empty_database_at_once(empty_database):
     url = empty_database.url.render_as_string(hide_password=False)
     racers = [

@@ -51,6 +51,7 @@ def all_modules_after(script: str, tmp_path: Path) -> set[str]:
 HEAVY = {*MODEL_LIBRARIES, "celery", "numpy", "llguidance", "jsonschema_rs"}
 
 
+@pytest.mark.thorough(fast=3)
 @pytest.mark.parametrize(
     "command",
     [
@@ -81,6 +82,7 @@ OF_OPTIONS = {
 }
 
 
+@pytest.mark.thorough(fast=3)
 @pytest.mark.parametrize("command", ["--help", "submit prompts.jsonl", "preview --help", "results --help", "status"])
 def test_lines_of_json_are_submitted_without_readers_of_tables(command, tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "x"}\n')

@@ -23,6 +23,7 @@ def made_up(draw: st.DrawFn) -> TokenLogprobs:
     return TokenLogprobs(alternatives, array("i", ids), array("f", logprobs), texts)
 
 
+@pytest.mark.thorough
 @given(made_up())
 def test_what_is_written_is_read_back_bit_for_bit(made: TokenLogprobs) -> None:
     found = TokenLogprobs.from_bytes(made.to_bytes())
@@ -33,6 +34,7 @@ def test_what_is_written_is_read_back_bit_for_bit(made: TokenLogprobs) -> None:
     assert len(found) == len(list(found)) == len(made)
 
 
+@pytest.mark.thorough
 @given(made_up(), st.data())
 def test_damage_is_noticed_or_harmless(made: TokenLogprobs, data: st.DataObject) -> None:
     whole = made.to_bytes()

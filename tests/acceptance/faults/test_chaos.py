@@ -46,6 +46,7 @@ FULL = ChaosConfig(
 LONGEST_STANDSTILL = 180.0
 
 
+@pytest.mark.thorough
 def test_a_few_seconds_of_it(make: Callable[..., Installation]) -> None:
     chaos, verdict = _run(make("postgres", quick=True), QUICK, QUICK_SECONDS)
     assert (*chaos.broken(), *verdict.broken) == ()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.redis
 
 
+@pytest.mark.thorough
 def test_without_the_fence_a_late_write_shows(make: Callable[..., Installation]) -> None:
     installation = make("sqlite", quick=True)
     installation.without = (FENCE,)

@@ -37,6 +37,7 @@ def _marks(database: str) -> list[pytest.MarkDecorator]:
     return [pytest.mark.redis, *([pytest.mark.postgres] if database == "postgres" else [])]
 
 
+@pytest.mark.thorough(fast=8)
 @pytest.mark.parametrize(("scenario", "database"), _cases(quick=True))
 def test_quick(scenario: Scenario, database: str, make: Callable[..., Installation]) -> None:
     installation = make(database, quick=True)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.redis, pytest.mark.postgres]
 
 
+@pytest.mark.thorough
 def test_the_switch_closes_what_nobody_answers(make: Callable[..., Installation]) -> None:
     installation = make("postgres", quick=True)
     installation.without = (ANSWERS,)
@@ -31,6 +32,7 @@ def test_the_switch_closes_what_nobody_answers(make: Callable[..., Installation]
     assert "connections to the database: no answer for" in worker.log
 
 
+@pytest.mark.thorough
 def test_where_that_does_not_help_it_ends_the_process_for_its_supervisor(make: Callable[..., Installation]) -> None:
     installation = make("postgres", quick=True)
     installation.without = (ANSWERS, CLOSING)

@@ -57,6 +57,7 @@ def prompts(tmp_path):
 SHORT = ("--prompt-tokens", 12, "--max-tokens", 8, "--repeat", 2)
 
 
+@pytest.mark.thorough
 def test_modes_and_batch_sizes_are_measured_beside_each_other(bench, tmp_path):
     # What the files' names stood for stays whole until the new ones are, and so do other links to it.
     for name in ("out.json", "out.svg"):
@@ -126,6 +127,7 @@ def test_json_on_standard_output_is_nothing_but_that(bench):
     validate(json.loads(result.stdout))
 
 
+@pytest.mark.thorough
 def test_transformers_gives_the_same_tokens_and_takes_turns(bench, prompts, tmp_path):
     result = bench(
         *("bulk", "--prompts", prompts, "--speculation", "off", "--repeat", 2, "--against", "transformers"),
@@ -146,6 +148,7 @@ def test_transformers_gives_the_same_tokens_and_takes_turns(bench, prompts, tmp_
     assert report["workload"]["forced_greedy"]
 
 
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize(("what", "rounds"), [("load", 0), ("round:0", 0), ("round:2", 1)])
 def test_a_peer_that_dies_is_reported_and_the_bench_goes_on(what, rounds, bench, fake_peer, tmp_path):
     fake_peer(what)
@@ -164,6 +167,7 @@ def test_a_peer_that_dies_is_reported_and_the_bench_goes_on(what, rounds, bench,
     assert "the reason" in result.stdout
 
 
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize(
     ("peer", "said"),
     [
@@ -218,6 +222,7 @@ def test_an_error_keeps_what_was_measured_before_it(bench, tmp_path, monkeypatch
     assert "DECODE STEP" in result.stdout
 
 
+@pytest.mark.thorough
 def test_a_limit_beyond_the_context_is_the_contexts(bench, tmp_path):
     bench(
         "decode", *SHORT, "--speculation", "off", "--batch-sizes", 1, "--max-tokens", 300, "--json", tmp_path / "o.json"

@@ -211,6 +211,7 @@ print(peak_memory() - before)
 """
 
 
+@pytest.mark.thorough
 def test_peak_memory_rises_with_what_is_held():
     done = subprocess.run([sys.executable, "-c", HOLD], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 40_000_000

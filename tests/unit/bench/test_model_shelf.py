@@ -49,6 +49,7 @@ def opened(path: Path, dtype: str, *modes: Mode) -> LoadedModels:
     return ModelShelf(plan, lambda _: None).models
 
 
+@pytest.mark.thorough
 def test_an_int8_target_keeps_its_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the bench would measure int8 rows, which take more than twice the memory."""
     monkeypatch.setattr(byte_trial, "is_exact_faster", lambda *_: False)

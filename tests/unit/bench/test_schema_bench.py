@@ -158,6 +158,7 @@ def test_the_built_in_schemas_are_ones_that_a_line_may_have():
     assert all(name in text for name in RECORD["properties"] for text in asked)
 
 
+@pytest.mark.thorough
 def test_extraction_is_measured_with_and_without_a_schema(model):
     out = run("structured", "--target", model, "--draft", "lookup", "--batch-sizes", "2", "--max-tokens", 16,
               "--repeat", 2, "--device", "cpu", "--json")  # fmt: skip
@@ -184,6 +185,7 @@ def test_extraction_is_measured_with_and_without_a_schema(model):
     assert sides == ["plain", "with a schema", "with a schema", "plain", "plain", "with a schema"]
 
 
+@pytest.mark.thorough
 def test_the_time_with_a_schema_is_told_before_its_rate(model, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # a slow machine's figures are wide, and a narrow table folds its titles
     out = run("structured", "--target", model, "--draft", "lookup", "--batch-sizes", "2", "--max-tokens", 16,

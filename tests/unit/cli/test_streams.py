@@ -54,6 +54,7 @@ def test_what_was_closed_is_not_given_to_the_database(tmp_path):
     assert "1 queued" in done.stdout or "0/1" in done.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")  # noqa: PTH110  (a device)
 def test_an_output_that_takes_no_more_is_one_fault_with_one_code(tmp_path):
     (tmp_path / "one.jsonl").write_text('{"prompt": "x"}\n')
@@ -71,6 +72,7 @@ def test_an_output_that_takes_no_more_is_one_fault_with_one_code(tmp_path):
         assert "cannot be written: No space left on device; free some space there, or choose another place" in told
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")  # noqa: PTH110  (a device)
 def test_words_that_find_no_room_do_not_end_a_command(tmp_path):
     (tmp_path / "one.jsonl").write_text('{"prompt": "x"}\n')

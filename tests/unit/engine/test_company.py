@@ -102,6 +102,7 @@ def three_threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.usefixtures("three_threads")
 @pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))
 @pytest.mark.parametrize(
@@ -129,6 +130,7 @@ def test_activations_do_not_depend_on_others(compiled_folder, tmp_path, architec
         assert all(map(torch.equal, together, alone)), count
 
 
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize(("dtype", "cache_dtype"), KINDS, ids=KIND_NAMES)
 def test_outputs_are_the_same_alone_in_a_batch_with_drafts_and_after_preemption(compiled_folder, dtype, cache_dtype):
     prompts = [list(PROMPT), [7], list(range(2, 33)), [4] * 40, [5, 9, 11, 3] * 6, [*range(2, 33), 8, 9]]
@@ -152,6 +154,7 @@ def test_outputs_are_the_same_alone_in_a_batch_with_drafts_and_after_preemption(
     assert all(found == outputs["alone"] for found in outputs.values()), outputs
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("drafts", [DRAFTS, replace(DRAFTS, drafters=())], ids=("lookup and int8", "int8"))
 def test_sampled_answers_of_a_fixed_depth_are_the_same_alone_and_in_a_batch(compiled_folder, tmp_path, drafts):
     models = make_reproducible(compiled_models(compiled_folder, torch.bfloat16), "on", tmp_path)

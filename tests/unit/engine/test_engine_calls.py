@@ -73,6 +73,7 @@ def asked(name, *, budget=None, temperature=0.0, **tools):
     )
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("kind", CALL_MODELS)
 def test_a_call_that_is_demanded_is_valid_and_the_same_with_drafts(kind):
     outputs = []

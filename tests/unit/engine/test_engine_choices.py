@@ -55,6 +55,7 @@ def count_target_tokens(engine):
     return counted
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     "engine",
     [
@@ -218,6 +219,7 @@ def test_choices_that_outgrow_the_pool_are_computed_one_by_one():
     assert outputs(result) == singles(6, draft="none", depth=0)
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("draft", ["none", "other"])
 def test_the_choices_have_the_target_s_distribution(draft):
     """The first two tokens of many choices; the wrong temperature must fail."""

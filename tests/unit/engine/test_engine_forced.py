@@ -61,6 +61,7 @@ def choose_any(engine: Engine, seed: int) -> None:
     controller.choose = choose  # type: ignore[method-assign]
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     ("draft", "drafters"), [("none", ("lookup",)), ("same", ()), ("other", ("lookup",)), ("same on the device", ())]
 )
@@ -130,10 +131,12 @@ def letter_fit(draft: str, trials: int = 600) -> float:
     return g_test([counts[text] for text in probs], list(probs.values()))
 
 
+@pytest.mark.thorough
 def test_sampled_outputs_behind_forced_tokens_have_the_masked_distribution() -> None:
     assert letter_fit("other") > SIGNIFICANT
 
 
+@pytest.mark.thorough
 def test_the_test_of_the_distribution_sees_a_residual_of_another_row(monkeypatch: pytest.MonkeyPatch) -> None:
     residual = verification._residual
 
@@ -144,6 +147,7 @@ def test_the_test_of_the_distribution_sees_a_residual_of_another_row(monkeypatch
     assert letter_fit("other") < SIGNIFICANT
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_seeded_output_is_the_same_with_forced_drafts_of_any_cut_and_without(seed: int) -> None:
     kinds = {**CONSTRAINTS, "letters": LETTERS}

@@ -70,6 +70,7 @@ def test_penalties_come_before_the_mask_as_in_transformers():
     assert wanted != [expected(kind) for kind in CONSTRAINTS], "the penalty changes nothing here"
 
 
+@pytest.mark.thorough
 def test_the_answer_is_the_same_in_any_company_and_after_preemption():
     small = grammar_engine("same", num_blocks=30, max_batch_size=6)
     requests = [

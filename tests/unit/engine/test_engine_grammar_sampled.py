@@ -52,12 +52,14 @@ def word_counts(draft, trials=1500):
     return Counter(result.output_text for result in results)
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("draft", ["none", "same", "other"])
 def test_sampled_outputs_have_the_masked_distribution(draft):
     counts, probs = word_counts(draft), word_probs()
     assert g_test([counts[word] for word in probs], list(probs.values())) > SIGNIFICANT
 
 
+@pytest.mark.thorough
 def test_the_test_of_the_distribution_sees_a_wrong_residual(monkeypatch):
     monkeypatch.setattr(verification, "_residual", lambda target, *_: target)
     counts, probs = word_counts("other"), word_probs()

@@ -75,6 +75,7 @@ def check_prompt(found: TokenLogprobs | None, prompt: Sequence[int], alternative
     check(behind, prompt[1:], reference(prompt), alternatives)
 
 
+@pytest.mark.thorough(fast=5)
 @pytest.mark.parametrize("extra", [GREEDY, SAMPLED, PENALISED, MIXED], ids=["greedy", "sampled", "penalised", "both"])
 @pytest.mark.parametrize(
     ("draft", "depth", "drafters"),
@@ -244,6 +245,7 @@ def outputs_of(prompts: Sequence[Sequence[int]], **params: Any) -> list[tuple[in
     return [result.output_token_ids for result in tiny_engine(MODEL, "other").generate(asked)]
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("echo", [False, True])
 def test_a_stop_token_has_an_entry_only_with_echo(*, echo: bool) -> None:
     """lm-evaluation-harness leaves out the last entry, which must be that of the one new token."""

@@ -156,6 +156,7 @@ def test_a_small_pool_evicts_and_preempts_and_changes_nothing():
     assert any(r.cached_prompt_tokens for r in results)
 
 
+@pytest.mark.thorough
 @settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(0, 2**16),

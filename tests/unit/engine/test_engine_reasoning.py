@@ -48,6 +48,7 @@ def counted_by_hand(model, kind, budget):
     return answers
 
 
+@pytest.mark.thorough(fast=6)
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize(("budget", "draft"), crossed([0, 1, 5, 100], [("none",), ("same",), ("int8",), ("other",)], 2))
 def test_a_greedy_budget_equals_transformers_with_a_processor_of_its_own(model, kind, draft, budget):
@@ -85,6 +86,7 @@ def test_a_closing_that_max_tokens_cuts_is_no_part_of_the_thinking(model, max_to
     assert result.reasoning_text == opened(engine).codec.decode(result.output_token_ids[:budget])
 
 
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize("draft", ["none", "same", "other"])
 def test_a_sampled_thinking_keeps_its_budget(model, draft):
     form = many_tokens(starts_open=True)

@@ -110,6 +110,7 @@ def small_vocabulary():
 
 # What shapes a distribution does not know who drafts: every case meets a draft that is right at times, and the cases
 # that shape in every way meet the others as well.
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     ("case", "draft"),
     [
@@ -138,6 +139,7 @@ def test_engine_s_samples_follow_the_target(small_vocabulary, case, draft):
         )
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     ("case", "draft"),
     [("temperature", "same"), ("temperature", "other"), ("penalties", "same"), ("penalties", "other"), ("all", "same")],
@@ -178,6 +180,7 @@ def exact_third(model, prompt, params):
     return np.einsum("ab,abc->ac", joint, third.reshape(VOCAB, VOCAB, VOCAB))
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("draft", ["none", "same", "other", "int8"])
 def test_a_job_s_output_does_not_depend_on_its_batch(draft):
     model = tiny_model(seed=3)

@@ -177,6 +177,7 @@ def test_ends_that_are_no_token_of_the_model_are_no_trouble(model):
 # Where nothing is left
 
 
+@pytest.mark.thorough(fast=4)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("setup", ["no drafts", "a draft that agrees", "a draft that disagrees", "lookup and a model"])
 def test_a_request_that_leaves_no_token_fails_alone(model, setup, temperature, caplog):
@@ -245,6 +246,7 @@ def counted(model, draft, params, words, prompt, *, count=1000):
     return pairs.reshape(-1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("draft", ["none", "other"])
 def test_samples_have_the_processed_distribution(draft):
     model = tiny_model(seed=4, vocab_size=SMALL)

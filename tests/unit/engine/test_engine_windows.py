@@ -73,6 +73,7 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     ("draft", "settings"),
     [
@@ -91,6 +92,7 @@ def test_answers_are_the_model_s_own(family, draft, settings):
         assert sum(r.accepted_tokens for r in results) > 0.8 * sum(r.draft_tokens for r in results) > 0
 
 
+@pytest.mark.thorough
 def test_a_draft_may_have_no_window_where_the_target_has_one_and_the_other_way_round(family):
     plain = tiny_model(seed=3)
     engine = tiny_engine(model(family), as_loaded("plain", plain), max_batch_size=4)
@@ -100,6 +102,7 @@ def test_a_draft_may_have_no_window_where_the_target_has_one_and_the_other_way_r
     assert outputs == greedy_beside_each(plain, prompts(), outputs, 30, eos=None)
 
 
+@pytest.mark.thorough(fast=3)
 def test_a_pool_holds_what_it_could_not_hold_without_freeing(family):
     """100 tokens are 25 blocks in each section; with windows of at most 9 and steps of 8, one holds at most 5."""
     num_blocks = 5 if family == "mistral" else 25 + 5 * (NUM_SECTIONS[family] - 1)
@@ -111,6 +114,7 @@ def test_a_pool_holds_what_it_could_not_hold_without_freeing(family):
     assert engine.counters().peak_blocks <= num_blocks < 25 * NUM_SECTIONS[family]
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(("family", "draft", "num_blocks"), [("gemma3_text", "none", 50), ("gpt_oss", "int8", 32)])
 def test_preempted_sequences_are_computed_again(family, draft, num_blocks):
     engine = tiny_engine(model(family), draft, max_batch_size=5, num_blocks=num_blocks, token_budget=12)
@@ -118,6 +122,7 @@ def test_preempted_sequences_are_computed_again(family, draft, num_blocks):
     assert engine.counters().preemptions > 0
 
 
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize(
     ("family", "settings"), [("mistral", {"adaptive": True}), ("gemma3_text", {"depth": 4}), ("gpt_oss", {"depth": 0})]
 )
@@ -147,6 +152,7 @@ def test_a_lagging_draft_is_given_up_before_a_sequence_is_preempted():
     assert engine.counters().preemptions == 0
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(("family", "num_blocks"), [("mistral", 18), ("gemma3_text", 60), ("gemma3_text", 90)])
 def test_drafts_that_keep_up_go_on_in_a_tight_pool(family, num_blocks):
     """After a step that accepts all, the draft is a token behind. That token's window is not given up for others."""

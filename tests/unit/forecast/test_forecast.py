@@ -31,6 +31,7 @@ def one_batch(seed: int, *, count: int, sampled: int, slots: int, limit: int) ->
     return found, truth
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("count", "sampled", "slots", "limit"), [(150, 30, 8, 400), (120, 40, 16, 60)])
 def test_the_truth_lies_in_the_range_as_often_as_the_range_says(count, sampled, slots, limit):
     batches = [one_batch(seed, count=count, sampled=sampled, slots=slots, limit=limit) for seed in range(200)]

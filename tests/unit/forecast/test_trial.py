@@ -97,6 +97,7 @@ def test_times_that_cannot_be_are_refused():
         read_moment("7 am", NOW, option="--by")
 
 
+@pytest.mark.thorough
 def test_work_rests_when_it_is_closed():
     hours = OpeningHours.parse("22:00-07:00 UTC")
     assert end_of_work(NOW, 3600, None) == NOW + timedelta(hours=1)

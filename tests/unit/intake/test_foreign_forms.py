@@ -201,6 +201,7 @@ lines = st.dictionaries(
 )
 
 
+@pytest.mark.thorough
 @given(lines)
 @settings(max_examples=500, deadline=None)
 def test_any_line_gives_a_job_or_sentences(line):

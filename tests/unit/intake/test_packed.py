@@ -36,6 +36,7 @@ def prompts(data: bytes) -> list[str | BadLine]:
     return [item.request["prompt"] if isinstance(item, NewJob) else item for item in items]
 
 
+@pytest.mark.thorough(fast=2)
 @each_kind
 def test_lines_are_unpacked(kind):
     pack = PACKERS[kind]
@@ -57,6 +58,7 @@ def test_damage_is_one_sentence(kind, damage):
         prompts(damage(PACKERS[kind](b"".join(b'{"prompt": "%d"}\n' % (number**9) for number in range(300)))))
 
 
+@pytest.mark.thorough(fast=2)
 @each_kind
 def test_a_small_file_that_unpacks_to_a_large_line_is_never_held(kind):
     packed = PACKERS[kind](b'{"prompt": "' + b"x" * (64 * 1024 * 1024) + b'"}\n' + LINES)

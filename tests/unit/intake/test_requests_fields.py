@@ -217,6 +217,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.thorough
 @given(st.dictionaries(st.sampled_from(sorted(BODY_FIELDS)) | st.text(max_size=6), values, max_size=8), st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_any_values_of_known_fields_are_taken_or_refused_in_sentences(fields, wrapped):

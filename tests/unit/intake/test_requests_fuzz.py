@@ -21,6 +21,7 @@ def test_no_bytes_crash_the_reader(data: bytes):
     check_invariants(data)
 
 
+@pytest.mark.thorough
 @given(st.lists(objects | json_values, min_size=1, max_size=4))
 @settings(max_examples=150, deadline=None)
 def test_no_json_crashes_the_reader(values: list):

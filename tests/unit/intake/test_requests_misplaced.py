@@ -12,6 +12,7 @@ from tests.unit.intake.reader_invariants import check_invariants
 from tests.unit.intake.request_lines import read_one
 
 
+@pytest.mark.thorough(fast=10)
 @pytest.mark.parametrize("line", GOOD_LINES, ids=[" ".join(line)[:40] for line in GOOD_LINES])
 def test_no_value_in_a_wrong_place_crashes_the_reader(line):
     assert isinstance(read_one(line), NewJob)

@@ -67,6 +67,7 @@ def walk(database, batch_id, query, effort=MUCH, *, backwards=False):
         query = replace(query, **{"before" if backwards else "after": place})
 
 
+@pytest.mark.thorough(fast=6)
 @pytest.mark.parametrize("name", FILTERS)
 def test_pages_have_every_matching_line_once_in_order(database, batch, name):
     which, matches = FILTERS[name]

@@ -55,6 +55,7 @@ def test_a_batch_without_answers_has_none(database):
     assert not found.slowest
 
 
+@pytest.mark.thorough(fast=1)
 def test_refused_answers_and_other_batches_do_not_count(database):
     batch_id = varied_batch_of(database, 4100)
     varied_batch_of(database, 10)

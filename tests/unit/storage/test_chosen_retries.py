@@ -42,6 +42,7 @@ def queued(database, batch_id):
         return list(c.execute(query).scalars())
 
 
+@pytest.mark.thorough(fast=13)
 @pytest.mark.parametrize(
     ("where", "lines"),
     [
@@ -181,6 +182,7 @@ def test_a_database_that_is_lost_on_the_way_says_how_many_are_queued(database, b
 REFUSED = "the database cannot decide the condition"
 
 
+@pytest.mark.thorough(fast=21)
 @pytest.mark.parametrize(
     ("where", "sqlite", "postgres"),
     [
@@ -229,6 +231,7 @@ def test_the_settings_of_a_postgres_role_change_no_condition(postgres_database, 
     elsewhere.dispose()
 
 
+@pytest.mark.thorough(fast=19)
 @pytest.mark.parametrize(
     ("where", "reason"),
     [

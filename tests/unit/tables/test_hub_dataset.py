@@ -104,6 +104,7 @@ def test_what_cannot_be_had_is_one_sentence(hub: LocalHub, place: str, said: str
         texts(place)
 
 
+@pytest.mark.thorough
 def test_a_hub_that_does_not_answer_is_told(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InputError, match="could not be fetched from the hub"):

@@ -165,6 +165,7 @@ def test_rows_whose_texts_are_large_are_all_answered_a_few_at_a_time(monkeypatch
     assert max(sizes) * 4_000_000 < 2 * MAX_ANSWER_CHARS
 
 
+@pytest.mark.thorough
 def test_a_row_with_which_a_template_does_not_end_is_bad_alone():
     limits = RenderLimits(seconds=0.5, process=ProcessLimits(memory_bytes=500_000_000))
     table = [{"n": n} for n in (1, 2, 3)]
@@ -276,6 +277,7 @@ def test_the_digest_tells_tables_apart_by_their_rows():
     assert part["rows"] < 5000
 
 
+@pytest.mark.thorough
 def test_memory_is_flat_however_many_rows_there_are():
     def table(count):
         return ({"id": number, "text": "x" * 2000} for number in range(count))

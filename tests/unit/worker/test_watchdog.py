@@ -246,6 +246,7 @@ def _away(_):
     raise DatabaseUnreachableError("away")
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("error", [DatabaseUnreachableError("away"), ZeroDivisionError("a bug")], ids=repr)
 def test_a_database_that_is_away_ends_neither_the_thread_nor_the_worker(sqlite_database, monkeypatch, error):
     asked, asked_often = [], threading.Event()

@@ -90,6 +90,7 @@ CASES = [*((architecture, {}) for architecture in sorted({*ARCHITECTURES} - {*RE
 
 # Operators and their shapes do not depend on the dtype but where a norm or a softmax is computed in float32, which the
 # families have in common. So each family runs in one dtype, every second one in float16, and in the other if slow.
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     ("architecture", "settings", "dtype"),
     [
@@ -124,6 +125,7 @@ def test_a_whole_generation_keeps_to_the_rules(
         assert [outputs[index] for index in greedy] == [expected[index] for index in greedy]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", SLOW_FLOAT16, ids=str)
 def test_adapters_keep_to_the_rules_and_to_few_shapes(device: SimulatedDirectml, dtype: torch.dtype) -> None:
     with device.left():
@@ -153,6 +155,7 @@ def test_adapters_keep_to_the_rules_and_to_few_shapes(device: SimulatedDirectml,
         assert [outputs[index] for index in greedy] == [expected[index] for index in greedy]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", SLOW_FLOAT16, ids=str)
 def test_measuring_costs_and_adaptive_depths_keep_to_the_rules(device: SimulatedDirectml, dtype: torch.dtype) -> None:
     model = tiny_model(seed=3)
@@ -164,6 +167,7 @@ def test_measuring_costs_and_adaptive_depths_keep_to_the_rules(device: Simulated
     finished(engine.generate(work()))
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("num_blocks", [1, 2, 7, 40])
 def test_costs_are_measured_in_any_pool_without_writing_a_row_twice(device: SimulatedDirectml, num_blocks: int) -> None:
     runner = ModelRunner(

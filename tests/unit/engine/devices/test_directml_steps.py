@@ -58,6 +58,7 @@ def jobs(params: list[dict[str, Any]]) -> list[Request]:
     ]
 
 
+@pytest.mark.thorough(fast=3)
 @pytest.mark.parametrize("params", [[GREEDY] * 4, [SAMPLED] * 4, [PENALISED] * 4, MIXED, TELLING])
 @pytest.mark.parametrize(
     ("depth", "draft", "lookup"), [(0, False, False), (3, True, False), (3, False, True), (3, True, True)]
@@ -117,6 +118,7 @@ def outputs(results: list[GenerationResult]) -> list[tuple[int, ...]]:
     return [result.output_token_ids for result in results]
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("where", ["first draft pass", "last draft pass", "target", "download"])
 def test_a_step_that_fails_in_the_middle_is_repeated(
     device: SimulatedDirectml, monkeypatch: pytest.MonkeyPatch, where: str
@@ -182,6 +184,7 @@ def test_greedy_and_penalised_outputs_are_those_of_the_ordinary_path(device: Sim
 # Shapes
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("depth", "share", "params"),
     [

@@ -61,6 +61,7 @@ def impatient():
     made.close()
 
 
+@pytest.mark.thorough(fast=4)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_constraint_is_refused_and_the_next_one_is_not(impatient, name):
     with pytest.raises(GrammarError):

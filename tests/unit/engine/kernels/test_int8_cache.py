@@ -87,6 +87,7 @@ def test_ragged_steps_equal_plain_products(kernels: tuple[NativeKernels, torch.d
 
 
 # Matrix tiles want blocks of sixteen keys and heads of a multiple of 32.
+@pytest.mark.thorough
 @pytest.mark.parametrize("block_size", [5, 16])
 @pytest.mark.parametrize(("head_dim", "heads"), [(80, 2), (128, 8)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))

@@ -28,6 +28,7 @@ def run(folder: Path, names: Sequence[str]) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 def test_a_kernel_without_memory_raises_and_computes_again(compiled_folder: Path) -> None:
     features = processor_features().split()

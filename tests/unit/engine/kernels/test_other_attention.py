@@ -55,6 +55,7 @@ def expected(
     return result
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("window", [0, 70])
 def test_every_query_weighs_the_keys_that_it_sees(library: ctypes.CDLL, window: int) -> None:
     torch.manual_seed(3)

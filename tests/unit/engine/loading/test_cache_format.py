@@ -69,6 +69,7 @@ def test_helix_models_says_so(tmp_path: Path) -> None:
         report_models([str(plain)], settings, Place(DIRECTML, "DirectML", None))
 
 
+@pytest.mark.thorough
 def test_a_worker_s_engine_rounds_keys_and_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Depths adapt, so costs are measured: with another cache they are others."""
     model = roughen(tiny_model(seed=3))

@@ -36,6 +36,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.thorough(fast=12)
 @pytest.mark.parametrize("architecture", CONVERSIONS)
 def test_a_file_is_the_model_it_was_made_of(tmp_path: Path, architecture: str) -> None:
     path = tmp_path / "tiny.gguf"
@@ -54,6 +55,7 @@ def fill_with_bytes(model: Any) -> None:
             parameter.copy_(numbers / 512)
 
 
+@pytest.mark.thorough(fast=11)
 @pytest.mark.parametrize("architecture", CONVERSIONS)
 def test_blocks_are_the_numbers_that_they_stand_for(
     tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch

@@ -316,6 +316,7 @@ def fuzz(folder: Path, first: int, count: int, limit: float) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(os.name == "nt", reason="memory cannot be limited")
 def test_files_damaged_at_random(tmp_path: Path) -> None:
     assert f"{FUZZED_IN_SUITE} files: " in fuzz(tmp_path, 0, FUZZED_IN_SUITE, 300)

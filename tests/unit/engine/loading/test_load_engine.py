@@ -83,6 +83,7 @@ def test_beside_weights_in_blocks_an_int8_copy_has_to_be_asked_for_by_itself(
     engine.close()
 
 
+@pytest.mark.thorough
 def test_a_worker_starts_on_directml_and_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every default: the device is tried, costs are measured, the cache is sized by the card; all of it once."""
     module = types.ModuleType("torch_directml")

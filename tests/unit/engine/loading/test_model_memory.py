@@ -58,6 +58,7 @@ def load_on(device: torch.device, target: Path, draft: str = "none", dtype: str 
 # The device
 
 
+@pytest.mark.thorough(fast=5)
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "phi3", "gpt2", "gpt_neox"])
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_only_finished_tensors_reach_the_device_and_a_tied_head_stays_tied(

@@ -72,6 +72,7 @@ def dequantized(path: Path, config: Any = None) -> Any:
     )
 
 
+@pytest.mark.thorough(fast=8)
 @pytest.mark.parametrize("kind", BLOCK_LAYOUTS)
 def test_a_packed_model_is_the_decoded_one(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "m.gguf"
@@ -86,6 +87,7 @@ def test_a_packed_model_is_the_decoded_one(tmp_path: Path, kind: str) -> None:
     assert len(expected.argmax(1).unique()) > 2
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "phi3", "gpt2"])
 def test_greedy_answers_are_transformers(tmp_path: Path, compiled_folder: Path, architecture: str) -> None:
     """Packed and compiled, with drafts and without, of matrices of several layouts."""

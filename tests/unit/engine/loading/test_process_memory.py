@@ -170,6 +170,7 @@ def test_a_model_takes_the_memory_of_its_file(tmp_path: Path, form: str) -> None
     check(tmp_path, tmp_path / "tiny", tmp_path / "large", own.dtype, size)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "num_layers"),
     [("Q4_K", 16), pytest.param("Q8_0", 9, marks=pytest.mark.slow), pytest.param("Q6_K", 12, marks=pytest.mark.slow)],

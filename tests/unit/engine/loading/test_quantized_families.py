@@ -168,6 +168,7 @@ def logits_of(model: Any) -> torch.Tensor:
     return found
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     ("family", "form"),
     [
@@ -197,6 +198,7 @@ def test_answers_are_those_of_the_dequantised_model(
         assert greedy(compiled) == tokens
 
 
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "qwen3_next"])
 def test_in_bfloat16_and_on_directml_its_numbers_are_close(tmp_path: Path, family: str) -> None:
     """Each weight is rounded once more, as that of any bfloat16 model; on a device all of them are plain numbers."""

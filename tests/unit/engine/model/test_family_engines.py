@@ -16,6 +16,7 @@ SHARED = [(5 * i) % (VOCAB_SIZE - 1) + 1 for i in range(17)]
 PROMPTS = [SHARED, [*SHARED, 9, 4], [3], [*SHARED[:12], 7, 7, 30], [*SHARED, 9, 4]]
 
 
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
 def test_an_engine_gives_transformers_tokens(case: Case) -> None:
     model = case.model()

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from unittest import mock
 
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -153,6 +154,7 @@ class Scenario:
             assert sum(arrived[id(other)] > arrived[id(sequence)] for other in earlier) <= admission.MAX_OVERTAKEN
 
 
+@pytest.mark.thorough
 @settings(max_examples=300, deadline=None)
 @given(
     planned=st.lists(arrivals, min_size=1, max_size=14),

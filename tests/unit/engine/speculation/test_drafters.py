@@ -68,6 +68,7 @@ def answers(count=8):
     return [reference_greedy(target, p, 16) for p in prompts(count)]
 
 
+@pytest.mark.thorough(fast=5)
 @pytest.mark.parametrize("model", ["none", "same", "other"])
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("drafters", [("repeat",), ("lookup", "repeat"), ("repeat", "lookup")])

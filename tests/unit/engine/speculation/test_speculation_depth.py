@@ -227,6 +227,7 @@ def worlds(draw):
     return World(target, draft, lambda _step: acceptance, noise, draw(st.integers(0, 1000)))
 
 
+@pytest.mark.thorough
 @given(worlds(), st.sampled_from([1, 2, 4, 8, 16]))
 @settings(max_examples=25, deadline=None)
 def test_never_slower_than_plain_decoding_and_close_to_the_best_fixed_depth(world, slots):
@@ -278,6 +279,7 @@ def test_a_draft_that_is_as_dear_as_it_seems_is_tried_within_the_share():
     assert outcome.seconds <= (1 + EXPLORATION_SHARE) * plain.seconds + 8 * MEMORY_BOUND(2)
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("factor", [2, 6])
 def test_a_profile_that_slanders_the_draft_is_found_out(factor):
     true = World(MEMORY_BOUND, line(0.002, 16, 0.0002), lambda _step: 0.9)

@@ -101,6 +101,7 @@ def test_a_form_is_recognised_by_what_its_template_writes(form):
     assert template(form).probe.tools.shows_tools
 
 
+@pytest.mark.thorough(fast=33)
 @pytest.mark.parametrize("form", TEMPLATES)
 @pytest.mark.parametrize("arguments", VALID)
 def test_a_valid_call_is_read_back_and_let_through(form, arguments):
@@ -164,6 +165,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.thorough(fast=4)
 @pytest.mark.parametrize("form", [name for name in TEMPLATES if FORMS[name].tags is None])
 @given(arguments=st.dictionaries(names, values, max_size=3))
 def test_any_arguments_are_read_back(form, arguments):

@@ -49,6 +49,7 @@ def render(template: ChatTemplate) -> tuple[str, str]:
         return "", str(error)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("first", range(0, 400, 100))
 def test_they_render_as_in_transformers(first: int) -> None:
     rendered = 0

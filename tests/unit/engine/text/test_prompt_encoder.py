@@ -85,6 +85,7 @@ def test_a_damaged_template_fails_the_messages_alone(encoder):
         made.encode_messages(QUESTION, {})
 
 
+@pytest.mark.thorough(fast=4)
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_template_that_does_not_end_fails_the_request_alone(encoder, name):
     """It behaves while it is tried, and goes wrong with this question."""

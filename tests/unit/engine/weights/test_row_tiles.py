@@ -129,6 +129,7 @@ def outputs(models, **settings):
     return [result.output_token_ids for result in compiled_engine(models, **settings).generate(requests)]
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.usefixtures("kernels_change_at_six_rows")
 @pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))
 def test_answers_become_independent_of_their_company(compiled_folder, tmp_path, dtype):
