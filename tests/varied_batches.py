@@ -43,6 +43,10 @@ _INSERT_JOBS: Final = """
            CASE WHEN i % 1000 = 0 THEN 'line ' || i || ' cannot be answered' END
     FROM n
 """
+_END_JOBS: Final = """
+    UPDATE jobs SET state = 'succeeded', attempts = 1, lease = 1, claimed_at = :then, finished_at = :then
+    WHERE batch_id = :b
+"""
 _INSERT_RESULTS: Final = """
     INSERT INTO results (job_id, output_text, finish_reason, prompt_tokens, cached_prompt_tokens, completion_tokens,
                          queue_seconds, ttft_seconds, decode_seconds, total_seconds, tokens_per_second, draft_tokens,
@@ -58,9 +62,7 @@ def varied_batch_of(database: Database, count: int, *, answer_bytes: int = 900) 
     """A batch of so many ended jobs; returns its id."""
     batch_id, _ = stored_batch(database, 1)
     then = now() - timedelta(hours=1)
-    # Words, of which no number and no name of a line is made.
-    answer = ("und so weiter bis zum Ende der Zeile; " * (answer_bytes // 39 + 1))[:answer_bytes]
-    values = {"b": batch_id, "n": count, "then": then, "filler": "warum? " * 40, "answer": answer}
+    values = {"b": batch_id, "n": count, "then": then, "filler": "warum? " * 40, "answer": _words(answer_bytes)}
     kind = "text" if database.dialect == "sqlite" else "json"
     jobs = _INSERT_JOBS.format(numbers=_NUMBERS[database.dialect], moment=_MOMENT[database.dialect], json=kind)
     with database.write(unlimited=True) as c:
@@ -70,3 +72,17 @@ def varied_batch_of(database: Database, count: int, *, answer_bytes: int = 900) 
         c.execute(update(batches).where(batches.c.id == batch_id).values(total=count, created_at=then))
         counters.recount(c, batch_id)
     return batch_id
+
+
+def answer_batch(database: Database, batch_id: str, *, answer_bytes: int = 900) -> None:
+    """Have each job of a batch, none of which has begun, end with an answer that names its line."""
+    values = {"b": batch_id, "then": now(), "answer": _words(answer_bytes)}
+    with database.write(unlimited=True) as c:
+        for statement in (_END_JOBS, _INSERT_RESULTS):
+            c.execute(text(statement).bindparams(bindparam("then", type_=UTCDateTime)), values)
+        counters.recount(c, batch_id)
+
+
+def _words(size: int) -> str:
+    """Words of so many bytes, of which no number and no name of a line is made."""
+    return ("und so weiter bis zum Ende der Zeile; " * (size // 39 + 1))[:size]
