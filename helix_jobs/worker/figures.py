@@ -35,6 +35,7 @@ class WorkerFigures:
         jobs: Counts of messages and jobs by outcome.
         published: Job ids sent to the broker.
         republished: Jobs whose ids were sent again, as their messages seemed lost.
+        from_cache: Jobs that took a stored answer before they were delivered.
         reclaimed: Jobs taken from lost workers.
         reconciler_errors: Ticks that failed.
         reconnections: How often the watchdog had the consumer connect anew.
@@ -57,6 +58,7 @@ class WorkerFigures:
     reconnections: int
     writes_waiting: int = 0
     write_retries: int = 0
+    from_cache: int = 0
     memory: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -84,6 +86,7 @@ def worker_figures(
         reconnections=watchdog.reconnections,
         writes_waiting=writer.waiting,
         write_retries=writer.retries,
+        from_cache=tidied.from_cache,
         memory=memory,
     )
 

@@ -31,11 +31,14 @@ def worker(**counters) -> WorkerFigures:
         slots_used=3,
         tokens_per_second=45.5,
         idle_seconds=1.5,
-        jobs=WorkerCounters(delivered=9, outcomes={"succeeded": 5}, fenced=1, rejected_messages=2, void_messages=3),
+        jobs=WorkerCounters(
+            delivered=9, outcomes={"succeeded": 5}, fenced=1, rejected_messages=2, void_messages=3, from_cache=8
+        ),
         published=10,
         republished=4,
         reclaimed=6,
         reconciler_errors=0,
         reconnections=1,
+        from_cache=20,
         memory={"process": 1000},
     )

@@ -55,6 +55,7 @@ def test_every_metric_is_served_under_its_name(server):
             "helix_oldest_heartbeat_age_seconds": 0,
             "helix_worker_slots": 8,
             "helix_worker_slots_used": 3,
+            "helix_worker_stored_answers_total": 28,
             "helix_worker_messages_total": 9,
             "helix_worker_void_messages_total": 3,
             "helix_worker_rejected_messages_total": 2,
