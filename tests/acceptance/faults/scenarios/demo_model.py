@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Long enough for two deaths: the second time, all of the answers are looked up.
 LENGTH = {"max_tokens": 256, "ignore_eos": True}
+# Machines that are busy with other work write more than that, too.
+LEAST_TOKENS_PER_SECOND = 10
 
 
 @scenario("demo model killed in mid-answer", full=Size(jobs=24, faults=2))
@@ -28,7 +30,8 @@ def demo_model(installation: Installation, size: Size) -> Outcome:
     prompts = tuple(f"Write three sentences about the number {n}." for n in range(size.jobs // 2))
     worker = installation.start()
     undisturbed = installation.submit(*prompts, **LENGTH)
-    installation.wait_done(Accepted(undisturbed, prompts))
+    patience = installation.patience + len(prompts) * LENGTH["max_tokens"] / LEAST_TOKENS_PER_SECOND
+    installation.wait_done(Accepted(undisturbed, prompts), timeout=patience)
     with installation.client() as client:
         answers = dict(zip(prompts, (result.output_text or "" for result in client.results(undisturbed)), strict=True))
     batches = [Accepted(undisturbed, prompts, lambda prompt, _: answers[prompt])]
@@ -42,5 +45,5 @@ def demo_model(installation: Installation, size: Size) -> Outcome:
         worker = installation.start()
         wait_until(lambda held=held: installation.taken_over(held), "nobody takes over", installation.patience)
         recoveries.append(time.monotonic() - died_at)
-    installation.wait_done(*batches)
+    installation.wait_done(*batches, timeout=patience)
     return Outcome(accepted=batches, faults=size.faults, recoveries=recoveries, note="recovery loads the model")
