@@ -58,6 +58,7 @@ NOT_RUN = {
     ("security", "Known vulnerabilities", "asks a service on the internet"),
     ("development", "Checks", ".ci/run does the same"),
     ("development", "Faults", "takes an hour"),
+    ("development", "Tests", ".ci/run does the same"),
     ("development", "Tests", "downloads some hundred megabytes"),
     ("development", "The device check", "needs a GPU"),
     ("development", "DirectML without its hardware", "downloads an older torch"),

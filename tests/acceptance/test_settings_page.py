@@ -22,6 +22,7 @@ def settings_in_source() -> set[str]:
     tests = [*(ROOT / "tests").rglob("conftest.py"), ROOT / "tests" / "acceptance" / "test_store_machine.py"]
     tests.append(ROOT / "tests" / "unit" / "engine" / "text" / "test_real_tokenizers.py")
     tests.append(ROOT / "tests" / "acceptance" / "test_endpoint_servers.py")
+    tests.append(ROOT / "tests" / "acceptance" / "test_commands_million.py")
     tests.append(ROOT / "tests" / "integration" / "test_serve_crowd.py")
     files = [*(ROOT / "helix_jobs").rglob("*.py"), ROOT / "docker-compose.yml", *tests]
     literal = re.compile(r"HELIX_[A-Z_]*[A-Z](?![A-Z_])")
