@@ -126,8 +126,9 @@ def submit(
     FILE holds one JSON object a line: {"prompt": "..."}, {"messages": [...]} or an OpenAI Batch line. If a line is
     bad, every bad line is listed and nothing is enqueued. The sampling options are defaults for lines that do not say.
 
-    With --prompt, --template or --messages FILE is a table (CSV, TSV, JSON lines, Parquet, Arrow, Excel), or a folder
-    or quoted pattern of text files: --prompt "Summarise: {{ text }}" asks this about each row.
+    With --prompt, --template or --messages FILE is a table (CSV, TSV, JSON lines, Parquet, Arrow, Excel), a folder or
+    quoted pattern of text files, or a data set of the Hugging Face hub (hf://datasets/OWNER/NAME): --prompt "Summarise:
+    {{ text }}" asks this about each row.
     """
     if rejects is not None and not skip_invalid:
         raise click.UsageError("--rejects needs --skip-invalid.")

@@ -3,8 +3,8 @@
 PATH is a file, or a pattern of Parquet files. Without it the data set must hold one table. Files that are parts of one
 table are told by their names, ``train-00000-of-00002.parquet``, as the hub's own library writes them.
 
-The hub's library keeps what it has fetched, asks with ``HF_TOKEN``, and reads from its cache alone with
-``HF_HUB_OFFLINE``.
+The hub's library keeps what it has fetched, asks with ``HF_TOKEN``, and reads a file that PATH names from its cache
+alone with ``HF_HUB_OFFLINE``. Nobody but the hub tells which files a data set has.
 """
 
 from __future__ import annotations
