@@ -43,7 +43,7 @@ def _parse_place(ctx: click.Context, parameter: click.Parameter, values: tuple[s
 def top(settings: Settings, places: list[tuple[str, int]], interval: float, *, as_json: bool) -> None:
     """Show what runs now, and keep it up to date: batches, slots, tokens per second, acceptance and memory.
 
-    Slots, acceptance and memory of a worker come from its metrics, where it serves them. With --json, one look.
+    A worker's speed, acceptance and memory come from its metrics, where it serves them. With --json, one look.
     """
     if not places and settings.metrics_port is not None:
         places = [(settings.metrics_host, settings.metrics_port)]
