@@ -44,7 +44,7 @@ def test_the_defaults_of_settings_are_told_right():
     assert told.pop("HELIX_HOME") == f"`{defaults.home.relative_to(Path.cwd())}`"
     assert told.pop("HELIX_DATABASE_URL") == "SQLite `helix.db` under `HELIX_HOME`"
     assert defaults.database_url == f"sqlite:///{defaults.home / 'helix.db'}"
-    assert told.pop("HELIX_LOCK_DIR") == "`/run/lock/helix-UID`, or under `/tmp` where that is not writable"
+    assert told.pop("HELIX_LOCK_DIR") == "`/run/lock/helix-UID/locks`, or under `/tmp` where that is not writable"
     assert defaults.lock_dir is None
     assert told.pop("HELIX_SPECULATION_DEPTH") == "`auto`"
     assert defaults.speculation_depth is None
