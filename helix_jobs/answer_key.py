@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 KEY_CHARS: Final = 40
 # What a request carries beside its question. The endpoint decides how an answer is written to a file, and no more.
 _BESIDE: Final = frozenset({"metadata", "seed", "endpoint", "stream"})
-_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 def answer_key(request: Mapping[str, Any], *, wanted: bool | None) -> str | None:
@@ -31,6 +31,7 @@ def answer_key(request: Mapping[str, Any], *, wanted: bool | None) -> str | None
     is_greedy = not sampling.get("temperature", 0)
     if wanted is False or (wanted is None and not is_greedy and "seed" not in sampling):
         return None
-    asked = {name: value for name, value in request.items() if name not in _BESIDE}
-    asked["sampling"] = {name: value for name, value in sampling.items() if not (is_greedy and name == "seed")}
-    return sha256(_CANONICAL.encode(asked).encode()).hexdigest()[:KEY_CHARS]
+    drawn = sorted((name, value) for name, value in sampling.items() if not (is_greedy and name == "seed"))
+    asked = {**request, "sampling": dict(drawn)}
+    ordered = {name: asked[name] for name in sorted(asked.keys() - _BESIDE)}
+    return sha256(_COMPACT.encode(ordered).encode()).hexdigest()[:KEY_CHARS]

@@ -52,6 +52,17 @@ def test_whatever_the_answer_depends_on_counts(other: dict[str, Any]) -> None:
     assert key({**GREEDY, **other}) != key(GREEDY)
 
 
+def test_the_order_counts_where_a_template_shows_it() -> None:
+    def tool(*names: str) -> dict[str, Any]:
+        properties = {name: {"type": "string"} for name in names}
+        return {"type": "function", "function": {"name": "find", "parameters": {"properties": properties}}}
+
+    assert key({**GREEDY, "tools": [tool("city", "day")]}) != key({**GREEDY, "tools": [tool("day", "city")]})
+    assert key(dict(reversed(GREEDY.items()))) == key(GREEDY)
+    two = {"max_tokens": 5, "n": 2}
+    assert key({**GREEDY, "sampling": two}) == key({**GREEDY, "sampling": dict(reversed(two.items()))})
+
+
 def test_a_sampled_line_has_a_key_only_with_a_seed_of_its_own() -> None:
     assert key(SAMPLED) is None
     assert key(SEEDED) is not None
