@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import HelixError
-from helix_jobs.storage import answer_cache, claims, retries
+from helix_jobs.storage import answer_cache, claims, publishing, retries
 from helix_jobs.storage.faults import MACHINES_OWN
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ class JobClaims:
                     return Refusal.TWIN_RUNS
             if claimed is None and not alone and retries.awaits_last_attempt(c, job_id):
                 return Refusal.MUST_RUN_ALONE
+            if claimed is None:
+                # It may wait still: its twin has ended since, or its answer is locked. Then it needs another message.
+                publishing.unmark_published(c, [job_id])
             return claimed or Refusal.NOTHING_TO_DO
 
         for _ in range(CLAIM_ATTEMPTS):

@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 
 from helix_jobs.answer_key import answer_key
 from helix_jobs.new_job import NewJob
-from helix_jobs.storage import batches, publishing
+from helix_jobs.storage import batches, pausing, publishing
 from helix_jobs.storage.answer_cache import AnswerSetup
 from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.schema import jobs, results
@@ -101,6 +101,32 @@ def test_a_message_of_a_twin_is_left_while_the_other_runs(database: Database, be
     wait_until(lambda: bench.rows()[ids[0]].state == "queued", "the job is not handed back")
     bench.run(ids[1])
     bench.wait_running(ids[1])
+
+
+def test_a_message_that_leads_to_nothing_is_sent_again_while_its_job_waits(database: Database, bench: Bench) -> None:
+    ids = add(database, "b1", "one")
+    with database.write() as c:
+        pausing.pause_batch(c, "b1", now=now())
+        publishing.mark_published(c, ids, now())  # by a publisher that has read the job before
+    bench.run_all(*ids)
+    assert (bench.rows()[ids[0]].state, bench.rows()[ids[0]].published_at) == ("queued", None)
+
+
+@pytest.mark.postgres
+def test_a_job_whose_answer_is_locked_is_sent_again(postgres_database: Database) -> None:
+    bench = Bench(postgres_database, setup=SETUP)
+    (source,) = add(postgres_database, "b1", "one")
+    bench.run_all(source)
+    (job_id,) = add(postgres_database, "b2", "one")
+    with postgres_database.write() as c:
+        publishing.mark_published(c, [job_id], now())
+    with postgres_database.write() as c:
+        c.execute(select(jobs.c.id).where(jobs.c.id == source).with_for_update())
+        bench.run_all(job_id)
+    assert (bench.rows()[job_id].state, bench.rows()[job_id].published_at) == ("queued", None)
+    bench.run_all(job_id)
+    assert origins(postgres_database)[job_id] == source
+    bench.close()
 
 
 def test_an_answer_to_a_later_try_is_nobody_elses(database: Database, bench: Bench) -> None:
