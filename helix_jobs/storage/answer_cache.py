@@ -103,8 +103,12 @@ _FOUND: Final = {
         f"SELECT s.id, s.setup_key, s.worker_id FROM {table} s WHERE s.id IN {_IDS[dialect]}"  # noqa: S608
         f"{condition}{lock}"
     ).columns(id=BigInteger, setup_key=String, worker_id=String)
-    for dialect, lock in (("sqlite", ""), ("postgresql", " FOR SHARE SKIP LOCKED"))
-    for table, condition in (("jobs", f" AND {_of('s', HAS_ANSWER_TO_SHARE)}"), ("kept_answers", ""))
+    for table, condition, held in (
+        ("jobs", f" AND {_of('s', HAS_ANSWER_TO_SHARE)}", "SHARE"),
+        # Only its removal must wait: others take it at the same moment, and note that they did.
+        ("kept_answers", "", "KEY SHARE"),
+    )
+    for dialect, lock in (("sqlite", ""), ("postgresql", f" FOR {held} SKIP LOCKED"))
 }
 _TAKEN: Final = {
     "sqlite": """

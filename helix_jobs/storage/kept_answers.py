@@ -100,11 +100,10 @@ def keep_lines(c: Connection, batch_id: str, after: int, last: int, now: datetim
 
 
 def use(c: Connection, ids: Collection[int], now: datetime) -> None:
-    """Note that these answers were taken."""
-    c.execute(
-        kept_answers.update().where(kept_answers.c.id.in_(bindparam("used", expanding=True))).values(last_used_at=now),
-        {"used": sorted(ids)},
-    )
+    """Note that these answers were taken. One that another transaction notes at this moment needs no second note."""
+    used = select(kept_answers.c.id).where(kept_answers.c.id.in_(sorted(ids)))
+    unheld = used.with_for_update(skip_locked=True, key_share=True)
+    c.execute(kept_answers.update().where(kept_answers.c.id.in_(unheld)).values(last_used_at=now))
 
 
 def kept_bytes(c: Connection) -> int:

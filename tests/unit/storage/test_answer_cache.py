@@ -321,6 +321,19 @@ def test_an_answer_outlives_its_batch_where_a_purge_may_keep_it(database: Databa
     assert status(database, again).from_cache == 1
 
 
+@pytest.mark.parametrize("database", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
+def test_two_take_one_kept_answer_at_a_moment(database: Database) -> None:
+    _, ids = batch_of(database, "k1", "k2")
+    answer(database, *ids)
+    purge_all(database, keep_bytes=10_000)
+    _, (first, second) = batch_of(database, "k1", "k1")
+    with database.write() as c:
+        assert take_answers(c, [first], OWN, now()) == {first}
+        with database.write() as other:
+            other.exec_driver_sql("SET LOCAL lock_timeout = '2s'")  # instead of waiting for the first
+            assert take_answers(other, [second], OWN, now()) == {second}
+
+
 def test_kept_answers_fit_their_size_and_those_used_last_stay(database: Database) -> None:
     _, ids = batch_of(database, "k1", "k2", "k3")
     answer(database, *ids)
