@@ -75,12 +75,12 @@ class OpeningHours:
 
     def is_open(self, moment: datetime) -> bool:
         """Whether an aware ``moment`` lies within a span."""
-        return any(begin <= moment < end for begin, end in self._instants(self._wall(moment).date(), 1))
+        return any(begin <= moment < end for begin, end in self._instants(_wall(moment, self.zone).date(), 1))
 
     def next_change(self, moment: datetime) -> datetime | None:
         """The next moment at which the hours begin or end, in UTC; None if they never do."""
         now = self.is_open(moment)
-        changes = {instant for pair in self._instants(self._wall(moment).date(), _WEEK + 1) for instant in pair}
+        changes = {instant for pair in self._instants(_wall(moment, self.zone).date(), _WEEK + 1) for instant in pair}
         later = sorted(instant for instant in changes if instant > moment)
         return next((instant for instant in later if self.is_open(instant) != now), None)
 
@@ -92,25 +92,36 @@ class OpeningHours:
             for span in self.spans:
                 if began.weekday() in span.days:
                     begin, end = (midnight + timedelta(minutes=minutes) for minutes in (span.begin, span.end))
-                    yield self._instant(begin, fold=1), self._instant(end, fold=0)
+                    yield moment_shown(begin, self.zone, fold=1), moment_shown(end, self.zone, fold=0)
 
-    def _instant(self, wall: datetime, *, fold: int) -> datetime:
-        """The moment at which the clock shows ``wall``, the first or (``fold``) the second time."""
-        shown = wall
-        while shown - wall <= _LONGEST_GAP:
-            moment = self._as_utc(shown, fold)
-            if self._wall(moment) == shown:
-                return moment
-            shown += timedelta(minutes=1)  # the clock leaves this minute out
-        return self._as_utc(wall, fold)
 
-    def _as_utc(self, wall: datetime, fold: int) -> datetime:
-        # A naive time is one of this machine's own time zone.
-        return wall.replace(tzinfo=self.zone, fold=fold).astimezone(UTC)
+def moment_shown(wall: datetime, zone: ZoneInfo | None = None, *, fold: int) -> datetime:
+    """The moment, in UTC, at which a clock shows ``wall``, the first or (``fold``) the second time.
 
-    def _wall(self, moment: datetime) -> datetime:
-        """What the clock on the wall shows."""
-        return moment.astimezone(self.zone).replace(tzinfo=None, fold=0)
+    Where the clock leaves that time out, it is the first one after it.
+
+    Args:
+        wall: A naive time.
+        zone: The clock's time zone; None for this machine's own.
+        fold: 0 or 1.
+    """
+    shown = wall
+    while shown - wall <= _LONGEST_GAP:
+        moment = _as_utc(shown, zone, fold)
+        if _wall(moment, zone) == shown:
+            return moment
+        shown += timedelta(minutes=1)  # the clock leaves this minute out
+    return _as_utc(wall, zone, fold)
+
+
+def _as_utc(wall: datetime, zone: ZoneInfo | None, fold: int) -> datetime:
+    # A naive time is one of this machine's own time zone.
+    return wall.replace(tzinfo=zone, fold=fold).astimezone(UTC)
+
+
+def _wall(moment: datetime, zone: ZoneInfo | None) -> datetime:
+    """What the clock on the wall shows."""
+    return moment.astimezone(zone).replace(tzinfo=None, fold=0)
 
 
 def checked_opening_hours(text: str) -> str:

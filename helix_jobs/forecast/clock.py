@@ -7,6 +7,7 @@ from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import InputError
+from helix_jobs.opening_hours import moment_shown
 
 if TYPE_CHECKING:
     from helix_jobs.opening_hours import OpeningHours
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 _CLOCK: Final = re.compile(r"(\d\d?):(\d\d)")
 # Work that would take longer ends "never" for whoever reads it.
 _LONGEST: Final = timedelta(days=3650)
+# Whole weeks whose hours are counted one by one; later ones are like these. Somebody may name the year 9999.
+_COUNTED: Final = timedelta(weeks=52)
 
 
 def read_moment(text: str, now: datetime, *, option: str) -> datetime:
@@ -30,16 +33,24 @@ def read_moment(text: str, now: datetime, *, option: str) -> datetime:
     found = _CLOCK.fullmatch(text.strip())
     try:
         if found:
-            shown = time(int(found[1]), int(found[2]))
-            wall = now.astimezone().replace(tzinfo=None)
-            day = wall.date() if shown > wall.time() else wall.date() + timedelta(days=1)
-            return datetime.combine(day, shown).astimezone(UTC)
+            return _next_shown(time(int(found[1]), int(found[2])), now)
         moment = datetime.fromisoformat(text.strip()).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise InputError(f"{option} {text!r:.60} is no time; give one such as 07:00 or 2026-12-01T07:00") from error
     if moment <= now:
         raise InputError(f"{option} {text!r:.60} lies in the past; give a later time, or 07:00 for the next morning")
     return moment
+
+
+def _next_shown(shown: time, now: datetime) -> datetime:
+    """The next moment at which this machine's clock shows a time, or the first one after it where summer time skips it.
+
+    Where the clock is put back, it shows a time twice.
+    """
+    today = now.astimezone().date()
+    days = (datetime.combine(today + timedelta(days=offset), shown) for offset in range(2))
+    moments = (moment_shown(day, fold=fold) for day in days for fold in (0, 1))
+    return min(moment for moment in moments if moment > now)
 
 
 def end_of_work(begin: datetime, seconds: float, hours: OpeningHours | None) -> datetime:
@@ -60,6 +71,8 @@ def end_of_work(begin: datetime, seconds: float, hours: OpeningHours | None) -> 
 def working_seconds(begin: datetime, end: datetime, hours: OpeningHours | None) -> float:
     """Seconds between two times that lie within ``hours``."""
     seconds, moment = 0.0, begin
+    if hours is not None and end - begin > _COUNTED:
+        return working_seconds(begin, begin + _COUNTED, hours) * ((end - begin) / _COUNTED)
     while hours is not None and moment < end:
         change = hours.next_change(moment)
         until = end if change is None else min(change, end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -88,6 +89,37 @@ def test_a_time_of_day_is_the_next_one():
     soon = read_moment(f"{local + timedelta(minutes=1):%H:%M}", NOW, option="--by")
     assert soon == NOW + timedelta(minutes=1)
     assert NOW < read_moment(f"{local:%H:%M}", NOW, option="--by") <= NOW + timedelta(hours=25)
+
+
+@pytest.mark.parametrize(
+    ("now", "text", "moment"),
+    [
+        ("2026-10-25T02:30+02:00", "02:45", "2026-10-25T02:45+02:00"),
+        ("2026-10-25T02:30+02:00", "02:15", "2026-10-25T02:15+01:00"),  # shown again before the next day
+        ("2026-10-25T02:30+01:00", "02:45", "2026-10-25T02:45+01:00"),  # and not an hour ago
+        ("2026-10-25T02:30+01:00", "02:30", "2026-10-26T02:30+01:00"),
+        ("2026-03-28T21:00+01:00", "02:30", "2026-03-29T03:00+02:00"),  # which the clock leaves out
+        ("2026-03-29T01:45+01:00", "02:30", "2026-03-29T03:00+02:00"),
+    ],
+)
+def test_a_time_of_day_lies_ahead_when_summer_time_moves_the_clock(monkeypatch, now, text, moment):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        found = read_moment(text, datetime.fromisoformat(now).astimezone(UTC), option="--by")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert found == datetime.fromisoformat(moment)
+
+
+def test_a_time_in_a_thousand_years_is_no_thousand_years_of_counting():
+    hours = OpeningHours.parse("22:00-07:00 Europe/Berlin")
+    began = time.perf_counter()
+    late = datetime(9999, 12, 31, tzinfo=UTC)
+    share = working_seconds(NOW, late, hours) / (late - NOW).total_seconds()
+    assert share == pytest.approx(9 / 24, rel=0.01)
+    assert time.perf_counter() - began < 20
 
 
 def test_times_that_cannot_be_are_refused():
