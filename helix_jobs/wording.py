@@ -74,6 +74,9 @@ def energy(joules: float) -> str:
 
 
 def clock_time(moment: datetime, now: datetime) -> str:
-    """``09:00``, and on another day than that of ``now`` ``Tue 2026-12-01 09:00``, by the clock of ``now``."""
-    shown = moment.astimezone(now.tzinfo)
-    return format(shown, "%H:%M" if shown.date() == now.date() else "%a %Y-%m-%d %H:%M")
+    """``09:00``, and on another day than that of ``now`` ``Tue 2026-12-01 09:00``, by this machine's clock.
+
+    Summer time may begin or end between the two, so the offset of ``now`` says nothing of ``moment``.
+    """
+    shown = moment.astimezone()
+    return format(shown, "%H:%M" if shown.date() == now.astimezone().date() else "%a %Y-%m-%d %H:%M")

@@ -24,8 +24,7 @@ _NEAR_CERTAIN: Final = 0.99
 def done_words(found: Forecast, now: datetime, hours: OpeningHours | None) -> str:
     """``done about 06:40 (06:10 to 07:20)``; eight of ten batches end within such a range."""
     middle, low, high = (
-        clock_time(end_of_work(now, seconds, hours), now.astimezone())
-        for seconds in (found.median, found.low, found.high)
+        clock_time(end_of_work(now, seconds, hours), now) for seconds in (found.median, found.low, found.high)
     )
     return f"done about {middle}" if low == high else f"done about {middle} ({low} to {high})"
 
@@ -60,7 +59,7 @@ def outlook_words(outlook: BatchOutlook | None, status: BatchStatus, settings: S
     if status.deadline is None:
         return words
     likely = probability_words(probability_by(outlook.forecast, now, status.deadline, hours))
-    return f"{words}; by {clock_time(status.deadline, now.astimezone())} {likely} likely"
+    return f"{words}; by {clock_time(status.deadline, now)} {likely} likely"
 
 
 def slipping_words(outlook: BatchOutlook | None, status: BatchStatus, settings: Settings) -> str | None:
@@ -72,7 +71,7 @@ def slipping_words(outlook: BatchOutlook | None, status: BatchStatus, settings: 
     if outlook.forecast.probability_within(seconds) >= MISSED:
         return None
     helps = remedies(outlook, seconds, is_int8=outlook.is_int8).in_words
-    deadline = clock_time(status.deadline, now.astimezone())
+    deadline = clock_time(status.deadline, now)
     return f"The deadline {deadline} will probably be missed. What would keep it: {helps}."
 
 

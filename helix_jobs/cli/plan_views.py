@@ -58,7 +58,7 @@ def plan_view(
     facts.append(("Begun now", done_words(ends, now, hours)))
     if by is not None:
         likely = probability_words(probability_by(ends, now, by, hours))
-        facts.append((f"By {clock_time(by, now.astimezone())}", f"{likely} likely"))
+        facts.append((f"By {clock_time(by, now)}", f"{likely} likely"))
     return facts_view(facts)
 
 

@@ -42,7 +42,7 @@ def wishes(settings: Settings) -> Sequence[tuple[Wish, RestNote]]:
 def wish_line(wish: Wish, note: RestNote) -> str:
     """One wish for people, and the command that ends it."""
     what = _WHY[wish].format("every device" if note.device is None else note.device)
-    when = "" if note.until is None else f" until {clock_time(note.until, datetime.now().astimezone())}"
+    when = "" if note.until is None else f" until {clock_time(note.until, datetime.now(UTC))}"
     return f"This machine's workers {what}{when}. End it with: {command_line(*_END[wish])}"
 
 

@@ -107,7 +107,7 @@ def yield_device(
     what = "The device is free" if device is None else f"{device} is free"
     if not free:
         what = "The workers were told" if no_wait else "A worker still has the device; its log says why"
-    when = "" if until is None else f" until {clock_time(until, datetime.now().astimezone())}"
+    when = "" if until is None else f" until {clock_time(until, datetime.now(UTC))}"
     click.echo(f"{what}{when}. Take it back with: {command_line('yield', '--end')}")
 
 

@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
+from helix_jobs.forecast.clock import read_moment
 from helix_jobs.wording import clock_time, counted, data_size, duration, energy, gigabytes, percent, rate, rough_size
+from tests.machine_clock import machine_clock
 
 
 @pytest.mark.parametrize(
@@ -52,4 +54,16 @@ def test_words(found: str, expected: str) -> None:
 def test_a_moment_of_another_day_has_its_date(hours: int, expected: str) -> None:
     """By the clock on the wall, whose day is not that of UTC."""
     now = datetime(2026, 11, 30, 22, 30, tzinfo=timezone(timedelta(hours=-2)))
-    assert clock_time((now + timedelta(hours=hours)).astimezone(UTC), now) == expected
+    with machine_clock("Etc/GMT+2"):  # two hours behind UTC
+        assert clock_time((now + timedelta(hours=hours)).astimezone(UTC), now) == expected
+
+
+@pytest.mark.parametrize(
+    ("evening", "morning"),
+    [("2026-10-24T22:00+02:00", "Sun 2026-10-25 07:00"), ("2026-03-28T22:00+01:00", "Sun 2026-03-29 07:00")],
+)
+def test_the_morning_after_a_night_of_summer_time_is_told_by_its_own_clock(evening: str, morning: str) -> None:
+    with machine_clock("Europe/Berlin"):
+        now = datetime.fromisoformat(evening)
+        moment = read_moment("07:00", now, option="--by")
+        assert clock_time(moment, now.astimezone()) == morning

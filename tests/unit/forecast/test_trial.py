@@ -17,6 +17,7 @@ from helix_jobs.forecast.prefix_savings import PrefixSavings
 from helix_jobs.forecast.rate_model import RateModel
 from helix_jobs.forecast.trial import run_trial
 from helix_jobs.opening_hours import OpeningHours
+from tests.machine_clock import machine_clock
 
 NOW = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
 
@@ -102,14 +103,9 @@ def test_a_time_of_day_is_the_next_one():
         ("2026-03-29T01:45+01:00", "02:30", "2026-03-29T03:00+02:00"),
     ],
 )
-def test_a_time_of_day_lies_ahead_when_summer_time_moves_the_clock(monkeypatch, now, text, moment):
-    monkeypatch.setenv("TZ", "Europe/Berlin")
-    time.tzset()
-    try:
+def test_a_time_of_day_lies_ahead_when_summer_time_moves_the_clock(now, text, moment):
+    with machine_clock("Europe/Berlin"):
         found = read_moment(text, datetime.fromisoformat(now).astimezone(UTC), option="--by")
-    finally:
-        monkeypatch.undo()
-        time.tzset()
     assert found == datetime.fromisoformat(moment)
 
 
