@@ -36,7 +36,7 @@ _SLOT_TURNS: Final = 1.5
 # Of a small input not more than this part.
 _MOST_PART: Final = 3
 DEFAULT_TRIAL_SECONDS: Final = 180.0
-_SAMPLE: Final = re.compile(r"(\d+|\d+(?:\.\d+)?%)")
+_SAMPLE: Final = re.compile(r"(\d{1,9}|\d+(?:\.\d+)?%)")
 # Where the server of the user's does not say how many blocks its cache has.
 _MANY_BLOCKS: Final = 100_000
 _BLOCK_SIZE: Final = 16

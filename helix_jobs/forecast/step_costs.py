@@ -103,8 +103,10 @@ class StepCosts:
             for name, kind in (("decoding", found.decoding), ("mixed", found.mixed)):
                 for size, steps, decodes, seconds, tokens, prompt_tokens in stored.get(name, ()):
                     cost = SizeCost(int(steps), int(decodes), float(seconds), int(tokens), int(prompt_tokens))
+                    if cost.steps < 1:
+                        return cls()
                     kind.setdefault(int(size), SizeCost()).add(cost)
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, OverflowError, TypeError, ValueError):
             return cls()
         return found
 

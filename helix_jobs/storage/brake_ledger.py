@@ -59,7 +59,7 @@ class Ledger:
                 float(stored["seconds"]),
                 None if seen is None else datetime.fromisoformat(seen).astimezone(UTC),
             )
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             return cls()
 
     def to_dict(self) -> dict[str, Any]:

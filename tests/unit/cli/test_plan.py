@@ -89,6 +89,7 @@ def test_the_size_of_the_sample_can_be_chosen(helix, prompts, size, tried):
         (["--sample", "some"], "or a share such as 2%"),
         (["--sample", "0"], "or a share such as 2%"),
         (["--sample", "101%"], "or a share such as 2%"),
+        (["--sample", "9" * 5000], "or a share such as 2%"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(helix, prompts, options, said):

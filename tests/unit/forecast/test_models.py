@@ -77,6 +77,9 @@ def test_a_rate_survives_the_database():
     assert after is not None
     assert after.at(7) == pytest.approx(before.at(7), rel=1e-3)
     assert RateModel.of([StepCosts.from_json({"decoding": [[1]]}), StepCosts.from_json(None)]) is None
+    for steps in (0, float("inf")):
+        changed = {"decoding": [[1, steps, 5, 1.0, 5, 0]]}
+        assert RateModel.of([StepCosts.from_json(changed)]) is None, "somebody changed it by hand"
 
 
 def test_prompts_without_answers_have_a_rate():

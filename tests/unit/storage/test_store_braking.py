@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from sqlalchemy import select, text, update
 
 from helix_jobs.storage import changes_in_steps
@@ -177,13 +178,14 @@ def test_what_has_ended_or_cannot_be_held_back_is_not_paused(database: Database)
     assert stop(database, "b-none") is None
 
 
-def test_brakes_changed_by_hand_stop_nothing_and_hide_no_other_batch(database: Database) -> None:
+@pytest.mark.parametrize("ledger", ['{"tokens": "none"}', "[1]", '{"tokens": 1e999, "ended": 0, "failed": 0}'])
+def test_brakes_changed_by_hand_stop_nothing_and_hide_no_other_batch(database: Database, ledger: str) -> None:
     wrong, ids = braked_batch(database, 3, max_tokens_total="many")
     end(database, ids[:1])
     right, ids = braked_batch(database, 3, max_tokens_total=11)
     end(database, ids[:1])
     with database.write() as c:
-        c.execute(update(batches).where(batches.c.id == right).values(brake_ledger={"tokens": "none"}))
+        c.execute(text("UPDATE batches SET brake_ledger = :ledger WHERE id = :id"), {"ledger": ledger, "id": right})
     assert due(database) == [right]
     assert stop(database, wrong) is None
     assert stop(database, right) is not None
