@@ -131,7 +131,7 @@ def _outlook(
     if not lengths:
         return None
     found = forecast(work, lengths, rate, most=_DRAWS)
-    again = 1 + status.refused / max(status.finished, 1)
+    again = 1 + status.refused / max(_computed(status), 1)
     return BatchOutlook(found.scaled(again), work, in_front, lengths, rate, _is_int8(workers))
 
 
@@ -187,7 +187,7 @@ def _busy_share(
     moments = [begun, *(one.finished_at for one in latest if one.finished_at is not None), now]
     gaps = [(later - earlier).total_seconds() for earlier, later in pairwise(moments)]
     span = slots * sum(max(0.0, min(gap, longest)) for gap in gaps)
-    spent = spent * status.finished / len(ended) + ages
+    spent = spent * _computed(status) / len(ended) + ages
     return min(1.0, max(spent / span, _LEAST_BUSY)) if span > 0 else 1.0
 
 
@@ -219,6 +219,11 @@ def _waiting(c: Connection, status: BatchStatus, own: Sequence[Glimpse]) -> tupl
     ]
     chosen.sort(key=_order, reverse=True)
     return [_shape(one) for one in chosen], total - mine
+
+
+def _computed(status: BatchStatus) -> int:
+    """Ended jobs that took no stored answer."""
+    return status.finished - status.from_cache
 
 
 def _answers(status: BatchStatus, own: Sequence[Glimpse]) -> int:

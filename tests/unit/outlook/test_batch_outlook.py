@@ -12,10 +12,12 @@ from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.forecast.step_costs import StepCosts
 from helix_jobs.outlook.batch_outlook import BatchOutlook, batch_outlook
 from helix_jobs.storage import workers
+from helix_jobs.storage.answer_cache import AnswerSetup, take_answers
 from helix_jobs.storage.glimpses import glimpses, recent_step_costs, waiting_batches
 from helix_jobs.storage.pausing import pause_batch
 from helix_jobs.storage.records import RunTotals
 from helix_jobs.storage.schema import jobs
+from helix_jobs.storage.status_counters import recount
 from tests.store_helpers import must_take, now, register, status, stored_batch, succeed
 
 if TYPE_CHECKING:
@@ -149,3 +151,23 @@ def test_slots_of_several_workers_share_the_work(database: Database) -> None:
     batch_id, ids = stored_batch(database, 200)
     answer(database, ids[:40])
     assert seconds(outlook(database, batch_id)) == pytest.approx(160 * 2 / (2 * SLOTS), rel=0.15)
+
+
+def test_answers_from_the_cache_do_not_make_the_slots_look_busy(database: Database) -> None:
+    register(database, "w1")
+    batch_id, ids = stored_batch(database, 160)
+    answer(database, ids[:40])
+    begun, setup = now() - timedelta(seconds=40), "a" * 32
+    with database.write() as c:
+        c.execute(update(jobs).values(answer_key="k", setup_key=setup))
+        for place, job_id in enumerate(ids[:40]):
+            times = {"claimed_at": begun, "finished_at": begun + timedelta(seconds=1 + place)}
+            c.execute(update(jobs).where(jobs.c.id == job_id).values(times))
+        assert len(take_answers(c, ids[40:100], AnswerSetup(setup, setup, setup), now())) == 60
+        recount(c, batch_id)
+    # 60 jobs of 2 s each in 4 slots, which are taken half of the time.
+    assert seconds(outlook(database, batch_id)) == pytest.approx(60.0, rel=0.2)
+    with database.write() as c:
+        c.execute(update(jobs).where(jobs.c.id.in_(ids[:40])).values(tries=1))
+        recount(c, batch_id)
+    assert seconds(outlook(database, batch_id)) == pytest.approx(120.0, rel=0.2), "each took two tries"
