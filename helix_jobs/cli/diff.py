@@ -61,6 +61,8 @@ def diff(
     Rows belong together by their custom_id, or by their line where they have none. Without --only, the rows that are
     not the same are shown. Answers that are JSON are compared field by field, others word by word.
     """
+    if html is not None and output is not None and Path(html).resolve() == Path(output).resolve():
+        raise click.UsageError("--html and -o name the same file; give each a file of its own.")
     with open_client(settings) as client:
         tally, shown, written = _read(client.pairs(before, after), only, rows, output)
     found = _Found(before, after, only, tally, shown)

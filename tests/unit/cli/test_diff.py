@@ -53,6 +53,15 @@ def test_in_words(helix, answered):
     assert f"1 of 4 rows shown. All of them: helix diff {before} {after} -o FILE" in few.replace("cli ", "helix ")
 
 
+def test_both_files_are_kept_apart(helix, answered, tmp_path):
+    batch = answered("a")
+    place = tmp_path / "d.html"
+    result = helix("diff", batch, batch, "--html", place, "-o", place)
+    assert result.exit_code == 2
+    assert "--html and -o name the same file; give each a file of its own." in result.stderr
+    assert not place.exists()
+
+
 def test_what_is_left_out_is_told_with_the_command_that_has_it(helix, answered, tmp_path):
     before, after = answered("a", "b", "c", "d"), answered("a", "x", None, "y")
     kinds = ("--only", "changed", "--only", "newly_failed")
