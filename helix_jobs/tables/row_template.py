@@ -89,6 +89,8 @@ class RowTemplate:
         environment.finalize = _written_form
         for place, name in _CHANGING:
             getattr(environment, place).pop(name, None)
+        if where is not None:
+            _refuse_self(environment, f"{{{{ {where} }}}}")
         self._where = None if where is None else environment.compile_expression(where, undefined_to_none=False)
         self._fill = _compiled(environment, texts)
 
@@ -147,7 +149,8 @@ def _asked(what: str, values: Mapping[str, Any], ask: Callable[[dict[str, Any]],
     except Exception as error:  # a template may raise any error, and its message may quote the row
         raise RowRefusedError(
             what,
-            f"fails on the row{_place(error)} ({type(error).__name__})",
+            # jinja2 tells the line of a template, but not that of an expression: there it is its compiled form's.
+            f"fails on the row{'' if what == '--where' else _place(error)} ({type(error).__name__})",
             "correct the template; cells of a CSV are text: write {{ NAME|int }} or {{ NAME|float }} for a number",
         ) from error
 
@@ -165,6 +168,7 @@ def _place(error: BaseException) -> str:
 def _compiled(environment: jinja2.Environment, texts: object) -> Callable[[dict[str, Any], list[int]], Any]:
     """A function that fills the texts of a value in, and keeps the value's shape."""
     if isinstance(texts, str):
+        _refuse_self(environment, texts)
         template = environment.from_string(texts)
         return lambda scope, room: _written(template, scope, room)
     if isinstance(texts, list):
@@ -174,6 +178,17 @@ def _compiled(environment: jinja2.Environment, texts: object) -> Callable[[dict[
         members = {name: _compiled(environment, item) for name, item in texts.items()}
         return lambda scope, room: {name: member(scope, room) for name, member in members.items()}
     return lambda _scope, _room: texts
+
+
+def _refuse_self(environment: jinja2.Environment, text: str) -> None:
+    """Refuse a template that names ``self``: jinja2 puts an object of its own in the place of such a column.
+
+    Raises:
+        jinja2.TemplateSyntaxError: It does.
+    """
+    for name in environment.parse(text).find_all(jinja2.nodes.Name):
+        if name.name == "self":
+            raise jinja2.TemplateSyntaxError("self is jinja2's own; a column of that name is row.self", name.lineno)
 
 
 def _written(template: jinja2.Template, scope: dict[str, Any], room: list[int]) -> str:

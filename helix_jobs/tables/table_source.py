@@ -14,6 +14,7 @@ from helix_jobs.tables.opened_table import open_table
 from helix_jobs.tables.row import WHOLE_ROW, BadRow, Row, encoded_row, row_json
 from helix_jobs.tables.row_renderer import DEFAULT_LIMITS, AskedRow, RenderLimits, RowRenderer
 from helix_jobs.tables.shuffle import shuffled
+from helix_jobs.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -103,9 +104,20 @@ class TableSource:
             elif self._ask.limit is not None:
                 rows = _first(rows, self._ask.limit)
             if line is None or renderer is None:
-                yield from map(_row_as_line, rows)
+                lines = map(_row_as_line, rows)
             else:
-                yield from map(self._filled_line, renderer.ask("fill", rows))
+                lines = map(self._filled_line, renderer.ask("fill", rows))
+            first = next(lines, None)
+            if first is None:
+                raise self._no_row()
+            yield first
+            yield from lines
+
+    def _no_row(self) -> InputError:
+        if not self._digest.rows:
+            return InputError("the table has columns, and no rows below them; name a table with rows")
+        read = counted(self._digest.rows, "row")
+        return InputError(f"--where is true of none of the table's {read}; correct it, or leave it out")
 
     def _check_columns(self) -> None:
         """Refuse a table whose every row lacks a column that an option names."""

@@ -140,6 +140,30 @@ def test_a_template_that_fails_on_a_row_is_a_bad_line(prompt, field, said):
     assert said in bad.reason
 
 
+def test_a_condition_that_fails_names_no_line_of_its_compiled_form():
+    (bad, *_) = lines_of(PEOPLE, prompt="x", where="age > 3")
+    assert (bad.field, bad.reason) == ("--where", "fails on the row (TypeError)")
+
+
+@pytest.mark.parametrize(
+    ("table", "ask", "said"),
+    [
+        (PEOPLE, {"where": "false"}, "--where is true of none of the table's 3 rows; correct it"),
+        (PEOPLE, {"where": "false", "shuffle": 0, "limit": 2}, "--where is true of none of the table's 3 rows"),
+        (b"id,text\n", {}, "the table has columns, and no rows below them; name a table with rows"),
+    ],
+)
+def test_a_table_of_which_no_row_counts_is_refused_in_its_own_words(table, ask, said):
+    with pytest.raises(InputError, match=said):
+        lines_of(table, prompt="x", **ask)
+
+
+@pytest.mark.parametrize("ask", [{"prompt": "a\n{{ self }}"}, {"prompt": "x", "where": "\n self == '1'"}])
+def test_a_template_never_takes_an_object_of_jinja_for_a_column_called_self(ask):
+    with pytest.raises(InputError, match=r"line 2: self is jinja2's own; a column of that name is row\.self"):
+        lines_of(b"self\n1\n", **ask)
+
+
 def test_a_condition_that_is_a_function_is_refused_for_it_would_be_true_of_every_row():
     (bad, *_) = lines_of(PEOPLE, prompt="x", where="text.isdigit")
     assert (bad.field, bad.remedy) == ("--where", "call it: isdigit()")
