@@ -126,6 +126,14 @@ def open_lines(stream: LineSource, name: str | None = None) -> LineSource:
     return again
 
 
+def no_table(first: bytes) -> str | None:
+    """What a file is, by its first bytes, that no table can be read from; None for a text."""
+    signed = next((other.what for signature, other in _SIGNATURES.items() if first.startswith(signature)), None)
+    if signed is not None or wide_encoding(first) is not None:
+        return signed
+    return "no text" if _NO_TEXT.search(first.partition(b"\n")[0]) else None
+
+
 def _other_bytes(first: bytes) -> _Other | None:
     for signature, other in _SIGNATURES.items():
         if first.startswith(signature):

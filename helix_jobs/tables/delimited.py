@@ -11,6 +11,7 @@ from helix_jobs.errors import InputError
 from helix_jobs.intake.line_faults import cut, short
 from helix_jobs.tables.columns import column_names
 from helix_jobs.tables.row import WHOLE_ROW, BadRow, Row, row_json
+from helix_jobs.tables.text_form import NAMED_CELLS
 from helix_jobs.wording import counted
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class DelimitedRows:
             csv.field_size_limit(MAX_ROW_CHARS)
         self._reader = csv.reader(self._lines, delimiter=delimiter, strict=True)
         try:
-            header = next((cells for cells in self._reader if cells), None)
+            header = next((cells for cells in self._reader if cells and cells != NAMED_CELLS), None)
         except csv.Error as error:
             raise InputError(
                 f"the table's header cannot be read ({error}); is a quote not closed, or --delimiter another one?"

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, Self, cast
 
 from helix_jobs.errors import InputError
+from helix_jobs.intake.file_formats import no_table
+from helix_jobs.intake.text_encoding import wide_encoding
 from helix_jobs.tables.arrow_files import ArrowFilesRows
 from helix_jobs.tables.arrow_rows import FRAME_METHOD, PARQUET, ArrowRows, is_arrow
 from helix_jobs.tables.byte_stream import ByteStream
@@ -191,6 +193,9 @@ def _open_stream(
         rows = JsonRows(source, name if owned else None, rejects)
         reading = "JSON lines"
     else:
+        is_told = options.encoding is not None or options.delimiter is not None
+        if not is_told and (what := no_table(source.first)) is not None:
+            raise InputError(f"{name or 'the input'} is {what}, and no table; save it as CSV, .xlsx or text")
         form = text_form(source.first, is_whole=source.is_whole, given=options.encoding)
         text = source.first.decode(form.codec, errors="replace")
         if options.delimiter is None:
@@ -210,6 +215,8 @@ def _open_stream(
 
 
 def _is_json(first: bytes) -> bool:
+    if (wide := wide_encoding(first)) is not None:  # refused by the reader of JSON lines, with the command for it
+        first = first.decode(wide.codec, errors="replace").removeprefix("\ufeff").encode(errors="replace")
     return first.removeprefix(_BOM).lstrip().startswith(_JSON_BEGINS)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -15,6 +16,9 @@ from helix_jobs.intake.text_encoding import narrow_encoding, wide_encoding
 # Bytes that are looked at: enough for rows of long texts.
 LOOK_BYTES: Final = 1024 * 1024
 _ROWS: Final = 200
+# Programs that write for Excel name the delimiter in a line before the header.
+_NAMED: Final = re.compile(r"sep=([^\w\s\"]|\t)\r?\n")
+NAMED_CELLS: Final = ["sep=", ""]
 _DELIMITERS: Final = (",", "\t", ";", "|")
 # A file of one column has no delimiter: its commas belong to the text. No text holds this character.
 NO_DELIMITER: Final = "\x1f"
@@ -80,10 +84,14 @@ def text_form(first: bytes, *, is_whole: bool, given: str | None = None) -> Text
 def delimiter_of(text: str, *, is_whole: bool) -> str:
     """The character between the columns: the one that cuts most rows into as many cells as the header has.
 
+    A line ``sep=;`` before the header names it.
+
     Args:
         text: The file's beginning.
         is_whole: Whether that is all of it; otherwise its last line is not looked at.
     """
+    if (named := _NAMED.match(text)) is not None:
+        return named[1]
     if not is_whole and "\n" in text:
         text = text[: text.rindex("\n") + 1]
     best, best_score = NO_DELIMITER, (0.0, 1)

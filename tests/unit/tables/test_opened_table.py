@@ -248,6 +248,38 @@ def test_the_delimiter_is_what_cuts_rows_as_the_header(text, expected):
     assert delimiter_of(text, is_whole=True) == expected
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("delimiter", [";", ",", "\t", ":"])
+def test_a_line_before_the_header_may_name_the_delimiter(delimiter, end):
+    lines = [f"sep={delimiter}", f"id{delimiter}text", f"1{delimiter}one", f"2{delimiter}two", ""]
+    assert values_of(end.join(lines).encode("utf-8-sig")) == [(number + 1, row) for number, row in TWO]
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"%PDF-1.4\nsome,text\n", "a PDF document"),
+        (b"SQLite format 3\0", "an SQLite database"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "no text"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\n", "no text"),
+        (gzip.compress(b"people.csv" + bytes(90) + b"0000644\0id,text\n1,one\n"), "no text"),
+    ],
+)
+def test_a_file_of_another_format_is_never_read_as_a_csv(data, what):
+    with pytest.raises(InputError, match=f"the input is {what}, and no table; save it as CSV"):
+        rows_of(data)
+
+
+def test_a_delimiter_that_is_a_control_character_is_no_other_format():
+    assert values_of(b"id\x1ftext\n1\x1fone\n2\x1ftwo\n", delimiter="\x1f") == TWO
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_lines_of_json_in_a_wide_encoding_are_no_csv(encoding):
+    with pytest.raises(InputError, match=r"is UTF-(16|32) text, not one JSON object a line; submit it with: iconv"):
+        rows_of('{"text": "one"}\n{"text": "two"}\n'.encode(encoding))
+
+
 @given(st.binary(max_size=300))
 @settings(deadline=None)
 def test_no_bytes_are_anything_but_rows_or_an_error_of_helix(data):
