@@ -7,6 +7,7 @@ it, and a failure leaves the earlier file. A pipe or a device cannot be replaced
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import secrets
@@ -70,12 +71,25 @@ def written_whole(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
         raise cannot_be_written(path, error) from error
 
 
-def is_same_file(path: Path, other: object) -> bool:
-    """Whether a file to be written is the one that is read; False where one is not there, or ``other`` is no path."""
-    if isinstance(other, str | os.PathLike):
-        with suppress(OSError, ValueError):  # what cannot be looked at is not the input, which was opened
-            return path.samefile(Path(other))
-    return False
+def part_of_input(path: Path, source: object, what: str) -> str | None:
+    """Say how a file to be written is part of what is read; None where it is not.
+
+    Args:
+        path: The file to be written.
+        source: What is read; a file, a folder or a pattern of files can hold the file, nothing else can.
+        what: What the source is called, such as ``table``.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return None
+    with suppress(OSError, ValueError):  # what cannot be looked at is not the input, which was opened
+        place = Path(source)
+        if place.is_dir():
+            return f"lies among the files of the {what}" if place.resolve() in path.resolve().parents else None
+        if place.exists():
+            return f"is the {what} itself" if path.samefile(place) else None
+        if any(path.samefile(found) for found in glob.iglob(os.fspath(source), recursive=True)):  # noqa: PTH207  (the pattern may be absolute)
+            return f"is one of the files of the {what}"
+    return None
 
 
 def _own_descriptor(path: Path) -> int | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, cast
 
 from helix_jobs.errors import ConfigurationError, InputError
 from helix_jobs.intake.file_formats import open_lines
-from helix_jobs.output_file import is_same_file, written_whole
+from helix_jobs.output_file import part_of_input, written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,7 +150,7 @@ class RejectsFile:
 
     Args:
         destination: A path or a binary stream.
-        source: The input; a file that is the input itself is refused.
+        source: The input; a file that is part of it is refused.
     """
 
     def __init__(self, destination: str | os.PathLike[str] | BinaryIO, source: object = None) -> None:
@@ -160,8 +160,9 @@ class RejectsFile:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        if self._path is not None and is_same_file(self._path, self._source):
-            raise InputError(f"{self._path} is the input itself; name another place for the bad lines")
+        part = None if self._path is None else part_of_input(self._path, self._source, "input")
+        if part is not None:
+            raise InputError(f"{self._path} {part}; name another place for the bad lines")
         return self
 
     def __exit__(

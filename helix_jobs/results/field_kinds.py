@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -111,12 +112,21 @@ def plain(value: Any, column: str) -> Any:  # noqa: ANN401  (any value of a tabl
     if value is None or isinstance(value, str | bool | int | float):
         return value
     try:
-        return json.loads(row_json(value))
+        return json.loads(row_json(value), parse_constant=lambda _: None)
     except ValueError as error:
         raise ConfigurationError(
             f"the column {short(column)} {cut(str(error))}, which JSON and CSV cannot have; write .parquet or .arrow "
             "from a typed table, or submit a table without the column"
         ) from error
+
+
+def in_json(value: Any, column: str) -> Any:  # noqa: ANN401  (any value of a table)
+    """A value of a column for a line of JSON, which has no NaN and no infinity: these are null.
+
+    Raises:
+        ConfigurationError: It has no form in JSON.
+    """
+    return None if isinstance(value, float) and not math.isfinite(value) else plain(value, column)
 
 
 def flat(value: Any) -> Any:  # noqa: ANN401  (any JSON value)

@@ -30,7 +30,7 @@ class JoinOptions:
         reading: What is known of the table's form.
 
     Raises:
-        ConfigurationError: There is no such column.
+        ConfigurationError: There is no such column, or it is named twice.
     """
 
     columns: Sequence[str] = DEFAULT_COLUMNS
@@ -43,3 +43,5 @@ class JoinOptions:
         for name in self.columns:
             if name not in COLUMNS:
                 raise ConfigurationError(f"{name!r} is no column of results; use some of {', '.join(COLUMNS)}")
+            if self.columns.count(name) > 1:
+                raise ConfigurationError(f"{name!r} is named twice; name each column once")

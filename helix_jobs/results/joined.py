@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from helix_jobs.errors import ConfigurationError, InputError
-from helix_jobs.output_file import is_same_file, written_whole
+from helix_jobs.output_file import part_of_input, written_whole
 from helix_jobs.results.columns import AS_JSON, COLUMNS, FROM_REQUEST, LOGPROBS
 from helix_jobs.results.export import result_values
 from helix_jobs.results.field_kinds import FieldKind, common, fields_of_schema, fitted, kind_of_value, merged
@@ -99,8 +99,10 @@ class JoinedAnswers(AsFrames):
                     "(--prefix answer_)"
                 )
             self.fields[shown] = kind
-        if len(self._properties) + len(options.columns) != len(columns):
-            raise ConfigurationError("a property of the schema has the name of a column; choose others with --columns")
+        if (twice := next((name for name in options.columns if name in self._properties), None)) is not None:
+            raise ConfigurationError(
+                f"the schema has a property {twice!r}, and so have the results a column; choose others with --columns"
+            )
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows in the table's order, as they are asked for; a job of several answers has a row for each."""
@@ -130,16 +132,14 @@ class JoinedAnswers(AsFrames):
             fmt: The format.
 
         Raises:
-            ConfigurationError: The path cannot be written, or is the table itself; or the format needs pyarrow, which
+            ConfigurationError: The path cannot be written, or is part of the table; or the format needs pyarrow, which
                 is not installed, or cannot hold a value of the table.
         """
         if not isinstance(destination, str | os.PathLike):
             return write_rows(self.rows(), self.fields, destination, fmt)
         path = Path(destination)
-        if is_same_file(path, self._source):
-            raise ConfigurationError(
-                f"{path} is the table itself, which the joined rows would replace; name another place for them"
-            )
+        if (part := part_of_input(path, self._source, "table")) is not None:
+            raise ConfigurationError(f"{path} {part}, which the joined rows would change; name another place for them")
         with written_whole(path) as stream:
             return write_rows(self.rows(), self.fields, stream, fmt)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.json_line import json_line
-from helix_jobs.results.field_kinds import FieldKind, flat, plain
+from helix_jobs.results.field_kinds import FieldKind, flat, in_json, plain
 from helix_jobs.results.file_writers import tables_of, write_cells, write_lines, write_tables
 from helix_jobs.tables.arrow_rows import import_pyarrow
 
@@ -33,7 +33,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], fields: Fields, stream: ByteSi
         ConfigurationError: The format needs pyarrow, which is not installed, or cannot hold a value of the table.
     """
     if fmt == "jsonl":
-        return write_lines(({name: plain(value, name) for name, value in row.items()} for row in rows), stream)
+        return write_lines(({name: in_json(value, name) for name, value in row.items()} for row in rows), stream)
     if fmt == "csv":
         return write_cells(fields, ([flat(plain(row.get(name), name)) for name in fields] for row in rows), stream)
     schema = arrow_schema(fields)

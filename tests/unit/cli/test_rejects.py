@@ -59,6 +59,18 @@ def test_the_input_is_never_written_over(helix, mixed, tmp_path, how):
     assert "No batches" in helix("list").stderr
 
 
+@pytest.mark.parametrize("source", ["notes", "notes/*.txt"])
+def test_a_text_that_is_a_row_is_never_written_over(helix, tmp_path, source):
+    (tmp_path / "notes").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "notes" / name).write_text(name)
+    place = tmp_path / "notes" / "b.txt"
+    result = helix("submit", tmp_path / source, "--prompt", "{{ txt }}", "--skip-invalid", "--rejects", place)
+    assert place.read_text() == "b.txt"
+    assert result.exit_code == 2
+    assert "of the input; name another place for the bad lines" in result.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
 def test_the_mode_of_an_earlier_list_is_kept(helix, mixed, tmp_path):
     place = tmp_path / "prompts.jsonl.invalid.jsonl"

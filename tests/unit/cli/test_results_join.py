@@ -122,6 +122,64 @@ def test_the_table_is_not_replaced_by_the_joined_one(helix, asked, finish, revie
     assert reviews.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("source", "name", "rows"),
+    [("notes", "a.txt", 3), ("notes", "sub/c.txt", 3), ("notes/*.txt", "b.txt", 2), ("notes/**", "sub/c.txt", 3)],
+)
+def test_a_text_that_is_a_row_is_not_replaced_by_joined_ones(helix, asked, finish, tmp_path, *, source, name, rows):
+    (tmp_path / "notes" / "sub").mkdir(parents=True)
+    for place in ("a.txt", "b.txt", "sub/c.txt"):
+        (tmp_path / "notes" / place).write_text(place)
+    table = tmp_path / source
+    batch = asked(file=table)
+    finish(batch, succeeded=rows)
+    out = tmp_path / "notes" / name
+    result = helix("results", batch, "--join", table, "--format", "csv", "-o", out)
+    assert result.exit_code == 2
+    assert "of the table, which the joined rows would change; name another place for them" in result.stderr
+    assert out.read_text() == name
+
+
+def test_a_folder_of_texts_gets_no_further_file(helix, asked, finish, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("a")
+    batch = asked(file=tmp_path / "notes")
+    finish(batch, succeeded=1)
+    result = helix("results", batch, "--join", tmp_path / "notes", "-o", tmp_path / "notes" / "out.csv")
+    assert result.exit_code == 2
+    assert "out.csv lies among the files of the table" in result.stderr
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["a.txt"]
+
+
+def test_a_column_is_named_once(helix, asked, finish, reviews):
+    batch = asked()
+    finish(batch, succeeded=4)
+    result = helix("results", batch, "--join", reviews, "--columns", "line,output_text,line")
+    assert result.exit_code == 2
+    assert "--columns: 'line' is named twice; name each column once." in result.stderr
+
+
+def test_numbers_that_json_does_not_have_are_null_in_its_lines_and_kept_elsewhere(helix, asked, finish, tmp_path):
+    path = tmp_path / "t.parquet"
+    numbers = [float("nan"), float("inf"), 0.5]
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "x": numbers, "xs": [[number] for number in numbers]}), path)
+    batch = asked(file=path)
+    finish(batch, succeeded=3)
+    lines = helix("results", batch, "--join", path).stdout.splitlines()
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert [(row["x"], row["xs"]) for row in rows] == [(None, [None]), (None, [None]), (0.5, [0.5])]
+    assert helix("results", batch, "--join", path, "-o", tmp_path / "out.csv").exit_code == 0
+    assert [(row["x"], row["xs"]) for row in table_of(tmp_path / "out.csv")] == [
+        ("nan", "[null]"),
+        ("inf", "[null]"),
+        ("0.5", "[0.5]"),
+    ]
+
+
 def test_bytes_are_kept_in_typed_files_and_refused_elsewhere(helix, asked, finish, tmp_path):
     path = tmp_path / "t.parquet"
     table = pa.table({"text": ["a"], "picture": pa.array([b"\xff\x00"])})
@@ -209,6 +267,16 @@ def unnested_batch(asked, finish, tmp_path):
     finish(batch, succeeded=1, text=answer()[:20])
     finish(batch, failed=1)
     return batch
+
+
+def test_a_property_with_the_name_of_a_column_is_named(helix, asked, finish, reviews, tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"state": {"type": "string"}}}')
+    batch = asked("--json-schema", schema)
+    finish(batch, succeeded=4)
+    result = helix("results", batch, "--join", reviews, "--unnest")
+    assert result.exit_code == 2
+    assert "the schema has a property 'state', and so have the results a column; choose others with" in result.stderr
 
 
 @pytest.fixture
