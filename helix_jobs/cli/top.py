@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -59,8 +60,15 @@ def top(settings: Settings, places: list[tuple[str, int]], interval: float, *, a
                 'helix top needs textual, which is not installed; run pip install -e ".[top]" in the clone, or '
                 "pip install textual"
             ) from error
+        if not _has_terminal():
+            raise ConfigurationError("helix top needs a terminal; take helix top --json for one look, or helix status")
         read()  # an error is told before the screen is taken
         TopView(read, interval).run()
+
+
+def _has_terminal() -> bool:
+    """Whether keys can be read and the screen, which textual draws on standard error, is seen."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 
 def _reader(client: HelixClient, places: list[tuple[str, int]]) -> Callable[[], TopRows]:

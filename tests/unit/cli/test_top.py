@@ -77,6 +77,12 @@ def test_a_look_for_programs_needs_no_textual(helix, running, metrics_port, monk
     assert 'pip install -e ".[top]"' in result.stderr
 
 
+def test_without_a_terminal_no_screen_is_drawn(helix, home):
+    result = helix("top")
+    assert result.exit_code == 2
+    assert result.stderr == "Error: helix top needs a terminal; take helix top --json for one look, or helix status\n"
+
+
 def test_a_place_of_metrics_that_is_none_is_refused(helix, home):
     assert "is not PORT or HOST:PORT" in helix("top", "--metrics", "localhost").stderr
     assert json.loads(helix("top", "--json", "--metrics", "127.0.0.1:9").stdout)["workers"] == []
