@@ -81,15 +81,19 @@ def part_of_input(path: Path, source: object, what: str) -> str | None:
     """
     if not isinstance(source, str | os.PathLike):
         return None
-    with suppress(OSError, ValueError):  # what cannot be looked at is not the input, which was opened
-        place = Path(source)
-        if place.is_dir():
-            return f"lies among the files of the {what}" if place.resolve() in path.resolve().parents else None
-        if place.exists():
-            return f"is the {what} itself" if path.samefile(place) else None
-        if any(path.samefile(found) for found in glob.iglob(os.fspath(source), recursive=True)):  # noqa: PTH207  (the pattern may be absolute)
-            return f"is one of the files of the {what}"
-    return None
+    place = Path(source)
+    if place.is_dir():
+        return f"lies among the files of the {what}" if place.resolve() in path.resolve().parents else None
+    if _is_same_file(path, place):
+        return f"is the {what} itself"
+    found = glob.iglob(os.fspath(source), recursive=True)  # noqa: PTH207  (the pattern may be absolute)
+    return f"is one of the files of the {what}" if any(_is_same_file(path, Path(one)) for one in found) else None
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    with suppress(OSError, ValueError):  # what cannot be looked at, such as a broken link, is not what was read
+        return path.samefile(other)
+    return False
 
 
 def _own_descriptor(path: Path) -> int | None:
