@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEATHS = ("taking", "taken")
 # Some answers take less, and some of a batch are left.
 LONGEST_LIFE = 0.5
+LEAST_JOBS_PER_SECOND = 50
 
 
 @scenario(
@@ -35,7 +36,7 @@ def taking(installation: Installation, size: Size) -> Outcome:
     """
     first = _submit(installation, size.jobs)
     worker = installation.start(fake_step_seconds="0")
-    installation.wait_done(first)
+    installation.wait_done(first, timeout=installation.patience + size.jobs / LEAST_JOBS_PER_SECOND)
     worker.kill()
     accepted = [first]
     for number in range(size.faults):
