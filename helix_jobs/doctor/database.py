@@ -66,6 +66,8 @@ def judge_state(state: DatabaseState, url: str) -> list[Verdict]:
         finding = f"SQLite's journal is {state.journal_mode!r} here instead of a write-ahead log"
         remedy = "move the file to a local disk, or use Postgres: readers and writers block each other"
         verdicts.append(Verdict("database, journal", Level.FAILED, finding, remedy))
+    if state.is_vacuumed is not None:
+        verdicts.append(_judge_vacuum(is_on=state.is_vacuumed))
     if state.skew_seconds is not None:
         verdicts.append(judge_skew(SUBJECT, state.skew_seconds))
     return verdicts
@@ -76,6 +78,15 @@ def _judge_log(size: int) -> Verdict:
     if size <= LARGE_LOG_BYTES:
         return Verdict(subject, Level.OK, finding)
     remedy = "end the transaction that has read for so long; the log is then written back and cut down"
+    return Verdict(subject, Level.WARNING, finding, remedy)
+
+
+def _judge_vacuum(*, is_on: bool) -> Verdict:
+    subject = "database, vacuum"
+    if is_on:
+        return Verdict(subject, Level.OK, "autovacuum is on")
+    finding = "autovacuum is off: tables keep the old versions of their rows, and queries become slow"
+    remedy = "set autovacuum = on in the server's configuration, or run VACUUM ANALYZE every night"
     return Verdict(subject, Level.WARNING, finding, remedy)
 
 

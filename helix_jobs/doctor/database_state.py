@@ -34,6 +34,7 @@ class DatabaseState:
         revision: The schema's revision; None while the database is empty.
         journal_mode: SQLite's journal mode; None on Postgres.
         skew_seconds: How far the server's clock is ahead of this machine's; None on SQLite, which has no server.
+        is_vacuumed: Whether the server removes old versions of rows and counts its tables by itself; None on SQLite.
         refusal: Why the database takes no writes, and after a semicolon the remedy; None if it takes writes.
     """
 
@@ -43,6 +44,7 @@ class DatabaseState:
     revision: str | None
     journal_mode: str | None
     skew_seconds: float | None
+    is_vacuumed: bool | None
     refusal: str | None
 
 
@@ -63,6 +65,7 @@ def read_database_state(database: Database) -> DatabaseState:
                 revision=revision,
                 journal_mode=str(c.execute(text("PRAGMA journal_mode")).scalar_one()),
                 skew_seconds=None,
+                is_vacuumed=None,
                 refusal=refusal,
             )
         return DatabaseState(
@@ -72,6 +75,7 @@ def read_database_state(database: Database) -> DatabaseState:
             revision=revision,
             journal_mode=None,
             skew_seconds=_skew(c),
+            is_vacuumed=c.execute(text("SHOW autovacuum")).scalar_one() == "on",
             refusal=refusal,
         )
 
