@@ -15,7 +15,7 @@ from helix_jobs.storage.status import batch_status
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Select
 
     from helix_jobs.storage.records import BatchStatus
 
@@ -46,6 +46,14 @@ def lowest_priority(c: Connection, batch_id: str) -> int | None:
     return min((int(one) for one in lowest if one is not None), default=None)
 
 
+def next_priority(c: Connection, batch_id: str, most: int) -> int | None:
+    """The lowest priority among the jobs of a batch that begin next, ``most`` beside those that the broker holds."""
+    first = _first(batch_id, most).subquery()
+    held = select(func.min(jobs.c.priority)).where(_PUBLISHED, jobs.c.batch_id == batch_id)
+    lowest = [c.execute(query).scalar_one() for query in (select(func.min(first.c.priority)), held)]
+    return min((int(one) for one in lowest if one is not None), default=None)
+
+
 def raise_priority(c: Connection, batch_id: str, to: int, most: int) -> int:
     """Let waiting jobs of a batch, the first of them, have at least this priority; returns how many were raised.
 
@@ -62,14 +70,15 @@ def raise_priority(c: Connection, batch_id: str, to: int, most: int) -> int:
         .where(_PUBLISHED, jobs.c.batch_id == batch_id, jobs.c.priority < to)
         .values(priority=to, published_at=None)
     ).rowcount
-    first = (
-        select(jobs.c.id)
-        .where(_UNPUBLISHED, jobs.c.batch_id == batch_id, jobs.c.priority < to)
-        .order_by(jobs.c.priority.desc(), jobs.c.id)
-        .limit(most)
-    )
+    first = _first(batch_id, most).where(jobs.c.priority < to).with_only_columns(jobs.c.id)
     raised = c.execute(update(jobs).where(jobs.c.id.in_(first), _QUEUED).values(priority=to)).rowcount
     return held + raised
+
+
+def _first(batch_id: str, most: int) -> Select[tuple[int, int]]:
+    """Waiting jobs that no message stands for, the first to begin of a batch."""
+    waiting = select(jobs.c.id, jobs.c.priority).where(_UNPUBLISHED, jobs.c.batch_id == batch_id)
+    return waiting.order_by(jobs.c.priority.desc(), jobs.c.id).limit(most)
 
 
 def note_slipping(c: Connection, status: BatchStatus, why: str, now: datetime) -> bool:

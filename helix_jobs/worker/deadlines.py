@@ -70,18 +70,30 @@ class DeadlineWatch:
         now = datetime.now(UTC)
         with self._database.read() as c:
             outlook = batch_outlook(c, status, now, self._lease)
-            priority = deadlines.lowest_priority(c, status.id)
-        if outlook is None or priority is None or status.deadline is None:
+            lowest = deadlines.lowest_priority(c, status.id)
+            upcoming = deadlines.next_priority(c, status.id, _MOST_RAISED)
+        if outlook is None or lowest is None or upcoming is None or status.deadline is None:
             return
         seconds = working_seconds(now, status.deadline, self._hours)
-        decision = decide(outlook, seconds, priority)
+        decision = decide(outlook, seconds, lowest)
+        if isinstance(decision, Raise) and upcoming > lowest:
+            # Some were raised before, and the others come after them to the same priority: is that one enough?
+            with self._database.read() as c:
+                outlook = batch_outlook(c, status, now, self._lease, raised_to=upcoming)
+            if outlook is None:
+                return
+            decision = decide(outlook, seconds, upcoming)
+            if not isinstance(decision, Raise):
+                self._raise(status.id, upcoming)
         if isinstance(decision, Raise):
-            to = decision.to
-            raised = self._database.transact(lambda c: deadlines.raise_priority(c, status.id, to, _MOST_RAISED))
-            if raised:
-                logger.info("batch %s would miss its deadline: %d jobs have priority %d now", status.id, raised, to)
+            self._raise(status.id, decision.to)
         elif decision is not None and status.deadline_told_at is None:
             self._tell(status, outlook, seconds, now)
+
+    def _raise(self, batch_id: str, to: int) -> None:
+        raised = self._database.transact(lambda c: deadlines.raise_priority(c, batch_id, to, _MOST_RAISED))
+        if raised:
+            logger.info("batch %s would miss its deadline: %d jobs have priority %d now", batch_id, raised, to)
 
     def _tell(self, status: BatchStatus, outlook: BatchOutlook, seconds: float, now: datetime) -> None:
         """Say once, for all workers, that the deadline will probably be missed."""

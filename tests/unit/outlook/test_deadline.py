@@ -19,6 +19,7 @@ from helix_jobs.outlook.deadline import HIGHEST, Miss, Raise, decide, remedies
 from helix_jobs.storage import publishing
 from helix_jobs.storage.deadlines import batches_with_deadlines, lowest_priority, raise_priority
 from helix_jobs.storage.schema import batches, jobs, notices
+from helix_jobs.worker import deadlines as watching
 from helix_jobs.worker.deadlines import LOOK_SECONDS, DeadlineWatch
 from tests.store_helpers import must_take, now, register, status, stored_batch, succeed
 
@@ -104,6 +105,28 @@ def test_a_batch_that_would_be_late_goes_up_step_by_step_and_is_then_let_be(data
     with database.read() as c:
         assert status(database, second).deadline_told_at is None
         assert [job.priority for job in publishing.publishable(c, 1)] == [1]
+
+
+def test_a_batch_of_more_jobs_than_a_look_raises_climbs_with_each_look(database: Database, monkeypatch) -> None:
+    monkeypatch.setattr(watching, "_MOST_RAISED", 10)
+    register(database, "w1")
+    first, ids = stored_batch(database, 100)
+    second, _ = stored_batch(database, 40)
+    answered(database, ids[:20])
+    with database.write() as c:
+        c.execute(update(jobs).where(jobs.c.batch_id == first).values(priority=3))
+    pressed(database, second, 45.0)  # 20 s of work in four slots, behind 40 s of the other batch
+    clock = Clock()
+    watch = DeadlineWatch(database, 30.0, clock=clock)
+    for highest in (1, 2, 3, 4):
+        watch.look()
+        clock.now += LOOK_SECONDS
+        assert priorities(database, second) == {0, highest}, "those that begin next go on, not the last of all"
+    for _ in range(3):
+        watch.look()
+        clock.now += LOOK_SECONDS
+    assert priorities(database, second) == {4}, "the others come after them, and no higher than it needs"
+    assert status(database, second).deadline_told_at is None
 
 
 def test_people_are_told_once_of_a_deadline_that_cannot_be_kept(database: Database, caplog) -> None:
