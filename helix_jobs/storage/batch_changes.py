@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, and_, case, delete, func, or_, select, text, update
 
-from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
+from helix_jobs.errors import ErrorCode, NotFoundError, UnfinishedSubmissionError
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.readable import readable_rows
 from helix_jobs.storage.schema import BATCH_IS_THERE, batch_counters, batches, jobs, results
@@ -126,7 +126,8 @@ def begin_retry(c: Connection, batch_id: str) -> Change:
 def retry_lines(c: Connection, change: Change, after: int, last: int, *, now: datetime) -> int | None:
     """Queue the failed and cancelled jobs of these lines (``after`` < line <= ``last``) again; returns how many.
 
-    Attempts and tries begin anew. A refused answer that was kept goes.
+    Attempts begin anew, and so do the tries of a job whose last answer was refused; that answer goes. Any other job
+    that had an answer refused, or replaced by ``chosen_retries``, counts one: it neither draws nor takes that again.
 
     None: the batch was cancelled meanwhile.
     """
@@ -233,7 +234,8 @@ def _retry(c: Connection, change: Change, which: ColumnElement[bool], state: Col
             if queued
         ),
     )
-    _forget_refusals(c, change.batch_id, [job for queued in moved.values() for job in queued if job.tries])
+    for outcome, queued in moved.items():
+        _forget_refusals(c, change.batch_id, queued, 0 if outcome == ErrorCode.NOT_ACCEPTED.value else 1)
     if any(moved.values()):
         reopen(c, change.batch_id)
     return sum(map(len, moved.values()))
@@ -266,17 +268,18 @@ def _requeue(
     return c.execute(statement).all()
 
 
-def _forget_refusals(c: Connection, batch_id: str, queued: Sequence[Row[tuple[int, int]]]) -> None:
-    """Set back the tries of jobs that this transaction has queued, and remove the refused answers kept for some.
+def _forget_refusals(c: Connection, batch_id: str, queued: Sequence[Row[tuple[int, int]]], left: int) -> None:
+    """Set back to ``left`` the tries of jobs that have more, and remove the refused answers kept for some.
 
-    This transaction holds their rows, and no worker has claimed them yet.
+    This transaction has queued the jobs and holds their rows, and no worker has claimed them yet.
     """
-    if not queued:
+    more = [job for job in queued if job.tries > left]
+    if not more:
         return
-    ids = [job.id for job in queued]
+    ids = [job.id for job in more]
     c.execute(delete(results).where(results.c.job_id.in_(ids)))
-    c.execute(update(jobs).where(jobs.c.id.in_(ids)).values(tries=0))
-    counters.add(c, counters.refusals(batch_id, counters.PERSON, -sum(job.tries for job in queued)))
+    c.execute(update(jobs).where(jobs.c.id.in_(ids)).values(tries=left))
+    counters.add(c, counters.refusals(batch_id, counters.PERSON, -sum(job.tries - left for job in more)))
 
 
 def _count_cancelled(c: Connection, batch_id: str, cancelled: int, moment: datetime) -> None:

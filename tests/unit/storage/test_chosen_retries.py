@@ -10,7 +10,7 @@ from sqlalchemy import func, select, text, update
 from helix_jobs.errors import DatabaseUnreachableError, InputError, NotFoundError
 from helix_jobs.storage import chosen_retries
 from helix_jobs.storage import status_counters as counters
-from helix_jobs.storage.changes_in_steps import cancel_batch
+from helix_jobs.storage.changes_in_steps import cancel_batch, retry_batch
 from helix_jobs.storage.chosen_retries import retry_chosen
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.refusals import StoredAnswer, refuse_stored
@@ -127,6 +127,19 @@ def test_a_refused_answer_that_was_kept_goes_with_its_failure(database, batch):
     with database.read() as c:
         assert get_job(c, ids[0]).tries == 0
         assert c.execute(select(func.count()).select_from(results)).scalar_one() == 2
+
+
+def test_an_answer_that_was_to_be_another_one_stays_so_when_its_job_fails_and_is_retried(database, batch):
+    batch_id, ids = batch
+    for failed in (False, True):
+        assert retry_chosen(database, batch_id, "output_text IS NOT NULL", invalid=False) == 3 - failed
+        fail(database, must_take(database, ids[0]))
+        assert retry_batch(database, batch_id) == 3 - 2 * failed
+        with database.read() as c:
+            assert get_job(c, ids[0]).tries == 1, "it takes no stored answer, and draws from another seed"
+        counts(database, batch_id)
+        for job_id in ids[1:3]:
+            succeed(database, must_take(database, job_id))
 
 
 def ended_at(database, job_id):

@@ -155,13 +155,13 @@ def test_a_retry_by_hand_begins_anew(database):
         batch_changes.cancel_job(c, ids[2], now=now())
     assert status(database, batch).refused == 3
     assert changes_in_steps.retry_batch(database, batch) == 2
-    assert [row_of(database, job_id).tries for job_id in ids] == [0, 1, 0]
+    assert [row_of(database, job_id).tries for job_id in ids] == [0, 1, 1], "a job that was refused once stays so"
     assert answers_of(database, ids[0]) == []
-    assert status(database, batch).refused == 1
+    assert status(database, batch).refused == 2
     assert counts(database, batch) == {"queued": 3}
     assert succeed(database, must_take(database, ids[0]))
     assert answers_of(database, ids[0]) == ["an answer"]
-    assert status(database, batch).refused == 1
+    assert status(database, batch).refused == 2
 
 
 def test_a_cancelled_job_keeps_its_tries_and_takes_no_refusal(database, one):
