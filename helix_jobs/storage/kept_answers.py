@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, delete, func, select, text
+from sqlalchemy import bindparam, delete, exists, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from helix_jobs.storage.schema import HAS_ANSWER_TO_SHARE, jobs, kept_answers, kept_results
+from helix_jobs.storage.schema import HAS_ANSWER_TO_SHARE, jobs, kept_answers, kept_results, results
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -50,6 +50,8 @@ _TO_KEEP: Final = (
     select(jobs.c.id, jobs.c.answer_key, jobs.c.setup_key, jobs.c.worker_id)
     .where(jobs.c.batch_id == bindparam("batch"), jobs.c.line > bindparam("after"), jobs.c.line <= bindparam("last"))
     .where(text(HAS_ANSWER_TO_SHARE))
+    # Somebody may have deleted rows by hand.
+    .where(exists().where(results.c.job_id == jobs.c.id))
     .order_by(jobs.c.id.desc())
 )
 _INSERTS: Final[dict[str, Any]] = {"sqlite": sqlite.insert(kept_answers), "postgresql": postgresql.insert(kept_answers)}

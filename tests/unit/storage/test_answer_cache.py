@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
 from helix_jobs.client.purge import plan_purge, purge
 from helix_jobs.new_job import NewJob
@@ -17,7 +17,7 @@ from helix_jobs.storage.manifests import read_manifest
 from helix_jobs.storage.records import ClaimedJob, FinishedJob, NewBatch
 from helix_jobs.storage.refusals import StoredAnswer, refuse_stored
 from helix_jobs.storage.results import answers_of
-from helix_jobs.storage.schema import jobs, kept_answers, kept_results
+from helix_jobs.storage.schema import jobs, kept_answers, kept_results, results
 from helix_jobs.storage.status_counters import counters_agree, recount
 from helix_jobs.storage.workers import stop_worker
 from tests.store_helpers import DIGEST, check_counters, counts, fail, now, register, result_row, status
@@ -319,6 +319,17 @@ def test_an_answer_outlives_its_batch_where_a_purge_may_keep_it(database: Databa
         rows = answers_of(c, ids[0])
     assert [(row.choice, row.output_text, row.from_cache) for row in rows] == [(0, "k1 0", source), (1, "k1 1", source)]
     assert status(database, again).from_cache == 1
+
+
+def test_a_job_whose_answer_somebody_has_deleted_keeps_no_purge_from_its_end(database: Database) -> None:
+    _, (bare, whole) = batch_of(database, "k1", "k2")
+    answer(database, bare, whole)
+    with database.write() as c:
+        c.execute(delete(results).where(results.c.job_id == bare))
+    purge_all(database, keep_bytes=10_000)
+    with database.read() as c:
+        assert c.execute(select(kept_answers.c.answer_key)).scalars().all() == ["k2"]
+        assert c.execute(select(func.count()).select_from(jobs)).scalar_one() == 0
 
 
 @pytest.mark.parametrize("database", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
