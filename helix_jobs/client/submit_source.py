@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from helix_jobs.client.batch_labels import checked_key, storable_metadata, storable_text
@@ -74,7 +74,7 @@ def submit_source(
         deadline: As there.
     """
     limits, now = Limits.of(settings), datetime.now(UTC)
-    until = None if deadline is None else deadline.astimezone(UTC)
+    until = None if deadline is None else _in_utc(deadline)
     if until is not None and until <= now:
         raise InputError(f"the deadline {until:%Y-%m-%d %H:%M} UTC lies in the past; give a later one, or none")
     with ExitStack() as stack:
@@ -122,6 +122,24 @@ def submit_source(
             cache=False if settings.answer_cache == "off" and defaults.cache is None else defaults.cache,
         )
         return submission if handover is None else replace(submission, published=handover.publish())
+
+
+def _in_utc(deadline: datetime) -> datetime:
+    """The deadline in UTC.
+
+    Raises:
+        InputError: It lies so near the calendar's first or last day that some time zone cannot tell it.
+    """
+    try:
+        # A day to either side: whoever reads it may be in any time zone.
+        until = deadline.astimezone(UTC)
+        _ = until - timedelta(days=1), until + timedelta(days=1)
+    except (OverflowError, ValueError, OSError) as error:
+        raise InputError(
+            f"the deadline {deadline} lies at an end of the calendar, where not every time zone can tell it; give "
+            "another one, or none"
+        ) from error
+    return until
 
 
 def asked_table(template: str | None, table: TableAsk | None) -> TableAsk | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +19,7 @@ from helix_jobs.settings import Settings
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.states import BatchState
 from tests.integration.client_helpers import batch_count, lines, prompts, rows
+from tests.machine_clock import machine_clock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,6 +177,17 @@ def test_a_hundred_thousand_bad_lines_are_counted_and_the_first_kept(client: Hel
 def test_arguments_the_database_cannot_hold_are_refused(client: HelixClient, arguments: dict):
     with pytest.raises(InputError):
         client.submit(prompts(1), **arguments)
+
+
+@pytest.mark.parametrize("zone", ["America/New_York", "UTC", "Pacific/Kiritimati"])
+def test_a_deadline_at_an_end_of_the_calendar_is_refused(client: HelixClient, zone: str):
+    said = re.compile("^the deadline .* (in the past|end of the calendar)")
+    with machine_clock(zone):
+        for naive in (datetime.min, datetime.max):  # noqa: DTZ901  (by this machine's clock)
+            aware = [naive.replace(tzinfo=timezone(timedelta(hours=hours))) for hours in (-14, 0, 14)]
+            for deadline in (naive, *aware):
+                with pytest.raises(InputError, match=said):
+                    client.submit([{"prompt": "x"}], deadline=deadline)
 
 
 def test_a_backslash_in_the_metadata_is_no_nul(client: HelixClient):
