@@ -66,7 +66,7 @@ class DelimitedRows:
         self._width = len(header)
 
     def rows(self) -> Iterator[Row | BadRow]:
-        """The rows, numbered by the line on which they begin."""
+        """The rows, numbered by the line on which they begin; those of empty cells only are left out."""
         while True:
             self._lines.begin()
             number = self._lines.count + 1
@@ -77,7 +77,7 @@ class DelimitedRows:
             except csv.Error as error:
                 yield self._broken(number, str(error))
                 continue
-            if not cells:
+            if not any(cells):
                 continue
             if len(cells) != self._width:
                 yield self._bad(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from helix_jobs.errors import ConfigurationError, InputError
 from helix_jobs.intake.line_faults import cut, short
 from helix_jobs.tables.columns import column_names
-from helix_jobs.tables.row import Row
+from helix_jobs.tables.row import WHOLE_ROW, BadRow, Row, row_json
+from helix_jobs.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 ZIP: Final = b"PK\x03\x04"
 _SHOWN: Final = 10
+_EMPTY: Final = (None, "")
 
 
 class ExcelRows:
@@ -52,15 +54,19 @@ class ExcelRows:
         last = max(place for place, cell in enumerate(header, start=1) if cell is not None)
         self.columns = column_names(header[:last])
 
-    def rows(self) -> Iterator[Row]:
-        """The rows, numbered as in the sheet; empty ones are left out.
+    def rows(self) -> Iterator[Row | BadRow]:
+        """The rows, numbered as in the sheet; those of empty cells only are left out.
 
         Raises:
             InputError: The sheet is damaged.
         """
         width = len(self.columns)
         for number, cells in self._rows:
-            if any(cell is not None for cell in cells):
+            # A formula may give an empty text.
+            last = max((place for place, cell in enumerate(cells, start=1) if cell not in _EMPTY), default=0)
+            if last > width:
+                yield _too_wide(number, cells[:last], width)
+            elif last:
                 padded = (*cells[:width], *(None,) * (width - len(cells)))
                 yield Row(number, dict(zip(self.columns, padded, strict=True)))
 
@@ -78,6 +84,16 @@ class ExcelRows:
                 f"the sheet {short(self.sheet)!r} is damaged behind row {read:,} ({type(error).__name__}); open it in "
                 "Excel and save it again, or save the sheet as CSV"
             ) from error
+
+
+def _too_wide(number: int, cells: tuple[object, ...], width: int) -> BadRow:
+    try:
+        original = row_json(cells)
+    except ValueError:
+        original = b""
+    reason = f"has {counted(len(cells), 'cell')}, and the header names {width:,}"
+    remedy = "name every column in the header, or clear the cells to the right of it"
+    return BadRow(number, WHOLE_ROW, reason, remedy, original)
 
 
 def _openpyxl() -> ModuleType:

@@ -129,6 +129,21 @@ def test_a_workbook_is_read_by_its_sheet(tmp_path):
         rows_of(b"PK\x03\x04" + bytes(60))
 
 
+def test_rows_of_a_workbook_and_of_a_csv_are_as_wide_as_the_header_or_bad_and_empty_ones_are_none(tmp_path):
+    workbook = Workbook()
+    for cells in (["a", "b"], [1, 2, None, "note"], ["", None, ""], [3, 4, None]):
+        workbook.active.append(cells)
+    path = tmp_path / "book.xlsx"
+    workbook.save(path)
+    bad, row = rows_of(path)
+    assert (bad.number, bad.field, bad.reason) == (2, "(row)", "has 4 cells, and the header names 2")
+    assert json.loads(bad.original) == [1, 2, None, "note"]
+    assert (row.number, row.values) == (4, {"a": 3, "b": 4})
+    bad, row = rows_of(b"a,b\n1,2,,note\n,,\n3,4\n,\n")
+    assert (bad.number, bad.reason) == (2, "has 4 cells, and the header names 2")
+    assert (row.number, row.values) == (4, {"a": "3", "b": "4"})
+
+
 def changed_member(data: bytes, name: str, change) -> bytes:
     """A workbook with another content of one of its files."""
     buffer = io.BytesIO()
