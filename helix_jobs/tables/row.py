@@ -48,6 +48,7 @@ class BadRow:
 
 
 WHOLE_ROW: Final = "(row)"
+_NOT_IN_JSON: Final = (b"NaN", b"Infinity")
 
 
 def row_json(values: object) -> bytes:
@@ -75,6 +76,13 @@ def encoded_row(row: Row) -> bytes | BadRow:
             except ValueError:
                 return BadRow(row.number, str(name), str(error), "leave the column out, with --select", b"")
         return BadRow(row.number, WHOLE_ROW, str(error), "use plain values, and text for names", b"")
+
+
+def readable_again(encoded: bytes) -> bytes:
+    """The JSON text of a row for the file of bad lines: NaN and infinity are null, as JSON does not have them."""
+    if not any(name in encoded for name in _NOT_IN_JSON):
+        return encoded
+    return row_json(json.loads(encoded, parse_constant=lambda _: None))
 
 
 def _plain(value: object) -> object:

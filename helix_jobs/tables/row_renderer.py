@@ -22,7 +22,7 @@ from helix_jobs.engine.text.bounded_process import (
 )
 from helix_jobs.errors import ExhaustedError, HelixError, InputError
 from helix_jobs.exhaustion import explain_exhaustion, is_shortage
-from helix_jobs.tables.row import BadRow, Row, encoded_row
+from helix_jobs.tables.row import BadRow, Row, encoded_row, readable_again
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -140,7 +140,7 @@ class RowRenderer:
             self._at_fault = 0
             for row, text, answer in zip(group, encoded, answers, strict=False):
                 if isinstance(answer, list):
-                    yield BadRow(row.number, answer[0], answer[1], answer[2], text)
+                    yield BadRow(row.number, answer[0], answer[1], answer[2], readable_again(text))
                 else:
                     yield AskedRow(row, text, answer)
             # The process answers some rows of a group where their texts are large.
@@ -158,7 +158,7 @@ class RowRenderer:
             "template",
             f"does not come to an end with the row: its process {error}",
             "simplify the template or shorten the row",
-            text,
+            readable_again(text),
         )
 
     def _answers(self, what: str, encoded: list[bytes]) -> list[Any]:

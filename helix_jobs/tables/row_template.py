@@ -91,6 +91,8 @@ class RowTemplate:
             getattr(environment, place).pop(name, None)
         if where is not None:
             _refuse_self(environment, f"{{{{ {where} }}}}")
+        self._where_takes_row = where is not None and _takes_row(environment, f"{{{{ {where} }}}}")
+        self._fill_takes_row = _takes_row(environment, texts)
         self._where = None if where is None else environment.compile_expression(where, undefined_to_none=False)
         self._fill = _compiled(environment, texts)
 
@@ -102,6 +104,8 @@ class RowTemplate:
         """
         assert self._where is not None, "asked for with an expression only"
         where = self._where
+        if self._where_takes_row:
+            _refuse_column_row(values)
         # Passed as one mapping: a column may have the name of an argument, such as self.
         return bool(_asked("--where", values, lambda scope: bool(_called("--where", where(scope)))))
 
@@ -111,6 +115,8 @@ class RowTemplate:
         Raises:
             RowRefusedError: A template fails on the row, or writes too much.
         """
+        if self._fill_takes_row:
+            _refuse_column_row(values)
         room = [MAX_RENDERED_CHARS]
         return _asked("template", values, lambda scope: self._fill(scope, room))
 
@@ -189,6 +195,33 @@ def _refuse_self(environment: jinja2.Environment, text: str) -> None:
     for name in environment.parse(text).find_all(jinja2.nodes.Name):
         if name.name == "self":
             raise jinja2.TemplateSyntaxError("self is jinja2's own; a column of that name is row.self", name.lineno)
+
+
+def _takes_row(environment: jinja2.Environment, texts: object) -> bool:
+    """Whether a template takes ``row`` as a value, and not as the place of columns (``row.name``)."""
+    if isinstance(texts, list):
+        return any(_takes_row(environment, item) for item in texts)
+    if isinstance(texts, dict):
+        return any(_takes_row(environment, item) for item in texts.values())
+    if not isinstance(texts, str):
+        return False
+    tree = environment.parse(texts)
+    names = [name for name in tree.find_all(jinja2.nodes.Name) if name.name == "row"]
+    places = {id(found.node) for found in tree.find_all(jinja2.nodes.Getattr)}
+    places |= {id(found.node) for found in tree.find_all(jinja2.nodes.Getitem)}
+    # A template may have a variable of that name for itself.
+    return all(name.ctx == "load" for name in names) and any(id(name) not in places for name in names)
+
+
+def _refuse_column_row(values: Mapping[str, Any]) -> None:
+    """Refuse a row with a column called ``row``: a template that takes ``row`` would have all columns in its place.
+
+    Raises:
+        RowRefusedError: It has one.
+    """
+    if "row" in values:
+        remedy = "write row.row for the column, or rename it with --select"
+        raise RowRefusedError("row", "is all columns in a template, and not the column of that name", remedy)
 
 
 def _written(template: jinja2.Template, scope: dict[str, Any], room: list[int]) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from helix_jobs.errors import InputError, InvalidFieldError
 from helix_jobs.intake.line_faults import short
 from helix_jobs.intake.raw_lines import MAX_LINE_BYTES, RawLine
+from helix_jobs.new_job import NewJob
 from helix_jobs.tables.columns import no_such_column
 from helix_jobs.tables.digest import TableDigest
 from helix_jobs.tables.opened_table import open_table
-from helix_jobs.tables.row import WHOLE_ROW, BadRow, Row, encoded_row, row_json
+from helix_jobs.tables.row import WHOLE_ROW, BadRow, Row, encoded_row, readable_again, row_json
 from helix_jobs.tables.row_renderer import DEFAULT_LIMITS, AskedRow, RenderLimits, RowRenderer
 from helix_jobs.tables.shuffle import shuffled
 from helix_jobs.wording import counted
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
     from helix_jobs.errors import BadLine
     from helix_jobs.intake.lines import LineReader
-    from helix_jobs.new_job import NewJob
     from helix_jobs.tables.ask import TableAsk
 
 _TOO_LONG: Final = ("is longer than 4 MiB as a line", "shorten it")
@@ -77,7 +78,7 @@ class TableSource:
             InputError: The table cannot be read further, or a template cannot be used.
         """
         self._rejects.sink = reader.rejects
-        return reader.read_raw(self._lines())
+        return map(self._told, reader.read_raw(self._lines()))
 
     def position(self) -> tuple[int | None, int | None]:
         """Bytes read and in total, of a plain file."""
@@ -112,6 +113,16 @@ class TableSource:
                 raise self._no_row()
             yield first
             yield from lines
+
+    def _told(self, line: NewJob | BadLine) -> NewJob | BadLine:
+        """A bad line with the name that the person knows: a row's ``custom_id`` comes from the column of the ids."""
+        if self._ask.id is None or isinstance(line, NewJob):
+            return line
+        own, *others = (
+            replace(fault, others=(), field=short(self._ask.id)) if fault.field == "custom_id" else fault
+            for fault in line.faults
+        )
+        return replace(own, others=tuple(others))
 
     def _no_row(self) -> InputError:
         if not self._digest.rows:
@@ -203,8 +214,8 @@ def _as_text(value: object) -> str:
 
 def _raw(row: Row, data: bytes, original: bytes) -> RawLine:
     if len(data) > MAX_LINE_BYTES:
-        return _raw_bad(BadRow(row.number, WHOLE_ROW, *_TOO_LONG, original))
-    return RawLine(row.number, data, original=original)
+        return _raw_bad(BadRow(row.number, WHOLE_ROW, *_TOO_LONG, readable_again(original)))
+    return RawLine(row.number, data, original=readable_again(original))
 
 
 def _raw_bad(bad: BadRow) -> RawLine:
@@ -213,4 +224,4 @@ def _raw_bad(bad: BadRow) -> RawLine:
 
 def _bad(row: Row, field: str, reason: str, remedy: str) -> BadRow:
     text = encoded_row(row)
-    return BadRow(row.number, field, reason, remedy, text if isinstance(text, bytes) else b"")
+    return BadRow(row.number, field, reason, remedy, readable_again(text) if isinstance(text, bytes) else b"")

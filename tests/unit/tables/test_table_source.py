@@ -8,6 +8,7 @@ import tracemalloc
 from datetime import UTC, datetime
 from decimal import Decimal
 
+import pyarrow as pa
 import pytest
 
 from helix_jobs.engine.sampling_params import SamplingParams
@@ -162,6 +163,40 @@ def test_a_table_of_which_no_row_counts_is_refused_in_its_own_words(table, ask, 
 def test_a_template_never_takes_an_object_of_jinja_for_a_column_called_self(ask):
     with pytest.raises(InputError, match=r"line 2: self is jinja2's own; a column of that name is row\.self"):
         lines_of(b"self\n1\n", **ask)
+
+
+@pytest.mark.parametrize("ask", [{"prompt": "{{ row }}"}, {"prompt": "x", "where": "row|int > 0"}])
+def test_a_template_never_takes_all_columns_for_a_column_called_row(ask):
+    (bad,) = lines_of(b"row,a\n1,b\n", **ask)
+    assert (bad.field, bad.reason) == ("row", "is all columns in a template, and not the column of that name")
+    assert bad.remedy == "write row.row for the column, or rename it with --select"
+
+
+def test_a_column_called_row_is_a_member_of_row():
+    assert prompts_of(b"row,a\n1,b\n", prompt="{{ row.row }}{{ row['a'] }}", where="row.row == '1'") == ["1b"]
+    assert prompts_of(b"a\nb\n", prompt="{{ row|length }}") == ["1"]
+    assert prompts_of(b"row\n1\n", prompt="{% for row in 'ab' %}{{ row }}{% endfor %}") == ["ab"]
+
+
+def test_a_fault_of_an_id_is_told_under_the_name_of_its_column():
+    first, again, long = lines_of(b"key,a\nk,1\nk,2\n" + b"k" * 600 + b",3\n", prompt="{{ a }}", id="key")
+    assert first.custom_id == "k"
+    assert (again.field, again.reason) == ("key", "is the one of line 2")
+    assert (long.field, long.reason) == ("key", "has 600 characters")
+
+
+def test_bad_rows_of_a_typed_table_can_be_read_again():
+    rejects = io.BytesIO()
+    table = pa.table({"text": [None, "NaN"], "x": [float("nan"), float("-inf")]})
+    ask = {"prompt": "{% if again is not defined %}{{ raise_exception('no') }}{% endif %}t{{ text }} {{ x }}"}
+    assert len(lines_of(table, rejects, **ask)) == 2
+    written = rejects.getvalue()
+    assert [json.loads(line) for line in written.splitlines()] == [
+        {"text": None, "x": None},
+        {"text": "NaN", "x": None},
+    ]
+    corrected = written.replace(b"{", b'{"again": 1, ')
+    assert prompts_of(corrected, **ask) == ["t ", "tNaN "]
 
 
 def test_a_condition_that_is_a_function_is_refused_for_it_would_be_true_of_every_row():
