@@ -97,11 +97,13 @@ class HelixCommand(click.Command):
     needs_output = True
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse arguments that are not UTF-8: no database and no stream could take them."""
+        """Refuse empty names of files, and arguments that are not UTF-8: no database and no stream could take them."""
         rest = super().parse_args(ctx, args)
         for parameter in self.params:
             value = ctx.params.get(parameter.name or "")
             texts = value if isinstance(value, tuple | list) else [value]
+            if any(_is_empty_name(parameter, text) for text in texts):
+                raise click.BadParameter("is empty; give the name of a file.", ctx, parameter)
             if not isinstance(parameter.type, click.Path) and any(map(_is_half_text, texts)):
                 raise click.BadParameter("holds bytes that are not UTF-8.", ctx, parameter)
         return rest
@@ -289,6 +291,13 @@ def command_line(*arguments: str) -> str:
             program, arguments = str(Path(program).with_name("worker.py")), arguments[1:]
         program = f"python {program}"
     return " ".join((program, *arguments))
+
+
+def _is_empty_name(parameter: click.Parameter, value: object) -> bool:
+    """Whether it should name a file, and is empty. pathlib makes the folder at hand of an empty text."""
+    if isinstance(parameter.type, click.Path):
+        return value == "" or (value == Path() and not parameter.type.dir_okay)
+    return value == "" and parameter.metavar == "FILE"
 
 
 def _is_half_text(value: object) -> bool:

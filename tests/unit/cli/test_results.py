@@ -141,3 +141,22 @@ def test_combinations_without_sense_are_wrong_usage(helix, batch, args):
 
 def test_an_unknown_batch_is_wrong_usage(helix):
     assert helix("results", "b-20260101-aaaaaa").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("results", "b", "-o", ""),
+        ("report", "b", "-o", ""),
+        ("diff", "a", "b", "--html", ""),
+        ("diff", "a", "b", "-o", ""),
+        ("submit", "-", "--skip-invalid", "--rejects", ""),
+        ("preview", "-", "--template", ""),
+        ("bench", "bulk", "--chart", ""),
+    ],
+)
+def test_an_empty_name_of_a_file_is_refused_in_the_same_words_everywhere(helix, command):
+    result = helix(*command)
+    assert result.exit_code == 2
+    assert command[-2] in result.stderr
+    assert "is empty; give the name of a file." in result.stderr
