@@ -14,7 +14,7 @@ from helix_jobs.cli.streams import standard_input
 from helix_jobs.cli.table_options import InputPath, table_options
 from helix_jobs.cli.views import bad_line_json, bad_lines_view
 from helix_jobs.client.alike import alike
-from helix_jobs.errors import HelixError, InvalidRequestError
+from helix_jobs.errors import HelixError, InvalidRequestError, RequestError
 from helix_jobs.plain_text import paragraphs, printable
 from helix_jobs.wording import counted
 
@@ -95,6 +95,8 @@ def _token_counts(settings: Settings, jobs: Sequence[NewJob], console: Console) 
     """Tokens of each prompt, or why there is no count; and the model's context."""
     if not jobs:
         return [], None
+    if settings.engine == "fake":
+        return _fake_counts(jobs)
     from helix_jobs.client.preview import engine_request
     from helix_jobs.engine.loading.prompt_counter import PromptCounter
 
@@ -113,6 +115,21 @@ def _token_counts(settings: Settings, jobs: Sequence[NewJob], console: Console) 
             except InvalidRequestError as error:
                 counts.append(str(error))
         return counts, counter.max_context
+
+
+def _fake_counts(jobs: Sequence[NewJob]) -> tuple[list[int | str], int]:
+    """The same for the fake engine, which needs no model: its tokens are words."""
+    from helix_jobs.client.preview import engine_request
+    from helix_jobs.engine.fake_engine import FakeEngine
+
+    engine = FakeEngine()
+    counts: list[int | str] = []
+    for job in jobs:
+        try:
+            counts.append(len(engine.encode(engine_request(job)).prompt_token_ids))
+        except RequestError as error:
+            counts.append(str(error))
+    return counts, engine.info.max_model_len
 
 
 def _preview_json(

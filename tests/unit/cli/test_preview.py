@@ -66,3 +66,11 @@ def test_without_the_model_prompts_are_shown_without_counts(helix, prompts, tmp_
     assert result.exit_code == 0
     assert "Question 1?" in result.stdout
     assert "No token counts: " in result.stderr
+
+
+def test_a_fake_engine_needs_no_model(helix, prompts, monkeypatch):
+    monkeypatch.setenv("HELIX_ENGINE", "fake")
+    result = helix("preview", prompts(2), "--target", "owner/no-such-model", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [one["tokens"] for one in json.loads(result.stdout)["prompts"]] == [2, 2]
+    assert not result.stderr
