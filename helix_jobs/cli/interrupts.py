@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @contextmanager
@@ -24,6 +24,25 @@ def stoppable() -> Iterator[None]:
                 number = getattr(signal, name, None)
                 if number is not None and signal.getsignal(number) is signal.SIG_DFL:
                     stack.callback(signal.signal, number, signal.signal(number, _interrupt))
+        yield
+
+
+@contextmanager
+def ended_by(end: Callable[[], None]) -> Iterator[None]:
+    """Call ``end`` on SIGINT, SIGTERM and SIGHUP while the block runs, which then has to end by itself.
+
+    An exception out of nowhere would leave what draws on a terminal in the middle of its work. A signal that is ignored
+    stays so.
+
+    Args:
+        end: Called between two instructions of the main thread.
+    """
+    with ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    stack.callback(signal.signal, number, signal.signal(number, lambda *_: end()))
         yield
 
 

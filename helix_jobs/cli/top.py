@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from helix_jobs.cli.group import HelixCommand, echo_json, helix_options, open_client
+from helix_jobs.cli.interrupts import ended_by
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -63,7 +64,11 @@ def top(settings: Settings, places: list[tuple[str, int]], interval: float, *, a
         if not _has_terminal():
             raise ConfigurationError("helix top needs a terminal; take helix top --json for one look, or helix status")
         read()  # an error is told before the screen is taken
-        TopView(read, interval).run()
+        view = TopView(read, interval)
+        with ended_by(view.end):
+            view.run()
+        if view.is_told:
+            raise KeyboardInterrupt
 
 
 def _has_terminal() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import App, ComposeResult
@@ -25,6 +27,9 @@ class TopView(App[None]):
     Args:
         read: Reads one look.
         interval: Seconds between the end of a look and the next.
+
+    Attributes:
+        is_told: Whether ``end`` was called.
     """
 
     CSS = """
@@ -40,6 +45,15 @@ class TopView(App[None]):
         super().__init__()
         self._read = read
         self._interval = interval
+        self._own_loop: asyncio.AbstractEventLoop | None = None
+        self.is_told = False
+
+    def end(self) -> None:
+        """Leave the screen as by its key; may be called by a signal's handler."""
+        self.is_told = True
+        if self._own_loop is not None:
+            with suppress(RuntimeError):  # it is closed already
+                self._own_loop.call_soon_threadsafe(self.exit)
 
     def compose(self) -> ComposeResult:
         """The parts of the screen."""
@@ -51,6 +65,9 @@ class TopView(App[None]):
 
     def on_mount(self) -> None:
         """Begin to look."""
+        self._own_loop = asyncio.get_running_loop()
+        if self.is_told:
+            self.exit()
         self.query_one("#workers", DataTable).add_columns(*WORKER_TITLES)
         self.query_one("#batches", DataTable).add_columns(*BATCH_TITLES)
         self.query_one("#batches", DataTable).focus()

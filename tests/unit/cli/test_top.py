@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
+from helix_jobs.cli.interrupts import ended_by
 from helix_jobs.cli.top_rows import TopRows, top_rows
 from helix_jobs.client.client import HelixClient
 from helix_jobs.client.worker_metrics import WorkerMetrics, parse_worker_metrics
@@ -94,6 +97,25 @@ def test_metrics_are_read_as_a_worker_serves_them(metrics_port):
     found = read_worker_metrics("127.0.0.1", metrics_port)
     assert found == WorkerMetrics('w"1\n', 3, 45.5, 0.75, {"process": 1000})
     assert parse_worker_metrics("# HELP\nprocess_cpu 1\nhelix_worker_slots nonsense\n") is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no SIGTERM")
+def test_a_signal_leaves_the_screen_as_its_key_does(running):
+    from helix_jobs.cli.top_view import TopView
+
+    async def drive() -> None:
+        view = TopView(look, 0.01)
+        with ended_by(view.end):
+            async with view.run_test():
+                os.kill(os.getpid(), signal.SIGTERM)
+                for _ in range(3000):
+                    if not view.is_running:
+                        break
+                    await asyncio.sleep(0.01)
+        assert not view.is_running
+        assert view.is_told
+
+    asyncio.run(drive())
 
 
 def test_the_screen_is_filled_kept_up_to_date_and_left_by_a_key(running, finish):
