@@ -96,7 +96,7 @@ def _token_counts(settings: Settings, jobs: Sequence[NewJob], console: Console) 
     if not jobs:
         return [], None
     if settings.engine == "fake":
-        return _fake_counts(jobs)
+        return _fake_counts(settings, jobs)
     from helix_jobs.client.preview import engine_request
     from helix_jobs.engine.loading.prompt_counter import PromptCounter
 
@@ -117,12 +117,12 @@ def _token_counts(settings: Settings, jobs: Sequence[NewJob], console: Console) 
         return counts, counter.max_context
 
 
-def _fake_counts(jobs: Sequence[NewJob]) -> tuple[list[int | str], int]:
+def _fake_counts(settings: Settings, jobs: Sequence[NewJob]) -> tuple[list[int | str], int]:
     """The same for the fake engine, which needs no model: its tokens are words."""
     from helix_jobs.client.preview import engine_request
-    from helix_jobs.engine.fake_engine import FakeEngine
+    from helix_jobs.engine.loading.open_engine import load_engine
 
-    engine = FakeEngine()
+    engine = load_engine(settings)
     counts: list[int | str] = []
     for job in jobs:
         try:
