@@ -5,6 +5,7 @@ Source: the type definitions of openai-python (``chat_completion_chunk``, ``comp
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.json_line import json_line
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from helix_jobs.api.growing_answer import Delta
 
 DONE: Final = b"data: [DONE]\n\n"
+# What of a whole answer's choice has its own place in a chunk; the rest of it comes with its end.
+_PLACED: Final = frozenset({"index", "message", "text", "logprobs", "finish_reason"})
 # A comment: clients skip it, and proxies see that the connection lives.
 WAITING: Final = b": waiting\n\n"
 
@@ -50,19 +53,26 @@ class Chunks:
         """A choice has grown."""
         return self._choice(delta.choice, self._content(delta))
 
-    def ended(self, choice: Mapping[str, Any], rest: Delta) -> bytes:
+    def ended(self, choice: Mapping[str, Any], rest: Delta, beside: Mapping[str, Any] | None = None) -> bytes:
         """A choice has ended.
 
         Args:
             choice: The choice in the whole answer's body.
             rest: What was not sent of it.
+            beside: What is to stand beside the chunk's choices.
         """
         content = self._content(rest)
         calls = choice["message"].get("tool_calls") if self._is_chat else None
         if calls:
             content["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
+        asked = {name: value for name, value in choice.items() if name not in _PLACED}
         return self._choice(
-            rest.choice, content, finish_reason=choice["finish_reason"], logprobs=choice.get("logprobs")
+            rest.choice,
+            content,
+            finish_reason=choice["finish_reason"],
+            logprobs=choice.get("logprobs"),
+            asked=asked,
+            beside=beside or {},
         )
 
     def usage(self, body: Mapping[str, Any]) -> bytes:
@@ -83,8 +93,16 @@ class Chunks:
         return content
 
     def _choice(
-        self, index: int, content: dict[str, Any], *, finish_reason: str | None = None, logprobs: object = None
+        self,
+        index: int,
+        content: dict[str, Any],
+        *,
+        finish_reason: str | None = None,
+        logprobs: object = None,
+        asked: Mapping[str, Any] = MappingProxyType({}),
+        beside: Mapping[str, Any] = MappingProxyType({}),
     ) -> bytes:
         inner = {"delta": content} if self._is_chat else content
-        choice = {"index": index, **inner, "logprobs": logprobs, "finish_reason": finish_reason}
-        return event({**self._head, "choices": [choice], **({"usage": None} if self._has_usage else {})})
+        choice = {"index": index, **inner, "logprobs": logprobs, **asked, "finish_reason": finish_reason}
+        usage = {"usage": None} if self._has_usage else {}
+        return event({**self._head, "choices": [choice], **beside, **usage})

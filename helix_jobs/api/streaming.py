@@ -99,11 +99,14 @@ async def _events(context: Context, waiting: _Waiting, chunks: Chunks) -> AsyncI
 def _rest(chunks: Chunks, answer: GrowingAnswer, body: Mapping[str, Any]) -> list[bytes]:
     """What is missing of each choice, and the usage."""
     pieces = []
+    # The prompt's log probabilities stand beside a chat's choices, and come with the end of the first.
+    beside = {name: body[name] for name in ("prompt_logprobs",) if name in body}
     for choice in body["choices"]:
         message = choice.get("message")
         text = choice["text"] if message is None else message["content"] or ""
         reasoning = "" if message is None else message.get("reasoning_content") or ""
-        pieces.append(chunks.ended(choice, answer.finish(choice["index"], reasoning, text)))
+        pieces.append(chunks.ended(choice, answer.finish(choice["index"], reasoning, text), beside))
+        beside = {}
     return [*pieces, *filter(None, [chunks.usage(body)])]
 
 

@@ -104,6 +104,13 @@ def test_what_is_asked_about_an_answer_comes_with_its_end(served: tuple[Box, str
         assert done == "[DONE]"
         assert "".join(map(text_of, chunks)) == "a b c"
         assert len(chunks[-1]["choices"][0]["logprobs"]["content"]) == 3
+        for path, body in (("/v1/chat/completions", chat("a b")), ("/v1/completions", {"prompt": "a b"})):
+            whole = http.post(path, json={**body, "prompt_logprobs": 1}).json()
+            with http.stream("POST", path, json={**body, "prompt_logprobs": 1, "stream": True}) as answer:
+                *_, last, _ = events(answer)
+            assert last.get("prompt_logprobs") == whole.get("prompt_logprobs")
+            assert last["choices"][0].get("prompt_logprobs") == whole["choices"][0].get("prompt_logprobs")
+            assert "prompt_logprobs" in {*whole, *whole["choices"][0]}
 
 
 @pytest.mark.thorough(fast=1)

@@ -62,3 +62,13 @@ def test_a_completion() -> None:
         values(chunks.ended({"text": "Elbe.", "finish_reason": "length"}, Delta(0, "", ".")))
     )
     assert (end.choices[0].text, end.choices[0].finish_reason) == (".", "length")
+
+
+def test_what_else_was_asked_about_an_answer_comes_with_its_end() -> None:
+    chunks = Chunks(5, "m", 9, is_chat=False, has_usage=False)
+    asked: dict[str, Any] = {"prompt_logprobs": [None], "scores": {"yes": -0.5}}
+    end = values(chunks.ended({"text": "Elbe", "finish_reason": "stop", **asked}, Delta(0, "", "Elbe")))
+    assert end["choices"] == [{"index": 0, "text": "Elbe", "logprobs": None, **asked, "finish_reason": "stop"}]
+    chat = Chunks(5, "m", 9, is_chat=True, has_usage=False)
+    choice = {"index": 0, "message": {"content": "Elbe"}, "finish_reason": "stop"}
+    assert values(chat.ended(choice, Delta(0, "", "Elbe"), {"prompt_logprobs": [None]}))["prompt_logprobs"] == [None]
