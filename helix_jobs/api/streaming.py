@@ -16,7 +16,7 @@ from helix_jobs.errors import HelixError
 from helix_jobs.intake.forms import CHAT_ENDPOINT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 
     from starlette.requests import Request
 
@@ -50,7 +50,8 @@ async def stream_answer(request: Request, context: Context, call: Call, *, has_u
         HelixError: It cannot be stored.
     """
     with context.open_requests.one(call.owner):
-        model = (await run_in_threadpool(context.workers.require_one)).target_model
+        worker = await run_in_threadpool(context.workers.require_one)
+        model = answering_model(call.body, dict(context.settings.adapters), worker.target_model)
         await run_in_threadpool(context.feed.start)
         job_id = await stored(context, call, context.feed.listener)
         chunks = Chunks(job_id, model, int(time.time()), is_chat=call.endpoint == CHAT_ENDPOINT, has_usage=has_usage)
@@ -74,6 +75,18 @@ async def stream_answer(request: Request, context: Context, call: Call, *, has_u
             if not waiting.has_ended and call.idempotency_key is None:
                 # The client has gone. Not awaited: this task is being cancelled.
                 asyncio.get_running_loop().run_in_executor(None, context.interactive.cancel, job_id)
+
+
+def answering_model(body: Mapping[str, Any], adapters: Collection[str], target: str) -> str:
+    """What will have written the answer: the adapter that a request chooses, or the model itself.
+
+    Args:
+        body: The request's parsed JSON.
+        adapters: The names of the adapters that requests may choose.
+        target: The model's name.
+    """
+    chosen = next((body[name] for name in ("adapter", "model") if body.get(name) is not None), None)
+    return chosen if isinstance(chosen, str) and chosen in adapters else target
 
 
 async def _events(context: Context, waiting: _Waiting, chunks: Chunks) -> AsyncIterator[bytes | None]:
