@@ -49,6 +49,8 @@ def state_of(batch: ApiBatch, status: BatchStatus | None) -> str:
         return _state_without_jobs(batch)
     if status.cancelled_at is None:  # a cancelled batch whose jobs somebody has had tried again is none any more
         return "completed" if status.done else "in_progress"
+    if status.done and not status.counts.get(JobState.CANCELLED):  # every job had ended when the cancel came
+        return "completed"
     if batch.expired_at is not None:
         return "expired" if status.done else "finalizing"
     return "cancelled" if status.done else "cancelling"

@@ -30,6 +30,13 @@ ENDED = NOW + HOUR
         (accepted(expired_at=NOW), job_states(queued=1, cancelled=2, cancelled_at=NOW), "finalizing"),
         (accepted(expired_at=NOW), job_states(cancelled=3, cancelled_at=NOW, finished_at=ENDED), "expired"),
         (accepted(expired_at=NOW), job_states(succeeded=3, finished_at=ENDED), "completed"),
+        # The last job ended before the cancel, or the end of the window, could cancel it.
+        (
+            accepted(cancelling_at=ENDED),
+            job_states(succeeded=2, failed=1, cancelled_at=ENDED, finished_at=ENDED),
+            "completed",
+        ),
+        (accepted(expired_at=ENDED), job_states(succeeded=3, cancelled_at=ENDED, finished_at=ENDED), "completed"),
     ],
 )
 def test_states(batch, status, state):
