@@ -9,12 +9,11 @@ from helix_jobs.api.problems import Problem
 from helix_jobs.intake.forms import COMPLETION_ENDPOINT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from helix_jobs.api.interactive import Call
 
 MAX_PROMPTS: Final = 128
-_COUNTS: Final = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
 def each_prompt(call: Call, *, is_streamed: bool) -> list[Call]:
@@ -58,12 +57,18 @@ def one_answer(bodies: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len(bodies) == 1:
         return first
     choices = [choice for body in bodies for choice in body["choices"]]
-    usage = {name: sum(body["usage"][name] for body in bodies) for name in _COUNTS}
     return {
         **first,
         "choices": [{**choice, "index": index} for index, choice in enumerate(choices)],
-        "usage": usage,
+        "usage": _sum_of([body["usage"] for body in bodies]),
     }
+
+
+def _sum_of(usages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counts of several answers, added up; each detail stands where at least one answer has it."""
+    names = dict.fromkeys(name for usage in usages for name in usage)
+    found = {name: [usage[name] for usage in usages if name in usage] for name in names}
+    return {name: sum(given) if isinstance(given[0], int) else _sum_of(given) for name, given in found.items()}
 
 
 def _refused(message: str) -> Problem:
