@@ -61,7 +61,18 @@ def _before_its_end(batch: ApiBatch, status: BatchStatus, now: datetime) -> tupl
 
 
 def _after_its_end(batch: ApiBatch, status: BatchStatus, now: datetime) -> tuple[Duty, datetime | None]:
-    if batch.output_expires_after is None:
-        return Duty.REST, None
-    removed_at = (status.finished_at or now) + timedelta(seconds=batch.output_expires_after)
-    return (Duty.REMOVE, None) if removed_at <= now else (Duty.REST, removed_at)
+    removed_at = removal_at(batch, status, now)
+    return (Duty.REMOVE, None) if removed_at is not None and removed_at <= now else (Duty.REST, removed_at)
+
+
+def removal_at(batch: ApiBatch, status: BatchStatus, now: datetime) -> datetime | None:
+    """When a batch's output expires, and the batch with it; None if it stays, or has not ended.
+
+    Args:
+        batch: The batch.
+        status: Of its jobs.
+        now: The time.
+    """
+    if batch.output_expires_after is None or not status.done:
+        return None
+    return (status.finished_at or now) + timedelta(seconds=batch.output_expires_after)

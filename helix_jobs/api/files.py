@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from helix_jobs.api.batch_duty import removal_at
 from helix_jobs.api.batch_object import batch_object, batch_of_file
 from helix_jobs.api.batch_output import output_pieces
 from helix_jobs.api.described import UPLOAD_BODY, refusals
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from helix_jobs.api.context import Context
+    from helix_jobs.storage.api_records import ApiBatch
     from helix_jobs.storage.records import BatchStatus
 
 FILES_PATH: Final = "/v1/files"
@@ -74,7 +76,7 @@ def get_file(request: Request, file_id: str) -> dict[str, Any]:
     context: Context = request.app.state.context
     if batch_of_file(file_id) is None:
         return _file_object(_uploaded(context, request.state.owner, file_id))
-    status, pieces = _output(context, request.state.owner, file_id)
+    batch, status, pieces = _output(context, request.state.owner, file_id)
     return {
         "id": file_id,
         "object": "file",
@@ -84,7 +86,7 @@ def get_file(request: Request, file_id: str) -> dict[str, Any]:
         "purpose": _OUTPUT_PURPOSE,
         "status": "processed",
         "status_details": None,
-        "expires_at": None,
+        "expires_at": _epoch(removal_at(batch, status, status.read_at)),
     }
 
 
@@ -103,7 +105,7 @@ async def file_content(request: Request, file_id: str) -> StreamingResponse:
         return _stream(
             api_files.read_parts(context.database, file.id), file.filename, {"Content-Length": str(file.bytes)}
         )
-    _, pieces = await run_in_threadpool(_output, context, owner, file_id)
+    _, _, pieces = await run_in_threadpool(_output, context, owner, file_id)
     return _stream(pieces, _output_name(file_id), {})
 
 
@@ -134,8 +136,8 @@ def _uploaded(context: Context, owner: str, file_id: str) -> ApiFile:
         return api_files.get_file(c, owner, known_id(file_id), datetime.now(UTC))
 
 
-def _output(context: Context, owner: str, file_id: str) -> tuple[BatchStatus, Iterator[bytes]]:
-    """A batch's status and the content of an output file of it.
+def _output(context: Context, owner: str, file_id: str) -> tuple[ApiBatch, BatchStatus, Iterator[bytes]]:
+    """A batch, its status and the content of an output file of it.
 
     Raises:
         NotFoundError: The owner has no such batch, or it has no line of this kind.
@@ -151,7 +153,7 @@ def _output(context: Context, owner: str, file_id: str) -> tuple[BatchStatus, It
     if named is None:
         raise NotFoundError("there is no such file yet; its batch names the files of its output")
     has_expired = batch.expired_at is not None
-    return status, output_pieces(context.database, status.id, errors=errors, has_expired=has_expired)
+    return batch, status, output_pieces(context.database, status.id, errors=errors, has_expired=has_expired)
 
 
 def _stream(pieces: Iterator[bytes], name: str, headers: dict[str, str]) -> StreamingResponse:
@@ -179,5 +181,9 @@ def _file_object(file: ApiFile) -> dict[str, Any]:
         "purpose": file.purpose,
         "status": "processed",
         "status_details": None,
-        "expires_at": None if file.expires_at is None else int(file.expires_at.timestamp()),
+        "expires_at": _epoch(file.expires_at),
     }
+
+
+def _epoch(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())

@@ -218,6 +218,8 @@ def test_output_that_expires_goes_with_its_rows(box: Box) -> None:
     with serving(box) as address, sdk(address) as client:
         batch = create(client, many_lines(4), output_expires_after=policy)
         batch = wait_status(client, batch.id, "completed")
+        assert batch.completed_at is not None
+        assert client.files.retrieve(str(batch.output_file_id)).expires_at == batch.completed_at + 3600
         set_back(box)
         assert client.batches.retrieve(batch.id, extra_headers=NOW).status == "completed", "an hour is not over"
         set_back(box, output_expires_after=0)

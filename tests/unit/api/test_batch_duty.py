@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helix_jobs.api.batch_duty import Duty, duty_of
+from helix_jobs.api.batch_duty import Duty, duty_of, removal_at
 from tests.unit.api.api_values import DAY, HOUR, NOW, accepted, api_batch, job_states
 
 LATER = NOW + 2 * DAY
@@ -37,3 +37,10 @@ HALF_CANCELLED = job_states(queued=1, cancelled=1, cancelled_at=NOW)
 )
 def test_duties(batch, status, now, expected):
     assert duty_of(batch, status, now) == expected
+
+
+def test_output_is_said_to_expire_when_the_batch_is_removed():
+    kept, expiring = accepted(), accepted(output_expires_after=3600)
+    assert removal_at(expiring, ENDED, NOW) == NOW + 2 * HOUR
+    assert removal_at(expiring, RUNS, NOW) is None, "the end is not known yet"
+    assert removal_at(kept, ENDED, NOW) is None
