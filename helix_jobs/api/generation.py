@@ -18,6 +18,7 @@ from helix_jobs.api.storing import stored
 from helix_jobs.api.streaming import stream_answer
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.forms import CHAT_ENDPOINT, COMPLETION_ENDPOINT
+from helix_jobs.intake.line_faults import kind
 from helix_jobs.intake.strict_json import decode
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ async def read_object(request: Request) -> tuple[dict[str, Any], int]:
         Problem: The body is not JSON by its header, or not an object, or there is no room for it now.
         InvalidFieldError: The body is not strict JSON.
     """
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind != "application/json":
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type != "application/json":
         raise Problem(415, "the body is not JSON by its Content-Type; send application/json", code="content_type")
     context: Context = request.app.state.context
     data = bytearray()
@@ -155,7 +156,7 @@ def _has_usage(body: dict[str, Any]) -> bool:
     """Whether the client wants the number of tokens behind a streamed answer.
 
     Raises:
-        Problem: ``stream_options`` is not an object.
+        Problem: ``stream_options`` is not an object, or its ``include_usage`` neither true nor false.
     """
     options = body.get("stream_options")
     if options is None:
@@ -163,7 +164,11 @@ def _has_usage(body: dict[str, Any]) -> bool:
     if not isinstance(options, dict) or body.get("stream") is not True:
         reason = "belongs to a streamed answer" if isinstance(options, dict) else "is not an object"
         raise Problem(400, f"stream_options: {reason}; leave it out", param="stream_options", code="invalid_request")
-    return options.get("include_usage") is True
+    wanted = options.get("include_usage")
+    if wanted is not None and not isinstance(wanted, bool):
+        field = "stream_options.include_usage"
+        raise Problem(400, f"{field}: is {kind(wanted)}; give true or false", param=field, code="invalid_request")
+    return wanted is True
 
 
 async def _ended(request: Request, context: Context, job_id: int, *, may_cancel: bool) -> bool:

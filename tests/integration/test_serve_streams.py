@@ -190,6 +190,9 @@ def test_a_refusal_has_a_status_and_a_late_failure_an_event(box: Box) -> None:
         assert http.post("/v1/chat/completions", json=chat("a", stream=True, n=-1)).status_code == 400
         assert http.post("/v1/chat/completions", json=chat("a", stream="yes")).status_code == 400
         assert http.post("/v1/chat/completions", json=chat("a", stream_options={})).status_code == 400
+        wish = {"include_usage": "yes"}
+        refused = http.post("/v1/chat/completions", json=chat("a", stream=True, stream_options=wish))
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stream_options.include_usage")
         answer = http.post("/v1/chat/completions", json=chat("this fails now", stream=True))
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_error")
         box.started[0].send(signal.SIGSTOP)
