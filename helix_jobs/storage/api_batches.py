@@ -95,11 +95,16 @@ def list_api_batches(c: Connection, owner: str, page: Page) -> list[ApiBatch]:
 
 
 def unaccepted(c: Connection, limit: int) -> list[tuple[ApiBatch, str | None]]:
-    """The newest batches of whomever whose lines are not accepted, or not yet, and the names of their files."""
-    query = select(api_batches, api_files.c.filename.label("file_name")).outerjoin_from(
-        api_batches, api_files, api_files.c.id == api_batches.c.input_file_id
+    """Each owner's newest batches whose lines are not accepted, or not yet, and the names of their files."""
+    newest_first = api_batches.c.created_at.desc()
+    place = func.row_number().over(partition_by=api_batches.c.owner, order_by=newest_first).label("place")
+    places = select(api_batches.c.id, place).where(api_batches.c.batch_id.is_(None)).subquery()
+    query = select(api_batches, api_files.c.filename.label("file_name")).select_from(
+        api_batches.join(places, places.c.id == api_batches.c.id).outerjoin(
+            api_files, api_files.c.id == api_batches.c.input_file_id
+        )
     )
-    query = query.where(api_batches.c.batch_id.is_(None)).order_by(api_batches.c.created_at.desc()).limit(limit)
+    query = query.where(places.c.place <= limit).order_by(newest_first)
     found = []
     for row in fetch_all(c, query):
         values = dict(row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)

@@ -133,6 +133,17 @@ def test_batches_without_jobs_are_listed_until_they_have_some(database: Database
     assert api_id != asked.id
 
 
+def test_batches_of_one_owner_without_jobs_push_none_of_another_out_of_the_list(database: Database) -> None:
+    with database.write() as c:
+        api_batches.create_api_batch(c, replace(_asked(), id="batch_mine"))
+        for number in range(3):
+            new = replace(_asked(), id=f"batch_{number}", owner="you", created_at=now() + timedelta(minutes=number))
+            api_batches.create_api_batch(c, new)
+    with database.read() as c:
+        found = [batch.id for batch, _ in api_batches.unaccepted(c, 2)]
+    assert found == ["batch_2", "batch_1", "batch_mine"]
+
+
 def _asked() -> NewApiBatch:
     return NewApiBatch(
         id="batch_x",
