@@ -65,6 +65,7 @@ def create_app(context: Context) -> FastAPI:
     app.add_exception_handler(HelixError, _failed)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _unrouted)
+    app.add_exception_handler(Exception, _broken)
     upload_bytes = max_upload_bytes(context.settings.max_upload_mb)
 
     def limit_of(path: str) -> int:
@@ -94,6 +95,11 @@ def _failed(request: Request, error: Exception) -> Response:
     if problem.status >= server:
         logger.warning("%s %s: %s", request.method, _route(request), problem.message)
     return _refused(request, problem)
+
+
+def _broken(request: Request, _error: Exception) -> Response:
+    """An error that nobody expected; uvicorn logs it."""
+    return _refused(request, Problem(500, "the server failed; its log has more", code="server_error"))
 
 
 def _malformed(request: Request, error: Exception) -> Response:
