@@ -213,3 +213,12 @@ def test_a_method_that_a_path_does_not_answer_is_told_which_it_does(box: Box) ->
             answer = http.put(path)
             assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
             assert allowed in answer.json()["error"]["message"]
+
+
+def test_what_no_database_takes_is_refused_on_every_path(box: Box) -> None:
+    one = "/batches/%00/answers"
+    tails = ("", "/1", "/1/next", "/1/previous", "/1/text", "/1/row")
+    with serving(box) as address, asking(address) as http:
+        for path in ("/batches/%00", "/batches/%00/download", "/v1/batches/%00", *(one + tail for tail in tails)):
+            assert http.get(path).status_code == 404, path
+        assert http.get("/batches/b-1/answers?q=%00").status_code == 400

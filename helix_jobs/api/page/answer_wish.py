@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlencode
 
 from helix_jobs.errors import ErrorCode, InvalidFieldError
+from helix_jobs.intake.strict_json import refuse_unstorable
 from helix_jobs.reports.outcome_words import FINISHES
 from helix_jobs.storage.answer_records import AnswerFilter, AnswerMark, AnswerOrder, AnswerQuery
 from helix_jobs.storage.states import JobState
@@ -70,6 +71,7 @@ class AnswerWish:
         q = values.get("q", "").strip()
         if len(q) > MAX_SEARCH_CHARS:
             raise InvalidFieldError("q", f"has {len(q):,} characters", f"look for at most {MAX_SEARCH_CHARS}")
+        refuse_unstorable({"q": q})  # Postgres takes no text with NUL
         return cls(
             q=q,
             show=show,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse
 
+from helix_jobs.api.ids import known_id
 from helix_jobs.api.page.answer_rows import AnswerRow, answer_row
 from helix_jobs.api.page.answer_wish import FINISH_REASONS, PAGE_ROWS, PREVIEW, ROWS, AnswerWish
 from helix_jobs.api.page.rows import title_of
@@ -121,7 +122,7 @@ def show_answers(request: Request, batch_id: str) -> Response:
     viewer = viewer_of(request)
     wish = AnswerWish.of(request.query_params)
     with context.database.read() as c:
-        label = require_seen(c, batch_id, viewer.owner, sees_unowned=viewer.sees_unowned)
+        label = require_seen(c, known_id(batch_id), viewer.owner, sees_unowned=viewer.sees_unowned)
         status = batch_status(c, batch_id)
         found = list_answers(c, batch_id, wish.query(), EFFORT)
         exact_line = line_of(c, batch_id, wish.q) if wish.q and not wish.found else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import RedirectResponse, Response
 
+from helix_jobs.api.ids import known_id
 from helix_jobs.api.page.answer_logprobs import shown_tokens
 from helix_jobs.api.page.answer_prompt import asked_of, asked_text
 from helix_jobs.api.page.answer_view import answer_view
@@ -58,7 +59,7 @@ def show_answer(request: Request, batch_id: str, line: Line, choice: Choice = 0)
     context: Context = request.app.state.context
     viewer = viewer_of(request)
     with context.database.read() as c:
-        label = require_seen(c, batch_id, viewer.owner, sees_unowned=viewer.sees_unowned)
+        label = require_seen(c, known_id(batch_id), viewer.owner, sees_unowned=viewer.sees_unowned)
         status = batch_status(c, batch_id)
         found = read_answer(c, batch_id, line, choice)
     result = found.result
@@ -124,7 +125,7 @@ def _beside(request: Request, batch_id: str, line: int, *, backwards: bool) -> R
     viewer = viewer_of(request)
     wish = AnswerWish.of(request.query_params)
     with context.database.read() as c:
-        require_seen(c, batch_id, viewer.owner, sees_unowned=viewer.sees_unowned)
+        require_seen(c, known_id(batch_id), viewer.owner, sees_unowned=viewer.sees_unowned)
         found = neighbour(c, batch_id, line, wish.query(), _EFFORT, backwards=backwards)
     there = f"/batches/{batch_id}/answers"
     if found.go_on is not None:
@@ -140,5 +141,5 @@ def _read(request: Request, batch_id: str, line: int, choice: int) -> OneAnswer:
     context: Context = request.app.state.context
     viewer = viewer_of(request)
     with context.database.read() as c:
-        require_seen(c, batch_id, viewer.owner, sees_unowned=viewer.sees_unowned)
+        require_seen(c, known_id(batch_id), viewer.owner, sees_unowned=viewer.sees_unowned)
         return read_answer(c, batch_id, line, choice)

@@ -151,6 +151,7 @@ def test_an_address_says_which_page():
         ({"line": "-1"}, "line"),
         ({"line": "٣"}, "line"),
         ({"q": "q" * 501}, "q"),
+        ({"q": "a\0b"}, "q"),
         ({"part": "x"}, "part"),
     ],
 )
