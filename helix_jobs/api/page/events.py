@@ -89,7 +89,7 @@ async def _stream(
     with context.listeners.one(), context.board.watching(*ids):
         yield b""
         sent, sent_at = "", time.monotonic()
-        while not context.ending.has_begun and not await request.is_disconnected():
+        while not context.ending.has_begun and _may_look(request) and not await request.is_disconnected():
             try:
                 markup = markup_of(await context.board.latest(*ids))
             except HelixError:
@@ -113,6 +113,12 @@ def _markup(view: str, snapshot: Snapshot, viewer: Viewer, ids: Sequence[str]) -
         found = snapshot.batches.get(ids[0])
         return _GONE if found is None else render("_batch.html", batch=batch_view(found))
     return render("_overview.html", overview=overview_of(snapshot, viewer))
+
+
+def _may_look(request: Request) -> bool:
+    """Whether who has opened the stream is still signed in: they may have signed out on another page."""
+    context: Context = request.app.state.context
+    return context.access.is_open or context.sessions.owner(request.headers.get("cookie")) is not None
 
 
 def _event(markup: str) -> bytes:
