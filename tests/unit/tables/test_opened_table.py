@@ -229,7 +229,7 @@ def test_what_csv_writes_is_read_again(rows, delimiter):
     writer.writerow(["one", "two", "three"])
     writer.writerows(rows)
     found = rows_of(buffer.getvalue().encode(), delimiter=delimiter)
-    assert [tuple(row.values.values()) for row in found] == rows
+    assert [tuple(row.values.values()) for row in found] == [row for row in rows if any(row)]
 
 
 @pytest.mark.parametrize(
