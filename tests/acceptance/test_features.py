@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.demo
 
 
+@pytest.mark.thorough
 def test_each_line_of_the_example_has_a_claim() -> None:
     assert FEATURES.keys() - {"plain"} == CLAIMS.keys() | {PREFILL}
 
@@ -128,7 +129,7 @@ def finished(
             shutil.copy2(file, kept)
 
 
-@pytest.mark.thorough(fast=3)
+@pytest.mark.thorough
 @pytest.mark.parametrize("custom_id", CLAIMS)
 def test_a_feature_shows_and_does_not_without_its_field(finished: Finished, custom_id: str) -> None:
     claim = CLAIMS[custom_id]
@@ -138,6 +139,7 @@ def test_a_feature_shows_and_does_not_without_its_field(finished: Finished, cust
     assert not claim.holds(bare), bare
 
 
+@pytest.mark.thorough
 def test_the_number_of_an_answer_decides_its_random_numbers(finished: Finished) -> None:
     """The first of three answers is the one that the line has alone; the prompt counts once."""
     rows = finished.rows("three-answers")
@@ -146,6 +148,7 @@ def test_the_number_of_an_answer_decides_its_random_numbers(finished: Finished) 
     assert [row["prompt_tokens"] for row in rows] == [alone["prompt_tokens"], 0, 0]
 
 
+@pytest.mark.thorough
 def test_a_prompts_tokens_have_one_log_probability_in_every_form(finished: Finished) -> None:
     """The token Paris: as a prompt's, echoed, as an option, and as the answer's own by the same distribution."""
     (asked,), (echoed,), (scored,) = map(finished.rows, ("prompt-logprobs", "loglikelihood", "scored-choices"))
@@ -156,6 +159,7 @@ def test_a_prompts_tokens_have_one_log_probability_in_every_form(finished: Finis
     assert score == {"sum": pytest.approx(values[-1], abs=1e-4), "mean": score["sum"], "tokens": 1}
 
 
+@pytest.mark.thorough
 def test_a_bias_and_a_list_of_tokens_name_the_demos_own_tokens(tokenizer: Tokenizer) -> None:
     assert {tokenizer.id_to_token(int(name)) for name in FEATURES["logit-bias"]["logit_bias"]} == {"ĠLondon"}
     assert {tokenizer.id_to_token(number) for number in FEATURES["allowed-tokens"]["allowed_token_ids"]} == {
@@ -164,6 +168,7 @@ def test_a_bias_and_a_list_of_tokens_name_the_demos_own_tokens(tokenizer: Tokeni
     }
 
 
+@pytest.mark.thorough
 def test_a_truncated_prompt_is_its_last_tokens(finished: Finished, tokenizer: Tokenizer) -> None:
     (truncated,), (last,), (whole,) = map(finished.rows, ("truncated", LAST_TOKENS, "truncated" + WITHOUT))
     assert truncated["prompt_tokens"] == last["prompt_tokens"]
@@ -172,6 +177,7 @@ def test_a_truncated_prompt_is_its_last_tokens(finished: Finished, tokenizer: To
     assert truncated["output_text"] == last["output_text"]
 
 
+@pytest.mark.thorough
 def test_a_prefilled_answer_is_continued(finished: Finished) -> None:
     """The same as the chat written out, whose last turn is not ended."""
     (prefilled,), (written,) = map(finished.rows, (PREFILL, WRITTEN_OUT))
@@ -180,6 +186,7 @@ def test_a_prefilled_answer_is_continued(finished: Finished) -> None:
     assert prefilled["prompt_tokens"] == written["prompt_tokens"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("custom_id", ["json-schema", "logprobs", PREFILL])
 def test_openais_types_parse_a_chat(finished: Finished, custom_id: str) -> None:
     (row,) = finished.rows(custom_id)
@@ -195,6 +202,7 @@ def test_openais_types_parse_a_chat(finished: Finished, custom_id: str) -> None:
         assert [one.logprob for one in content] == [one["logprob"] for one in row["logprobs"]]
 
 
+@pytest.mark.thorough
 def test_openais_types_parse_completions(finished: Finished) -> None:
     three = Completion.model_validate(finished.body("three-answers"), strict=True)
     rows = finished.rows("three-answers")
@@ -211,6 +219,7 @@ def test_openais_types_parse_completions(finished: Finished) -> None:
     assert choice.logprobs.token_logprobs == [one["logprob"] for one in row["prompt_logprobs"]]
 
 
+@pytest.mark.thorough
 def test_openais_two_forms_of_failure(finished: Finished) -> None:
     """A request that is refused has a 400; one whose answer did not count has no response."""
     for custom_id in ("tools", "thinking"):
@@ -223,6 +232,7 @@ def test_openais_two_forms_of_failure(finished: Finished) -> None:
     assert refused["error"]["code"] == "not_accepted"
 
 
+@pytest.mark.thorough
 def test_the_csv_says_what_the_jsonl_says(finished: Finished) -> None:
     assert len(finished.csv) == len(finished.jsonl)
     for cells, row in zip(finished.csv, finished.jsonl, strict=True):
@@ -235,6 +245,7 @@ def test_the_csv_says_what_the_jsonl_says(finished: Finished) -> None:
             assert (json.loads(cells[name]) if cells[name] else None) == (row[name] or None)
 
 
+@pytest.mark.thorough
 def test_sql_has_the_same_answers_and_reasons(finished: Finished) -> None:
     (job,) = finished.rows("plain")
     connection = sqlite3.connect(finished.database)
@@ -264,12 +275,14 @@ def test_sql_has_the_same_answers_and_reasons(finished: Finished) -> None:
     assert [custom_id for custom_id, *_ in failed] == ["not-accepted", "tools", "thinking"]
 
 
+@pytest.mark.thorough
 def test_the_command_tells_what_became_of_the_lines(finished: Finished) -> None:
     said = json.loads(finished.printed)
     assert said["counts"]["failed"] == 3
     assert said["counts"]["succeeded"] == len(FEATURES) + len(EXTRACTION) + len(CLAIMS) + 2 - 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("custom_id", EXTRACTION)
 def test_an_extracted_answer_has_its_form(finished: Finished, custom_id: str) -> None:
     line, (row,) = EXTRACTION[custom_id], finished.rows(custom_id)

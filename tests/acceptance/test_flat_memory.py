@@ -48,6 +48,7 @@ def test_memory_stays_flat(num_requests):
     assert gain["objects"] < MAX_OBJECTS
 
 
+@pytest.mark.thorough
 def test_a_leak_is_seen():
     """The control: nobody is told that a sequence has ended."""
     gain = gained(2000)["leaking"]

@@ -275,7 +275,7 @@ def test_the_newcomers_command_is_the_quick_start():
     assert SITTINGS[QUICK_START] == ["python submit.py examples/prompts.jsonl --local"]
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "sitting",
     [

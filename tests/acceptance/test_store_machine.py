@@ -207,7 +207,7 @@ def test_the_store_stands_the_history_of_the_negative_controls(database):
     short_history(StoreMachine(database))
 
 
-@pytest.mark.thorough(fast=8)
+@pytest.mark.thorough(fast=5)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_negative_control_a_faulty_store_is_found_out(sqlite_database, monkeypatch, fault):
     fault(monkeypatch)

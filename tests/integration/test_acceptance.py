@@ -54,6 +54,7 @@ def check(box: Box, batch_id: str) -> None:
         assert counters.counters_agree(c, batch_id)
 
 
+@pytest.mark.thorough
 def test_refused_jobs_are_answered_again_by_the_worker(embedded_box: Box) -> None:
     with embedded_box.client() as client:
         batch_id = client.submit(LINES, accept=HIGH).batch_id

@@ -88,6 +88,7 @@ def test_wait_returns_at_the_end_and_reports_on_the_way(client: HelixClient, hel
     assert final.error_counts == {"prompt_too_long": 1}
 
 
+@pytest.mark.thorough(fast=1)
 def test_results_can_be_read_while_the_batch_runs(client: HelixClient, helix: Settings):
     batch_id = client.submit(prompts(700)).batch_id
     assert list(client.results(batch_id)) == []

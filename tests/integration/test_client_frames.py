@@ -25,7 +25,7 @@ FRAMES = {
 }
 
 
-@pytest.mark.thorough(fast=5)
+@pytest.mark.thorough(fast=3)
 @pytest.mark.parametrize("library", FRAMES)
 def test_a_frame_goes_in_and_comes_back_with_its_answers(library, client, helix):
     frame = FRAMES[library]()

@@ -155,6 +155,7 @@ def test_nothing_but_bad_lines_is_refused_even_then(client: HelixClient, helix: 
     assert batch_count(helix) == 0
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_hundred_thousand_bad_lines_are_counted_and_the_first_kept(client: HelixClient):
     with pytest.raises(InvalidInputError) as caught:
         client.submit(io.BytesIO(b'{"prompt": 1}\n' * 20_000))
@@ -203,6 +204,7 @@ def test_submitting_fills_a_running_broker(client: HelixClient, helix: Settings,
     assert all(row.published_at is not None for row in rows(helix))
 
 
+@pytest.mark.thorough
 @pytest.mark.redis
 def test_the_broker_gets_no_more_than_the_window(tmp_path: Path, broker: EmbeddedBroker):
     home = tmp_path / "home"

@@ -96,7 +96,7 @@ def test_a_batch_removed_meanwhile_is_told(client: HelixClient, helix: Settings)
         client.submit(removed())
 
 
-@pytest.mark.thorough(fast=3)
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize("key", [None, "k"])
 @pytest.mark.parametrize("stored", [500, 1001, 2500])
 def test_a_living_submission_whose_batch_is_cancelled_fails_whole(

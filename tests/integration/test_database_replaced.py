@@ -84,7 +84,7 @@ def test_what_may_happen_to_a_file_is_no_exchange(sqlite_database: Database) -> 
         c.execute(text("UPDATE batches SET name = name"))
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("exchange", [removed, restored_over, overwritten])
 def test_a_worker_ends_for_its_supervisor(embedded_box: Box, exchange: Callable[[Path], None]) -> None:
     box = embedded_box
@@ -105,6 +105,7 @@ def test_a_worker_ends_for_its_supervisor(embedded_box: Box, exchange: Callable[
     assert "Traceback" not in worker.log
 
 
+@pytest.mark.thorough
 @pytest.mark.postgres
 @pytest.mark.redis
 def test_a_worker_notices_another_database_of_the_same_name(services_box: Box) -> None:

@@ -55,6 +55,7 @@ def quick_worker(services_box: Box, short_tmp: Path, monkeypatch: pytest.MonkeyP
     assert codes == [0]
 
 
+@pytest.mark.thorough
 def test_a_flushed_broker_loses_no_job(quick_worker: Box) -> None:
     box = quick_worker
     batch = box.submit(*[f"word {i} and more of it" for i in range(120)])

@@ -198,6 +198,7 @@ def test_it_does_not_outlive_its_keeper(short_tmp: Path, broker: EmbeddedBroker)
     wait_until(lambda: gone(short_tmp), "the server is left without a keeper")
 
 
+@pytest.mark.thorough
 def test_a_frozen_one_is_waited_for_and_no_second_one_started(short_tmp: Path, broker: EmbeddedBroker) -> None:
     server = server_of(short_tmp)
     server.suspend()

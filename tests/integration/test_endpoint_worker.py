@@ -129,6 +129,7 @@ def test_the_next_worker_knows_which_request_killed_the_server(
     assert len(server.beside) == 3
 
 
+@pytest.mark.thorough
 def test_lines_are_refused_by_name_and_the_others_go_on(
     embedded_box: Box, server: FaultyServer, tmp_path: Path
 ) -> None:

@@ -55,7 +55,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(box: Box) -> None:
         wait_until(lambda: counts(box) == NOTHING, lambda: f"nothing is left, there is {counts(box)}")
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 def test_what_a_dead_server_left_of_an_upload_goes(box: Box) -> None:
     with server_process(box) as (process, address), send_half(address, b"x" * 2_500_000):
         wait_until(lambda: counts(box)["api_file_parts"] == 2, "two parts are stored")

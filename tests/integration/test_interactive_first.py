@@ -126,7 +126,7 @@ def test_those_beyond_its_places_wait_and_are_cancelled_with_their_clients(box: 
     assert box.states(batch)["running"] == concurrency(SLOTS)
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 def test_a_worker_that_ends_with_requests_in_hand_leaves_them_to_the_next(box: Box, how: signal.Signals) -> None:
     first = box.start_worker("--shutdown-grace", "0", **ENDLESS)

@@ -112,6 +112,7 @@ def test_a_worker_that_still_loads_is_waited_for(embedded_box: Box, monkeypatch:
         box.wait_states(batch, succeeded=1)
 
 
+@pytest.mark.thorough
 def test_a_worker_of_another_database_under_the_same_home_is_told_of(
     embedded_box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ raise SystemExit(child.main())
 """
 
 
+@pytest.mark.thorough
 def test_its_log_is_cut_while_it_works(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_process, "python_command", lambda *_: [sys.executable, "-P", "-c", IMPATIENT])
     box = embedded_box
@@ -80,6 +81,7 @@ def test_its_log_is_cut_while_it_works(embedded_box: Box, monkeypatch: pytest.Mo
     assert b"\0" not in after, "it goes on where it was, not at the new beginning"
 
 
+@pytest.mark.thorough
 def test_an_interrupt_hands_running_jobs_back(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box = embedded_box
     monkeypatch.setenv("HELIX_FAKE_HANG", "endless")
@@ -126,6 +128,7 @@ def test_a_worker_that_dies_is_started_again(embedded_box: Box, monkeypatch: pyt
     assert any("the worker ended by itself (exit code 86; see" in str(doing) for doing in doings), doings
 
 
+@pytest.mark.thorough
 def test_one_that_dies_again_and_again_is_given_up(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box = embedded_box
     monkeypatch.setenv("HELIX_FAKE_DIE", "poison")
@@ -161,6 +164,7 @@ def test_it_stops_when_its_parent_is_killed(embedded_box: Box) -> None:
     wait_until(lambda: not EmbeddedBroker(box.settings.home).is_running(), "the broker is left behind")
 
 
+@pytest.mark.thorough
 def test_a_checkout_that_is_not_installed_serves_any_directory(embedded_box: Box, short_tmp: Path) -> None:
     """What ``python /somewhere/helix/submit.py`` does: only the parent's own path leads to the package."""
     box = embedded_box
@@ -220,6 +224,7 @@ def test_in_memory_everything_runs_in_this_process(embedded_box: Box) -> None:
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("helix")] == []
 
 
+@pytest.mark.thorough
 def test_a_process_may_run_workers_of_several_installations_one_after_the_other(
     embedded_box: Box, short_tmp: Path
 ) -> None:

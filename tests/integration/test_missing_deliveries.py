@@ -44,6 +44,7 @@ def stop_consuming(box: Box) -> None:
     app.close()
 
 
+@pytest.mark.thorough
 def test_a_consumer_that_stopped_asking_is_reconnected_and_running_jobs_go_on(services_box: Box) -> None:
     box = services_box
     worker = start_quick_worker(

@@ -75,7 +75,7 @@ def test_a_worker_stops_a_batch_that_fails_and_tells_why_and_resume_goes_on(box:
     assert json.loads(told.read_text().splitlines()[-1])["type"] == "batch.cancelled"
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 def test_a_server_tells_where_no_worker_runs(box: Box) -> None:
     with receiving() as receiver:
         told = {"webhook_url": receiver.url, "webhook_secret": SECRET, "webhook_allow_private": 1}

@@ -50,6 +50,7 @@ def address(kept_box: Box) -> Iterator[str]:
         yield found
 
 
+@pytest.mark.thorough
 def test_nothing_yet(embedded_box: Box, browser: Browser) -> None:
     with serving(embedded_box) as address, opened(browser, address) as (page, seen):
         page.goto("/")
@@ -259,6 +260,7 @@ def test_a_file_too_large_is_refused_in_words(
         assert not seen.dialogs
 
 
+@pytest.mark.thorough
 def test_a_batch_is_cancelled_and_tried_again(embedded_box: Box, browser: Browser) -> None:
     batch_id = embedded_box.submit(*prompts(3))
     with serving(embedded_box) as address, opened(browser, address) as (page, seen):

@@ -120,6 +120,7 @@ def test_a_batchs_page_begins_the_list(scene: Scene, browser: Browser) -> None:
         assert seen.nothing()
 
 
+@pytest.mark.thorough
 def test_a_search_goes_on_by_itself_until_it_has_looked_everywhere(
     scene: Scene, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:

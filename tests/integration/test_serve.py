@@ -36,6 +36,7 @@ def count(box: Box, table: object) -> int:
         return c.execute(select(func.count()).select_from(table)).scalar_one()
 
 
+@pytest.mark.thorough(fast=1)
 def test_the_sdk_of_openai_is_answered(served: tuple[Box, str]) -> None:
     box, address = served
     with openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client:
@@ -59,6 +60,7 @@ def test_the_sdk_of_openai_is_answered(served: tuple[Box, str]) -> None:
         assert set(c.execute(select(jobs.c.priority)).scalars()) == {MAX_PRIORITY}
 
 
+@pytest.mark.thorough(fast=1)
 def test_refusals_name_the_field_and_store_nothing(served: tuple[Box, str]) -> None:
     box, address = served
     with openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0) as client:
@@ -112,6 +114,7 @@ def test_an_idempotency_key_answers_once(served: tuple[Box, str]) -> None:
     assert count(box, jobs) == 1
 
 
+@pytest.mark.thorough(fast=1)
 def test_the_same_key_at_the_same_time_answers_once(served: tuple[Box, str]) -> None:
     box, address = served
     found: list[str] = []
@@ -155,6 +158,7 @@ def test_without_a_worker_nobody_waits(box: Box) -> None:
     assert count(box, jobs) == 1
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_client_that_goes_away_cancels_its_job(box: Box) -> None:
     box.start_worker()
     with serving(box) as address:

@@ -81,6 +81,7 @@ def asked(address: str, request: bytes) -> bytes:
         return read_answer(client)
 
 
+@pytest.mark.thorough(fast=1)
 def test_the_answer_is_the_one_of_the_first_time_and_counted(box: Box, memo: Counting) -> None:
     box.start_worker()
     with serving(box) as address, sdk(address) as client, asking(address) as http:
@@ -123,6 +124,7 @@ def test_without_keys_another_name_of_this_address_is_refused_again_and_again(bo
     assert memo.answers == 2
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_cancel_is_seen_at_once_however_often_others_ask(box: Box, memo: Counting) -> None:
     with serving(box) as address, sdk(address) as client:
         batches = [wait_status(client, create(client, many_lines(3)).id, "in_progress").id for _ in range(4)]
@@ -228,6 +230,7 @@ def test_a_head_alone_is_answered_without_a_body(box: Box, memo: Counting) -> No
     assert memo.answers == 2
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_connection_stays_while_it_asks_and_ends_when_it_does_not(
     box: Box, memo: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_head_that_does_not_come_ends_the_connection(box: Box, head: bytes, mo
         assert is_closed(client)
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_request_that_is_answered_is_not_cut(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEAD_SECONDS", 0.3)
     box.start_worker(fake_step_seconds="0.3")
@@ -140,6 +141,7 @@ def _is_refused(client: socket.socket) -> bool:
     return True
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_server_that_stops_tells_its_clients(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ending, "PATIENCE_SECONDS", 0.3)
     box.start_worker(fake_step_seconds="0.2")

@@ -89,6 +89,7 @@ def test_a_stream_that_is_asked_for_again_at_another_server_is_the_same_answer(s
     assert (count(box), count(box, of=results)) == (1, 1)
 
 
+@pytest.mark.thorough
 def test_batches_of_both_are_validated_and_expire_once(served: tuple[Box, list[str]]) -> None:
     box, addresses = served
     with ExitStack() as stack:
@@ -110,6 +111,7 @@ def test_batches_of_both_are_validated_and_expire_once(served: tuple[Box, list[s
             assert sum(status.counts.values()) == 30, "each job is counted once"
 
 
+@pytest.mark.thorough
 def test_old_requests_are_removed_by_both_at_once(served: tuple[Box, list[str]]) -> None:
     box, addresses = served
     for address in addresses:

@@ -96,6 +96,7 @@ def test_choices_are_streamed_side_by_side(served: tuple[Box, str]) -> None:
     assert list(texts.values()) == stored(box)
 
 
+@pytest.mark.thorough(fast=1)
 def test_what_is_asked_about_an_answer_comes_with_its_end(served: tuple[Box, str]) -> None:
     _, address = served
     with asking(address) as http:

@@ -91,6 +91,7 @@ def test_messages_that_come_twice_are_harmless(box: Box) -> None:
     assert box.result_count(batch) == 40
 
 
+@pytest.mark.thorough(fast=1)
 def test_higher_priorities_run_first(box: Box) -> None:
     low = box.submit(*prompts(30), priority=1)
     high = box.submit(*prompts(30), priority=8)
@@ -117,7 +118,7 @@ def test_cancelling_frees_the_slots_of_running_jobs(box: Box) -> None:
     assert worker.process.poll() is None
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 def test_after_kill_9_a_new_worker_ends_every_job_once(box: Box) -> None:
     batch = box.submit(*prompts(200, words=12))
     for _ in range(2):
@@ -213,6 +214,7 @@ def test_celery_worker_is_refused(embedded_box: Box) -> None:
     assert "python worker.py" in bare.stderr
 
 
+@pytest.mark.thorough
 def test_a_second_worker_on_the_device_is_refused(embedded_box: Box) -> None:
     box = embedded_box
     first = box.start_worker()
@@ -303,6 +305,7 @@ def test_a_worker_can_be_stopped_while_it_loads(embedded_box: Box, number: signa
     assert embedded_box.worker_rows() == []
 
 
+@pytest.mark.thorough
 def test_the_embedded_broker_may_go_while_a_worker_loads(embedded_box: Box) -> None:
     """Its owner stops it when it leaves, as it cannot know of a worker that has not entered its row yet."""
     script = (

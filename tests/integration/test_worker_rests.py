@@ -77,6 +77,7 @@ def test_who_needs_the_device_now_does_not_wait_for_jobs(embedded_box: Box) -> N
     assert worker.wait() == 0, "a resting worker ends at once"
 
 
+@pytest.mark.thorough
 def test_a_rest_ends_by_itself(embedded_box: Box) -> None:
     worker = embedded_box.start_worker()
     write_rest_note(
@@ -174,7 +175,7 @@ def test_a_paused_worker_takes_no_jobs_and_keeps_its_device(box: Box) -> None:
     assert not is_held(locks, None)
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 def test_a_pause_at_once_hands_jobs_back_and_the_same_engine_goes_on(
     box: Box, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def shut_down_by_remote_control(box: Box) -> subprocess.CompletedProcess[str]:
     return box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.broker.celery.app", "control", "shutdown")
 
 
+@pytest.mark.thorough
 def test_a_closed_terminal_stops_a_worker_and_its_broker(
     embedded_box: Box, inherit_hangup: Callable[[signal.Handlers], object]
 ) -> None:
@@ -77,6 +78,7 @@ def test_a_closed_terminal_stops_a_worker_and_its_broker(
     assert not EmbeddedBroker(embedded_box.settings.home).is_running()
 
 
+@pytest.mark.thorough
 def test_under_nohup_a_worker_outlives_its_terminal(
     embedded_box: Box, inherit_hangup: Callable[[signal.Handlers], object]
 ) -> None:
@@ -174,7 +176,7 @@ def test_a_stop_ends_a_worker_whose_database_is_locked(embedded_box: Box, wish: 
     box.wait_states(batch, succeeded=5)
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("grace", "numbers", "code"),
     [("0", [signal.SIGTERM], 0), ("3600", [signal.SIGINT] * 2, 130)],

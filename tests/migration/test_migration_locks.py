@@ -92,6 +92,7 @@ def test_a_held_table_is_one_error_that_names_the_holder_and_nothing_is_changed(
     assert upgrade(older, patience=PATIENCE) == head_revision()
 
 
+@pytest.mark.thorough
 @pytest.mark.postgres
 def test_a_transaction_younger_than_the_attempt_is_neither_named_nor_counted(older, holder, session, monkeypatch):
     """Who held the tables is read after the attempt; who came since then is in nobody's way."""

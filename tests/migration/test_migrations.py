@@ -117,6 +117,7 @@ def test_runs_of_an_older_version_keep_their_figures_and_say_what_they_do_not_kn
     assert _differences(empty_database) == []
 
 
+@pytest.mark.thorough(fast=1)
 def test_down_and_up_again_with_data(empty_database):
     upgrade(empty_database)
     register(empty_database, "w1")
@@ -193,7 +194,7 @@ with database.read() as c:
 """
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 def test_two_processes_may_migrate_an_empty_database_at_once(empty_database):
     url = empty_database.url.render_as_string(hide_password=False)
     racers = [
@@ -283,6 +284,7 @@ def test_an_older_version_keeps_the_first_answer_of_each_job(empty_database):
         assert counters.counters_agree(c, batch)
 
 
+@pytest.mark.thorough(fast=1)
 def test_an_older_version_reads_jobs_whose_answers_were_refused(empty_database):
     upgrade(empty_database)
     register(empty_database, "w1", "w2")
@@ -335,6 +337,7 @@ def test_alembic_itself_finds_the_configured_database(tmp_path, monkeypatch):
     database.dispose()
 
 
+@pytest.mark.thorough(fast=1)
 def test_batches_over_http_leave_their_jobs_to_an_older_version(empty_database):
     upgrade(empty_database)
     batch_id, _ = stored_batch(empty_database, 2)

@@ -51,7 +51,7 @@ def all_modules_after(script: str, tmp_path: Path) -> set[str]:
 HEAVY = {*MODEL_LIBRARIES, "celery", "numpy", "llguidance", "jsonschema_rs"}
 
 
-@pytest.mark.thorough(fast=3)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     "command",
     [

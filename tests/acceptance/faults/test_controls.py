@@ -32,6 +32,7 @@ def test_without_the_fence_a_late_write_shows(make: Callable[..., Installation])
     assert verdict.doubled or "not the last holder's" in str(verdict.broken)
 
 
+@pytest.mark.thorough
 def test_without_the_reconciler_a_death_shows(make: Callable[..., Installation]) -> None:
     installation = make("sqlite", quick=True)
     installation.without = (RECONCILER,)

@@ -63,6 +63,7 @@ def test_choices_grow_apart() -> None:
     assert answer.finish(2, "x", "c") == Delta(2, "x", "c")
 
 
+@pytest.mark.thorough
 @given(st.text(max_size=30), st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=12), st.data())
 def test_whatever_pieces_come_all_of_the_answer_is_sent_once(text: str, cuts: list[tuple[int, int]], data) -> None:
     answer, sent = GrowingAnswer(), ""

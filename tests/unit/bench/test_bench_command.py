@@ -148,7 +148,7 @@ def test_transformers_gives_the_same_tokens_and_takes_turns(bench, prompts, tmp_
     assert report["workload"]["forced_greedy"]
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(("what", "rounds"), [("load", 0), ("round:0", 0), ("round:2", 1)])
 def test_a_peer_that_dies_is_reported_and_the_bench_goes_on(what, rounds, bench, fake_peer, tmp_path):
     fake_peer(what)
@@ -167,7 +167,7 @@ def test_a_peer_that_dies_is_reported_and_the_bench_goes_on(what, rounds, bench,
     assert "the reason" in result.stdout
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     ("peer", "said"),
     [

@@ -57,6 +57,7 @@ def test_an_int8_target_keeps_its_blocks(path: Path, monkeypatch: pytest.MonkeyP
     assert all(isinstance(linear, CompiledPackedInt8Linear) for linear in models.target.decoder.linears())
 
 
+@pytest.mark.thorough
 def test_an_int8_target_is_exact_where_that_is_faster_for_the_largest_batch(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,7 @@ def test_no_part_of_a_password_is_shown(helix, monkeypatch, url):
         assert "Traceback" not in result.output
 
 
+@pytest.mark.thorough(fast=3)
 @pytest.mark.parametrize("name", ["feature%2Flogin", "run?1", "run?2", "a#b", "ü &=%25", "100%"])
 def test_any_path_may_be_the_home(helix, monkeypatch, tmp_path, name):
     home = tmp_path / name / ".helix"

@@ -34,7 +34,7 @@ def test_a_name_stays_one_line_of_what_can_be_seen(name):
     assert printable("zwölf 中文 \N{GRINNING FACE}") == "zwölf 中文 \N{GRINNING FACE}"
 
 
-@pytest.mark.thorough(fast=6)
+@pytest.mark.thorough(fast=3)
 def test_lists_and_facts_cannot_be_forged(helix, prompts, name):
     path = prompts(lines=[json.dumps({"prompt": "x", "custom_id": name})])
     batch = helix("submit", path, "--name", name, "--metadata", f"k={name}").stdout.strip()
@@ -44,6 +44,7 @@ def test_lists_and_facts_cannot_be_forged(helix, prompts, name):
         assert not [line for line in told.splitlines() if line.startswith(FORGED)]
 
 
+@pytest.mark.thorough(fast=9)
 def test_answers_cannot_be_forged(helix, prompts, finish, name):
     batch = helix("submit", prompts(lines=[json.dumps({"prompt": name, "custom_id": name})])).stdout.strip()
     finish(batch, succeeded=1, text=f"an answer {name}")
@@ -54,7 +55,7 @@ def test_answers_cannot_be_forged(helix, prompts, finish, name):
     assert len(heads) == 1
 
 
-@pytest.mark.thorough(fast=7)
+@pytest.mark.thorough(fast=4)
 @pytest.mark.skipif(sys.platform == "win32", reason="file names of POSIX")
 def test_the_input_files_name_cannot_be_forged(helix, tmp_path, name):
     path = tmp_path / f"{name.replace('/', '-')}.jsonl"
@@ -80,7 +81,7 @@ def test_json_for_a_terminal_means_the_same(name):
     assert escape_in_json('"zwölf"') == '"zwölf"'
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals of POSIX")
 @pytest.mark.parametrize("arguments", [["--json"], ["--format", "jsonl"], ["--format", "csv"], ["--format", "openai"]])
 def test_on_a_terminal_no_format_drives_it(helix, prompts, finish, arguments):

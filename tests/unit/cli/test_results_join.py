@@ -349,6 +349,7 @@ def test_a_typed_table_keeps_its_types(helix, asked, finish, tmp_path):
     assert table_of(tmp_path / "out.csv")[0]["nested"] == '{"x": [1]}'
 
 
+@pytest.mark.thorough(fast=5)
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -26,6 +26,7 @@ def shell(tmp_path, line, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.thorough(fast=3)
 @POSIX
 @pytest.mark.parametrize(
     ("line", "code", "told"),
@@ -45,6 +46,7 @@ def test_a_closed_stream_is_said_in_one_line(tmp_path, line, code, told):
     assert len(done.stderr.splitlines()) <= 1
 
 
+@pytest.mark.thorough
 @POSIX
 def test_what_was_closed_is_not_given_to_the_database(tmp_path):
     """The next file that is opened would get the number, and a library's words would go into it."""

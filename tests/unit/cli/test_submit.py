@@ -102,6 +102,7 @@ def test_every_sampling_field_has_a_flag():
     assert SAMPLING_FLAGS == SAMPLING_FIELDS
 
 
+@pytest.mark.thorough(fast=7)
 @pytest.mark.parametrize(
     ("flag", "value"),
     [

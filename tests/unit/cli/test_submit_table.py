@@ -116,7 +116,7 @@ def test_what_was_read_is_stored_with_the_batch(helix, reviews, database):
     assert (table["rows"], table["is_whole"], len(table["digest"])) == (3, True, 32)
 
 
-@pytest.mark.thorough(fast=7)
+@pytest.mark.thorough(fast=5)
 @pytest.mark.parametrize(
     ("options", "said"),
     [

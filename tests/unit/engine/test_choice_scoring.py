@@ -75,6 +75,7 @@ def finish(engine: Engine) -> list[GenerationResult]:
     return results
 
 
+@pytest.mark.thorough(fast=3)
 @pytest.mark.parametrize(
     ("length", "config"),
     [
@@ -152,6 +153,7 @@ def test_a_request_that_fails_counts_its_prompt_alone() -> None:
     assert (engine.counters().prompt_tokens, engine.counters().completion_tokens) == (20, 0)
 
 
+@pytest.mark.thorough
 def test_many_options_keep_to_the_rows_that_a_step_may_score() -> None:
     engine = tiny_engine(MODEL, "none", depth=0, max_batch_size=8)
     opened(engine).limit_scored_rows(5)

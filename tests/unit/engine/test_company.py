@@ -83,6 +83,7 @@ def cut_sequences(draw):
     return sequences, cuts
 
 
+@pytest.mark.thorough(fast=2)
 @settings(max_examples=40, deadline=None)
 @given(cut_sequences())
 def test_a_prompts_numbers_do_not_depend_on_its_chunks_or_on_others(runner, made):
@@ -130,7 +131,7 @@ def test_activations_do_not_depend_on_others(compiled_folder, tmp_path, architec
         assert all(map(torch.equal, together, alone)), count
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(("dtype", "cache_dtype"), KINDS, ids=KIND_NAMES)
 def test_outputs_are_the_same_alone_in_a_batch_with_drafts_and_after_preemption(compiled_folder, dtype, cache_dtype):
     prompts = [list(PROMPT), [7], list(range(2, 33)), [4] * 40, [5, 9, 11, 3] * 6, [*range(2, 33), 8, 9]]

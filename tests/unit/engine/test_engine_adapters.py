@@ -139,7 +139,7 @@ DRAFTING: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(("family", "draft", "settings"), crossed(FAMILIES, DRAFTING, 2))
 def test_a_batch_of_three_adapters_and_the_model_itself(
     family: str, draft: str, settings: dict[str, Any], folder: Path
@@ -150,7 +150,7 @@ def test_a_batch_of_three_adapters_and_the_model_itself(
         assert 0 < engine.counters().accepted_tokens < engine.counters().draft_tokens
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_preempted_sequences_are_computed_again_with_their_adapter(family: str, folder: Path) -> None:
     engine = engine_of(family, folder, "same", max_batch_size=6, num_blocks=FEW_BLOCKS.get(family, 22))

@@ -75,7 +75,7 @@ def prompt_of(rng):
     return (*SYSTEM[: own.choice([0, 5, 16, 30])], *body * own.choice([1, 1, 3]))
 
 
-@pytest.mark.thorough(fast=3)
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize("draft", ["same", "int8", "other"])
 @pytest.mark.parametrize("controller", ["cheap", "whimsical"])
 def test_model_and_lookup_draft_and_change_nothing(draft, controller):
@@ -168,7 +168,7 @@ def check_history(*, seed, draft, controller, num_blocks, block_size, budget, sl
     event(f"shared: {counters.cached_prompt_tokens > 0}")
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("draft", "controller"), crossed(["same", "other"], [("cheap",), ("whimsical",)], 1))
 def test_a_seeded_output_is_the_same_alone_and_in_company(draft, controller):
     rng = random.Random(4)

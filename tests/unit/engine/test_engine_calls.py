@@ -73,7 +73,7 @@ def asked(name, *, budget=None, temperature=0.0, **tools):
     )
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", CALL_MODELS)
 def test_a_call_that_is_demanded_is_valid_and_the_same_with_drafts(kind):
     outputs = []
@@ -105,6 +105,7 @@ def test_a_call_that_is_demanded_is_valid_and_the_same_with_drafts(kind):
     assert outputs[0] == outputs[1]
 
 
+@pytest.mark.thorough
 def test_a_budget_of_a_model_with_channels_closes_its_thinking_and_leaves_it_the_choice():
     engine = engine_of("harmony", 3)
     try:

@@ -55,7 +55,7 @@ def count_target_tokens(engine):
     return counted
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "engine",
     [
@@ -92,6 +92,7 @@ def test_the_first_choice_draws_the_numbers_of_a_request_for_one_answer():
     assert len({choice_seed(seed, choice) for seed in range(40) for choice in range(128)}) == 40 * 128
 
 
+@pytest.mark.thorough(fast=3)
 @pytest.mark.parametrize(("length", "slots"), [(41, 32), (41, 3), (40, 32), (3, 32), (1, 5)])
 def test_the_prompt_is_computed_once(length, slots):
     """Each further choice computes the last block's tokens alone: 1 to block_size of them."""
@@ -132,6 +133,7 @@ def test_a_later_request_shares_the_prompt_of_an_earlier_one():
     assert result.cached_prompt_tokens == engine.counters().cached_prompt_tokens == 40
 
 
+@pytest.mark.thorough
 def test_stop_strings_and_processors_are_each_choice_s_own():
     params = {**SAMPLED, "max_tokens": 30, "stop": ("e", "s,"), "repetition_penalty": 1.3, "presence_penalty": 0.5}
     engine = tiny_engine(MODEL, "other", max_batch_size=3)
@@ -219,7 +221,7 @@ def test_choices_that_outgrow_the_pool_are_computed_one_by_one():
     assert outputs(result) == singles(6, draft="none", depth=0)
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("draft", ["none", "other"])
 def test_the_choices_have_the_target_s_distribution(draft):
     """The first two tokens of many choices; the wrong temperature must fail."""

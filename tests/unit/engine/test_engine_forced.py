@@ -147,7 +147,7 @@ def test_the_test_of_the_distribution_sees_a_residual_of_another_row(monkeypatch
     assert letter_fit("other") < SIGNIFICANT
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_seeded_output_is_the_same_with_forced_drafts_of_any_cut_and_without(seed: int) -> None:
     kinds = {**CONSTRAINTS, "letters": LETTERS}

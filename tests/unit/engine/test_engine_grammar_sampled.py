@@ -52,7 +52,7 @@ def word_counts(draft, trials=1500):
     return Counter(result.output_text for result in results)
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("draft", ["none", "same", "other"])
 def test_sampled_outputs_have_the_masked_distribution(draft):
     counts, probs = word_counts(draft), word_probs()

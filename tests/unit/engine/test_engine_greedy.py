@@ -64,7 +64,7 @@ def requests():
 # a draft that is often right, and once in a cache that is too small; every other setting runs on one of them.
 
 
-@pytest.mark.thorough(fast=4)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     ("architecture", "draft"),
     [*((one, draft) for one in ARCHITECTURES for draft in ("none", "int8")), ("llama", "same"), ("llama", "other")],
@@ -81,7 +81,7 @@ def test_equals_transformers_over_a_ragged_batch(architecture, draft):
     assert (sum(r.draft_tokens for r in results) > 0) == (draft != "none")
 
 
-@pytest.mark.thorough(fast=3)
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize(
     ("architecture", "num_blocks", "token_budget", "block_size"),
     [

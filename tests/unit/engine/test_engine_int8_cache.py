@@ -96,7 +96,7 @@ DRAFTING: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     ("family", "draft", "settings"),
     crossed(["llama", "gemma2", "gpt_oss", "gemma4_text", "qwen3_5_text"], DRAFTING, 2),

@@ -75,7 +75,7 @@ def check_prompt(found: TokenLogprobs | None, prompt: Sequence[int], alternative
     check(behind, prompt[1:], reference(prompt), alternatives)
 
 
-@pytest.mark.thorough(fast=5)
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize("extra", [GREEDY, SAMPLED, PENALISED, MIXED], ids=["greedy", "sampled", "penalised", "both"])
 @pytest.mark.parametrize(
     ("draft", "depth", "drafters"),
@@ -115,6 +115,7 @@ def test_preemption_changes_no_logprob() -> None:
         check_prompt(tight.prompt_logprobs, prompt, 1)
 
 
+@pytest.mark.thorough(fast=4)
 @pytest.mark.parametrize("draft", ["none", "other"])
 @pytest.mark.parametrize(("token_budget", "scored_rows"), [(1024, 1024), (7, 1024), (1024, 5), (16, 1)])
 def test_prompt_logprobs_in_chunks_beside_plain_requests(draft: str, token_budget: int, scored_rows: int) -> None:

@@ -127,7 +127,7 @@ DRAFTING: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("family", "draft", "settings"), crossed(FAMILIES, DRAFTING, 2), indirect=["family"])
 def test_answers_are_the_model_s_own_over_the_end_of_the_original_context(family, draft, settings):
     drafting = as_loaded("other", tiny_model(family.split()[0], seed=99)) if draft == "other" else draft
@@ -169,7 +169,7 @@ def test_sequences_that_lose_their_blocks_come_back_as_what_they_are(family: str
     assert engine.counters().preemptions >= num_outgrown + ("windows" not in family)
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 def test_a_draft_may_have_a_shorter_original_context_than_its_target_or_the_only_one(family: str) -> None:
     engine = tiny_engine(plain_model(), as_loaded("long", model(family)), max_batch_size=4)
     given = prompts()

@@ -136,6 +136,7 @@ class FailsNowAndThen(SpeculativeStep):
         return super()._commit(turns)
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("draft", ["none", "other"])
 def test_steps_that_fail_half_way_leave_nothing_wrong_in_the_cache(draft):
     engine = tiny_engine(MODEL, draft, max_batch_size=4)
@@ -147,6 +148,7 @@ def test_steps_that_fail_half_way_leave_nothing_wrong_in_the_cache(draft):
     engine.check_integrity()
 
 
+@pytest.mark.thorough
 def test_a_small_pool_evicts_and_preempts_and_changes_nothing():
     prompts = [*prompts_with(40), *prompts_with(0, seed=5), *prompts_with(24, seed=6)]
     engine = tiny_engine(MODEL, "other", num_blocks=30, max_batch_size=6)

@@ -48,7 +48,7 @@ def counted_by_hand(model, kind, budget):
     return answers
 
 
-@pytest.mark.thorough(fast=6)
+@pytest.mark.thorough(fast=3)
 @pytest.mark.parametrize("kind", FORMS)
 @pytest.mark.parametrize(("budget", "draft"), crossed([0, 1, 5, 100], [("none",), ("same",), ("int8",), ("other",)], 2))
 def test_a_greedy_budget_equals_transformers_with_a_processor_of_its_own(model, kind, draft, budget):

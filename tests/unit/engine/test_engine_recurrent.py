@@ -89,7 +89,7 @@ DRAFTING = [
 
 
 # By fours, so that no two families share their four.
-@pytest.mark.thorough(fast=3)
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize(("family", "draft", "settings"), crossed(RECURRENT, DRAFTING, 4), indirect=["family"])
 def test_answers_are_the_model_s_own(family, draft, settings):
     engine = tiny_engine(model(family), draft, max_batch_size=4, **settings)
@@ -101,7 +101,7 @@ def test_answers_are_the_model_s_own(family, draft, settings):
         assert accepted < drafted if draft == "other" else accepted > 0.8 * drafted
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 def test_a_draft_may_be_recurrent_where_the_target_is_not_and_the_other_way_round(family):
     given = prompts()
     engine = tiny_engine(model(family), as_loaded("plain", tiny_model(seed=3)), max_batch_size=4)
@@ -119,7 +119,7 @@ def test_preempted_sequences_are_computed_again(family, draft):
     assert engine.counters().preemptions > 0
 
 
-@pytest.mark.thorough(fast=3)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("draft", ["none", "int8"])
 def test_requests_that_begin_alike_begin_at_a_snapshot(family, draft):
     engine = tiny_engine(model(family), draft, max_batch_size=2, depth=4 if draft == "int8" else 0)
@@ -137,7 +137,7 @@ def test_the_same_prompt_again_begins_at_its_last_full_block(family):
     assert again.output_token_ids == first.output_token_ids
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 def test_the_choices_of_a_request_share_its_prompt(family):
     engine = tiny_engine(model(family), "int8", max_batch_size=4)
     (prompt,) = prompts(count=1, shared=25)
@@ -165,7 +165,7 @@ def test_a_step_that_fails_is_repeated(family, monkeypatch):
     assert len(failed) > 3
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("combined", ["qwen3_next", "nemotron_h", "falcon_h1", "lfm2_moe", "jamba"])
 def test_states_are_exact_beside_other_parts_of_a_layer(combined, monkeypatch):
     """Drafts, failed steps, preemption and shared prefixes at once."""
@@ -212,7 +212,7 @@ def test_a_step_that_fails_before_it_writes_is_repeated_from_the_same_states(fam
     assert len(failed) > 3
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 def test_with_few_snapshots_the_oldest_go(family):
     engine = tiny_engine(model(family), "none", depth=0, max_batch_size=3, num_snapshots=2)
     for seed in range(3):

@@ -12,7 +12,7 @@ MAX_TOKENS = 60
 KINDS = ("person", "spaced", "regex")
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("architecture", RECURRENT)
 @pytest.mark.parametrize(
     ("draft", "drafters"), [("none", ("lookup",)), ("same", ()), ("other", ("lookup",)), ("same on the device", ())]

@@ -66,6 +66,7 @@ def emitted_tokens(target, draft, trials, *, one_hot=False):
     return first, second
 
 
+@pytest.mark.thorough(fast=4)
 @pytest.mark.parametrize("one_hot", [False, True], ids=["drawn", "one-hot"])
 @pytest.mark.parametrize("kind", ["never", "sometimes", "always"])
 def test_verified_tokens_follow_the_target(kind, one_hot):
@@ -139,7 +140,7 @@ def test_engine_s_samples_follow_the_target(small_vocabulary, case, draft):
         )
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("case", "draft"),
     [("temperature", "same"), ("temperature", "other"), ("penalties", "same"), ("penalties", "other"), ("all", "same")],
@@ -180,7 +181,7 @@ def exact_third(model, prompt, params):
     return np.einsum("ab,abc->ac", joint, third.reshape(VOCAB, VOCAB, VOCAB))
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("draft", ["none", "same", "other", "int8"])
 def test_a_job_s_output_does_not_depend_on_its_batch(draft):
     model = tiny_model(seed=3)

@@ -112,6 +112,7 @@ def planned(model):
     return cases, answers
 
 
+@pytest.mark.thorough(fast=3)
 @pytest.mark.parametrize("setup", SETUPS)
 def test_greedy_equals_transformers_with_all_fields_together(model, planned, setup):
     cases, answers = planned
@@ -135,6 +136,7 @@ def expected_with(model, planned):
     return functools.cache(lambda *fields: [case.expected(model, *fields) for case in cases])
 
 
+@pytest.mark.thorough(fast=4)
 @pytest.mark.parametrize("draft", ["none", "other"])
 @pytest.mark.parametrize("field", FIELDS)
 def test_greedy_equals_transformers_with_each_field(model, planned, expected_with, field, draft):
@@ -145,6 +147,7 @@ def test_greedy_equals_transformers_with_each_field(model, planned, expected_wit
     assert expected_with(field) != expected_with(), "the field changes something"
 
 
+@pytest.mark.thorough
 def test_a_bad_word_is_not_written_by_any_part_of_a_draft(model):
     """The draft is the target itself, so that it proposes each word with the tokens before it."""
     prompt = prompts()[0]

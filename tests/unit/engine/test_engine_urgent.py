@@ -56,7 +56,7 @@ def run(engine, requests, arrivals=()):
     return {one.request_id: one.output_token_ids for one in results}, [one.request_id for one in results]
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("params", [{}, {"temperature": 1.0}], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(("architecture", "draft"), [("llama", "none"), ("llama", "int8"), ("lfm2", "int8")])
 def test_displaced_sequences_give_the_same_tokens(architecture, draft, params):

@@ -102,7 +102,7 @@ def test_a_draft_may_have_no_window_where_the_target_has_one_and_the_other_way_r
     assert outputs == greedy_beside_each(plain, prompts(), outputs, 30, eos=None)
 
 
-@pytest.mark.thorough(fast=3)
+@pytest.mark.thorough(fast=2)
 def test_a_pool_holds_what_it_could_not_hold_without_freeing(family):
     """100 tokens are 25 blocks in each section; with windows of at most 9 and steps of 8, one holds at most 5."""
     num_blocks = 5 if family == "mistral" else 25 + 5 * (NUM_SECTIONS[family] - 1)
@@ -122,7 +122,7 @@ def test_preempted_sequences_are_computed_again(family, draft, num_blocks):
     assert engine.counters().preemptions > 0
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     ("family", "settings"), [("mistral", {"adaptive": True}), ("gemma3_text", {"depth": 4}), ("gpt_oss", {"depth": 0})]
 )
@@ -135,6 +135,7 @@ def test_requests_that_begin_alike_share_that_beginning(family, settings):
     assert again.cached_prompt_tokens == (len(given[0]) - 1) // 4 * 4
 
 
+@pytest.mark.thorough
 def test_the_choices_of_a_request_share_its_prompt():
     family = "gpt_oss"
     (prompt,) = prompts(count=1, shared=25)
@@ -152,7 +153,7 @@ def test_a_lagging_draft_is_given_up_before_a_sequence_is_preempted():
     assert engine.counters().preemptions == 0
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(("family", "num_blocks"), [("mistral", 18), ("gemma3_text", 60), ("gemma3_text", 90)])
 def test_drafts_that_keep_up_go_on_in_a_tight_pool(family, num_blocks):
     """After a step that accepts all, the draft is a token behind. That token's window is not given up for others."""

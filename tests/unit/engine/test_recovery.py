@@ -196,6 +196,7 @@ def test_a_shortage_of_prompt_tokens_preempts_nobody():
     assert engine.counters().preemptions == 0
 
 
+@pytest.mark.thorough
 def test_a_batch_that_never_fits_is_tried_ever_less_often():
     engine = tiny_engine(draft="none", max_batch_size=8, num_blocks=4000)
     failing = opened(engine).replace_step(FailingStep, lambda schedule: schedule.num_sequences > 4)

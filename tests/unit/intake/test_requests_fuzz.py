@@ -28,6 +28,7 @@ def test_no_json_crashes_the_reader(values: list):
     check_invariants(b"\n".join(json.dumps(value).encode() for value in values))
 
 
+@pytest.mark.thorough
 @given(objects, st.data())
 @settings(max_examples=100, deadline=None)
 def test_no_damaged_json_crashes_the_reader(value: dict, data: st.DataObject):

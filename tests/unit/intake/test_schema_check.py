@@ -199,6 +199,7 @@ schemas = [
 """
 
 
+@pytest.mark.thorough
 def test_a_hostile_schema_is_checked_in_bounded_time_and_memory():
     """All of them together, in a process that the system ends if they take ten times as much as they should."""
     script = f"""

@@ -85,6 +85,7 @@ def test_pages_have_every_matching_line_once_in_order(database, batch, name):
         assert joined(reversed(pages)) == wanted
 
 
+@pytest.mark.thorough(fast=4)
 @pytest.mark.parametrize("name", ["text", "thought", "nothing"])
 def test_a_page_that_took_long_enough_says_how_far_it_looked(database, batch, name):
     which, matches = FILTERS[name]

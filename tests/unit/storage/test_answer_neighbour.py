@@ -28,6 +28,7 @@ def batch(database):
     return varied_batch_of(database, COUNT, answer_bytes=60)
 
 
+@pytest.mark.thorough(fast=6)
 @pytest.mark.parametrize("order", list(AnswerOrder))
 @pytest.mark.parametrize("name", FILTERS)
 def test_neighbours_are_those_of_the_list(database, batch, name, order):

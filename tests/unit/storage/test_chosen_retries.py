@@ -244,7 +244,7 @@ def test_the_settings_of_a_postgres_role_change_no_condition(postgres_database, 
     elsewhere.dispose()
 
 
-@pytest.mark.thorough(fast=19)
+@pytest.mark.thorough(fast=14)
 @pytest.mark.parametrize(
     ("where", "reason"),
     [

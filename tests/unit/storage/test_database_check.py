@@ -114,7 +114,7 @@ IMPOSSIBLE = {
 }
 
 
-@pytest.mark.thorough(fast=9)
+@pytest.mark.thorough(fast=6)
 @pytest.mark.parametrize("what", IMPOSSIBLE)
 def test_each_impossible_row_is_found_named_and_repaired(database, stored, what):
     statement, after = IMPOSSIBLE[what]
@@ -131,7 +131,7 @@ def test_each_impossible_row_is_found_named_and_repaired(database, stored, what)
     assert after.items() <= counts(database, batch_id).items()
 
 
-@pytest.mark.thorough(fast=12)
+@pytest.mark.thorough(fast=8)
 @pytest.mark.parametrize(
     ("request_", "numbers", "sound"),
     [

@@ -90,7 +90,7 @@ def statement_timeout(admin, _):
     return refusing(admin, "57014", "results")
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("fault", [read_only, renamed_table, revoked_grant, internal_error, statement_timeout])
 def test_no_answer_is_lost_to_a_database_that_says_no(bench, admin, fault, caplog):
     caplog.set_level(logging.INFO, logger="helix_jobs")

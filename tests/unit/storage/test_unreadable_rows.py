@@ -243,6 +243,7 @@ def test_a_batch_whose_times_are_none_is_named_by_whoever_reads_it(sqlite_databa
         assert [status.id for status in list_batches(c)] == [batch_id]
 
 
+@pytest.mark.thorough(fast=5)
 @pytest.mark.parametrize("value", ["[]", "7", "null", '"text"'])
 def test_a_request_that_is_json_and_no_object_is_empty_and_named(database, value):
     batch_id, ids = stored_batch(database, 2)

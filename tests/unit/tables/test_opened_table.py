@@ -205,6 +205,7 @@ def test_a_pipe_that_gives_few_bytes_at_a_time_is_looked_at_whole():
     thread.join()
 
 
+@pytest.mark.thorough
 def test_a_large_table_is_never_held(tmp_path):
     path = tmp_path / "large.csv"
     path.write_bytes(b"id,text\n" + b"".join(b"%d,%s\n" % (number, b"x" * 500) for number in range(40_000)))

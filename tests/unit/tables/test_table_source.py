@@ -112,6 +112,7 @@ def test_what_an_option_names_must_be_a_column():
     assert (empty.field, empty.reason) == ("nr", "has no value")
 
 
+@pytest.mark.thorough(fast=9)
 @pytest.mark.parametrize(
     ("prompt", "field", "said"),
     [
@@ -291,6 +292,7 @@ def test_values_without_a_form_in_json_name_their_column():
     assert second.request["prompt"] == "text"
 
 
+@pytest.mark.thorough(fast=13)
 @pytest.mark.parametrize("ask", [{"prompt": "x"}, {"prompt": "x", "shuffle": 1}, {"where": "n > 0"}, {}])
 @pytest.mark.parametrize("value", [b"\xff", {1, 2}, object(), {(1, 2): 3}, [[b"\xff"]]])
 def test_a_row_that_cannot_be_written_as_json_is_a_bad_line_whatever_is_asked(ask, value):

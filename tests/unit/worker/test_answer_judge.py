@@ -67,7 +67,7 @@ def test_rules_without_a_pattern_need_no_process(judge, pids):
     assert not pids()
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     ("rule", "text"),
     [

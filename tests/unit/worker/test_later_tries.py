@@ -10,6 +10,7 @@ from helix_jobs.worker.acceptance import request_of_try
 from tests.unit.engine.tiny_models import PROMPT, tiny_engine
 
 
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("drafts", ["none", "same"])
 def test_each_try_is_another_answer_and_the_same_when_it_runs_again(temperature: float, drafts: str) -> None:

@@ -346,6 +346,7 @@ def test_a_reconciler_for_which_there_is_no_thread_is_stopped(sqlite_database, m
     assert reconciler.stop()
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_batch_whose_brake_says_stop_is_paused_and_the_log_says_why(database, reconciler, clock, caplog):
     register(database, "w1")
     batch_id, ids = stored_batch(database, 3)

@@ -147,6 +147,7 @@ def test_a_revived_worker_registers_again(make_bench: Any) -> None:
         assert c.execute(select(workers.c.stopped_at)).scalar_one() is None
 
 
+@pytest.mark.thorough(fast=1)
 def test_a_lease_nobody_works_on_is_handed_back(make_bench: Any) -> None:
     bench = make_bench()
     (job,) = bench.add("a b c")

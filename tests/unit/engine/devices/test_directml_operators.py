@@ -90,7 +90,7 @@ CASES = [*((architecture, {}) for architecture in sorted({*ARCHITECTURES} - {*RE
 
 # Operators and their shapes do not depend on the dtype but where a norm or a softmax is computed in float32, which the
 # families have in common. So each family runs in one dtype, every second one in float16, and in the other if slow.
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("architecture", "settings", "dtype"),
     [

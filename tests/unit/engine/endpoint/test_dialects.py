@@ -36,7 +36,7 @@ FIELDS: dict[str, Any] = {
 }
 
 
-@pytest.mark.thorough(fast=26)
+@pytest.mark.thorough(fast=16)
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda one: one.name)
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_field_is_kept_or_refused_by_name(make_server: Any, open_engine: Any, dialect: Any, field: str) -> None:

@@ -69,6 +69,7 @@ def test_a_hostile_constraint_is_refused_and_the_next_one_is_not(impatient, name
     impatient.check(CONSTRAINTS["regex"])
 
 
+@pytest.mark.thorough
 def test_a_job_with_a_hostile_constraint_fails_alone(monkeypatch):
     monkeypatch.setattr(
         module, "GrammarTrial", lambda one: GrammarTrial(one, replace(DEFAULT_TRIAL_LIMITS, seconds=1.0))

@@ -146,7 +146,7 @@ def test_a_ragged_step_over_a_filled_cache(kernels, name):
         assert apart.mean() < (1e-5 if dtype == torch.float32 else 0.1) * size.mean()
 
 
-@pytest.mark.thorough(fast=5)
+@pytest.mark.thorough
 @pytest.mark.parametrize("block_size", [4, 5, 16, 24, 32])
 @pytest.mark.parametrize("head_dim", [16, 80, 128])
 @pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))

@@ -55,7 +55,7 @@ def expected(
     return result
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("window", [0, 70])
 def test_every_query_weighs_the_keys_that_it_sees(library: ctypes.CDLL, window: int) -> None:
     torch.manual_seed(3)
@@ -82,6 +82,7 @@ def test_every_query_weighs_the_keys_that_it_sees(library: ctypes.CDLL, window: 
     )
 
 
+@pytest.mark.thorough(fast=1)
 def test_keys_and_values_of_8_bits(library: ctypes.CDLL) -> None:
     torch.manual_seed(4)
     pieces, blocks, tokens, count = pieces_of([(1, 60), (3, 29)])

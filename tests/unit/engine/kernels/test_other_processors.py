@@ -45,7 +45,7 @@ def random_matrix(kind: str) -> BlockMatrix:
     return BlockMatrix(LEVEL_LAYOUTS[kind], level_blocks(kind, rows=ROWS, columns=COLUMNS))
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", LAYOUT_NUMBERS)
 def test_every_layout_is_decoded_exactly(library: ctypes.CDLL, kind: str) -> None:
     """A row of the identity has one product that is not zero."""

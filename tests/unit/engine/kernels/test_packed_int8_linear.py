@@ -36,6 +36,7 @@ def assert_alike(got: torch.Tensor, expected: torch.Tensor, largest: float = 0.0
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=limit)
 
 
+@pytest.mark.thorough(fast=29)
 @pytest.mark.parametrize("kind", BYTE_LAYOUTS)
 @pytest.mark.parametrize("tokens", [1, 2, 13])
 def test_every_layout(kernels: Kernels, kind: str, tokens: int) -> None:

@@ -124,7 +124,7 @@ def logits_of(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("form", FORMS)
 def test_answers_are_those_of_the_dequantised_model(tmp_path: Path, compiled_folder: Path, form: str) -> None:
     """In blocks and decoded, compiled and not, with an int8 draft of its own and without."""

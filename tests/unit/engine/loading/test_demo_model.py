@@ -75,7 +75,7 @@ def test_it_is_made_once_and_then_works_offline(wheel: Path, tmp_path: Path) -> 
     assert [path.name for path in folder.parent.iterdir()] == [DEMO_DIRECTORY]
 
 
-@pytest.mark.thorough(fast=1)
+@pytest.mark.thorough
 @pytest.mark.parametrize("mark", [None, "1\n"])
 def test_what_an_older_version_converted_is_made_anew_once(wheel: Path, tmp_path: Path, mark: str | None) -> None:
     folder = ensure_demo_model(tmp_path / "home", lambda _: None)
@@ -103,6 +103,7 @@ PUBLISHED_IDS = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.demo
 def test_the_demo_model_cuts_text_as_its_publishers_tokenizer_does(demo_home: Path) -> None:
     models = load("demo", home=demo_home)

@@ -36,7 +36,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.thorough(fast=12)
+@pytest.mark.thorough(fast=6)
 @pytest.mark.parametrize("architecture", CONVERSIONS)
 def test_a_file_is_the_model_it_was_made_of(tmp_path: Path, architecture: str) -> None:
     path = tmp_path / "tiny.gguf"

@@ -107,6 +107,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
         load(folder)
 
 
+@pytest.mark.thorough(fast=10)
 @pytest.mark.parametrize("content", ["", "{", "[]", "5", "\0\1", '{"eos_token_id": [0, 7'])
 @pytest.mark.parametrize("form", ["plain", "tower", "quantised"])
 def test_settings_of_generation_that_cannot_be_read(tmp_path: Path, form: str, content: str) -> None:

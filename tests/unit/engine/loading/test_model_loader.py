@@ -37,6 +37,7 @@ def close(models: LoadedModels, model: Any) -> bool:
     return torch.allclose(decoder_logits(models.target.decoder), reference_logits(model), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough(fast=8)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_directory_loads_with_the_weights_that_were_saved(tmp_path: Path, architecture: str) -> None:
     model = tiny_model(architecture)

@@ -231,7 +231,7 @@ def test_a_draft_with_an_extra_token(tmp_path: Path) -> None:
         load(save_checkpoint(tmp_path / "t"), draft)
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("draft", ["none", "int8", "same"])
 def test_too_little_memory_is_found_before_weights_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draft: str

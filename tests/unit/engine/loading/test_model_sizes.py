@@ -43,7 +43,7 @@ def decoder_of(architecture: str, dtype: torch.dtype = torch.float32, *, is_tied
     return build_decoder(copy_of(tiny_model(architecture, tie_word_embeddings=is_tied), dtype))
 
 
-@pytest.mark.thorough(fast=29)
+@pytest.mark.thorough(fast=18)
 @BOTH_DTYPES
 @pytest.mark.parametrize("is_tied", [True, False])
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WITH_EXPERTS, *LATENT, *SHAPES])

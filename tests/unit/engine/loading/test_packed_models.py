@@ -72,7 +72,7 @@ def dequantized(path: Path, config: Any = None) -> Any:
     )
 
 
-@pytest.mark.thorough(fast=8)
+@pytest.mark.thorough(fast=5)
 @pytest.mark.parametrize("kind", BLOCK_LAYOUTS)
 def test_a_packed_model_is_the_decoded_one(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "m.gguf"

@@ -198,7 +198,7 @@ def test_answers_are_those_of_the_dequantised_model(
         assert greedy(compiled) == tokens
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "qwen3_next"])
 def test_in_bfloat16_and_on_directml_its_numbers_are_close(tmp_path: Path, family: str) -> None:
     """Each weight is rounded once more, as that of any bfloat16 model; on a device all of them are plain numbers."""
@@ -226,6 +226,7 @@ def turned(weight: torch.Tensor, *, group: int) -> tuple[Parts, torch.Tensor]:
     return parts, dense.t()
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(("group", "packed"), [(32, 8), (8, 0)], ids=["in blocks", "as plain numbers"])
 def test_gpt2_in_gptq(tmp_path: Path, group: int, packed: int) -> None:
     """Matrices whose rows cannot be parted into blocks become plain numbers, turned again."""
@@ -255,6 +256,7 @@ FACTORS = {
 }
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("form", ["gptq", "fp8"])
 def test_matrices_with_factors_become_plain_numbers(tmp_path: Path, form: str) -> None:
     """Falcon-H1's: its rows are multiplied once, when they are read."""

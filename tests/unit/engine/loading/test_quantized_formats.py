@@ -142,7 +142,7 @@ def logits_of(model: Any) -> torch.Tensor:
     return found
 
 
-@pytest.mark.thorough(fast=4)
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize("form", FORMS)
 def test_answers_are_those_of_the_dequantised_model(tmp_path: Path, compiled_folder: Path, form: str) -> None:
     """In blocks, compiled and not, with an int8 draft of its own and without; and in the memory that was reckoned."""

@@ -70,7 +70,7 @@ def test_every_kind_is_tested() -> None:
     }
 
 
-@pytest.mark.thorough(fast=9)
+@pytest.mark.thorough(fast=5)
 @pytest.mark.parametrize(("outer", "inner", "settings"), CASES)
 def test_it_equals_the_whole_model(tmp_path: Path, outer: str, inner: str, settings: dict[str, Any]) -> None:
     model = tiny_tower(outer, inner, settings)

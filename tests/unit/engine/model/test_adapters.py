@@ -65,7 +65,7 @@ def check(decoder: Decoder, models: Sequence[Any], prompts: Sequence[list[int]],
         assert error(logits, reference_logits(models[owner], prompt)) < 3e-5, f"adapter {owner}"
 
 
-@pytest.mark.thorough(fast=14)
+@pytest.mark.thorough(fast=8)
 @pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
 def test_every_family_equals_the_merged_model_in_every_product_that_can_be_adapted(case: Case) -> None:
     """Stacked, reordered, transposed and multiplied products, low-rank queries, shared experts, recurrent layers."""
@@ -100,7 +100,7 @@ def test_families_equal_peft(family: str, targets: Any, tmp_path: Path) -> None:
     check(adapted_decoder(model, read), (model, made), prompts_of(4), [1, 0, 1, 0])
 
 
-@pytest.mark.thorough(fast=57)
+@pytest.mark.thorough(fast=33)
 @pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
 def test_what_is_checked_before_weights_are_read_is_what_can_be_adapted(case: Case) -> None:
     model = case.model()

@@ -164,7 +164,7 @@ def without_router_bias(experts: Experts) -> Experts:
     return replace(experts, router=replace(experts.router, linear=RouterLinear(held_weight(linear))))
 
 
-@pytest.mark.thorough(fast=29)
+@pytest.mark.thorough(fast=18)
 @pytest.mark.parametrize(
     ("family", "change"),
     [
@@ -206,7 +206,7 @@ def row_errors(got: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return (got.double() - expected.double()).norm(dim=-1) / expected.double().norm(dim=-1)
 
 
-@pytest.mark.thorough(fast=14)
+@pytest.mark.thorough(fast=9)
 @pytest.mark.parametrize("case", SPARSE_CASES, ids=str)
 def test_rounded_models_are_close_where_they_choose_the_same_experts(case: Case) -> None:
     """Where two experts score almost alike, rounding may choose the other one; most positions are none of these."""

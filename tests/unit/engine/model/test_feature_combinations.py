@@ -290,7 +290,7 @@ def test_the_seeds_draw_every_part() -> None:
     assert sinks == {False, True}
 
 
-@pytest.mark.thorough(fast=7)
+@pytest.mark.thorough(fast=3)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_random_combination_equals_the_plain_decoder(compiled_folder: Path, seed: int) -> None:
     maker = Maker(seed)

@@ -37,7 +37,7 @@ WINDOWS = [
 SLIDING_LAYERS = {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
 
 
-@pytest.mark.thorough(fast=3)
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize(("architecture", "settings"), WINDOWS)
 def test_a_windowed_model_is_served_beyond_its_window(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, architecture: str, settings: dict[str, Any]

@@ -93,11 +93,13 @@ def largest_of(slices: list[TokenSlice], num_blocks: int, **config: Any) -> int:
     return largest.num_bytes
 
 
+@pytest.mark.thorough
 def test_a_long_prompt_takes_no_more_memory_than_a_group_may() -> None:
     chunk = TokenSlice(1024, (1 << 14) - 1024, range(1024))
     assert largest_of([chunk], 1024) <= 64 * MIB
 
 
+@pytest.mark.thorough
 def test_many_long_contexts_are_not_gathered_all_at_once() -> None:
     decodes = [TokenSlice(1, 8191, range(512))] * 12
     shape = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 128}

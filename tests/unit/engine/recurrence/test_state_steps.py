@@ -119,7 +119,7 @@ PART = st.tuples(st.integers(1, 30), st.integers(0, DRAFTS), st.integers(0, DRAF
 STEP = st.tuples(st.lists(st.one_of(st.none(), PART), min_size=NUM_TEXTS, max_size=NUM_TEXTS), st.booleans())
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("family", [*RECURRENT, "jamba"])
 @settings(max_examples=6, deadline=None)
 @given(steps=st.lists(STEP, min_size=6, max_size=12), dropped=st.lists(st.integers(0, NUM_TEXTS - 1), max_size=4))

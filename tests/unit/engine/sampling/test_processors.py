@@ -95,6 +95,7 @@ def prompts(count=6, seed=4):
     return [[rng.randrange(1, VOCAB_SIZE) for _ in range(rng.randrange(2, 20))] for _ in range(count)]
 
 
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize("draft", ["none", "same", "other"])
 def test_a_third_processor_shapes_target_and_draft(monkeypatch, draft):
     """The tokens are those of transformers' own ``min_new_tokens``, whatever is drafted and rejected on the way."""

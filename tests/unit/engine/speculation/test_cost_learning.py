@@ -90,6 +90,7 @@ def test_draft_passes_are_measured_without_a_wait_each(monkeypatch: pytest.Monke
     assert dict(profile.draft)[1] == pytest.approx(1.0 / 4 + FLAT * TOKEN / 50, rel=0.01)
 
 
+@pytest.mark.thorough
 def test_steps_that_only_start_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, speculative, draft_model)
     true = profile_of(1 / 50)

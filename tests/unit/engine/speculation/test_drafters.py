@@ -68,7 +68,7 @@ def answers(count=8):
     return [reference_greedy(target, p, 16) for p in prompts(count)]
 
 
-@pytest.mark.thorough(fast=5)
+@pytest.mark.thorough(fast=3)
 @pytest.mark.parametrize("model", ["none", "same", "other"])
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("drafters", [("repeat",), ("lookup", "repeat"), ("repeat", "lookup")])
@@ -97,6 +97,7 @@ def test_a_third_drafter_changes_no_answer(model, drafters, *, adaptive):
         assert set(counters.depth_reasons) == ({"repeat", "off:nothing"} if adaptive else set())
 
 
+@pytest.mark.thorough
 def test_each_step_is_counted_under_the_drafters_whose_drafts_it_verifies(monkeypatch):
     engine = Engine(
         loaded(tiny_model(seed=3), "other"),

@@ -271,6 +271,7 @@ def test_where_nothing_could_pay_exploration_stays_within_its_share():
     assert 0 < outcome.explored_seconds <= EXPLORATION_SHARE * run(world, jobs_of(400), 8, 0).seconds
 
 
+@pytest.mark.thorough
 def test_a_draft_that_is_as_dear_as_it_seems_is_tried_within_the_share():
     world = World(MEMORY_BOUND, line(0.05, 16, 0.0005), lambda _step: 1.0)
     outcome = run(world, jobs_of(400, output=(100, 128)), 2, learning(world))

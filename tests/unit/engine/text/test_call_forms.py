@@ -163,7 +163,7 @@ def test_any_text_is_read_without_an_error(form, pieces):
         call.arguments.encode()
 
 
-@pytest.mark.thorough(fast=263)
+@pytest.mark.thorough(fast=118)
 @pytest.mark.parametrize("form", sorted(FORMS))
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_long_answer_of_one_piece_is_read_at_once(form, piece):
@@ -180,7 +180,7 @@ values = st.recursive(
 )
 
 
-@pytest.mark.thorough(fast=2)
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize(
     ("source", "form", "count"),
     [

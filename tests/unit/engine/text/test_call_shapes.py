@@ -101,7 +101,7 @@ def test_a_form_is_recognised_by_what_its_template_writes(form):
     assert template(form).probe.tools.shows_tools
 
 
-@pytest.mark.thorough(fast=33)
+@pytest.mark.thorough(fast=19)
 @pytest.mark.parametrize("form", TEMPLATES)
 @pytest.mark.parametrize("arguments", VALID)
 def test_a_valid_call_is_read_back_and_let_through(form, arguments):

@@ -97,6 +97,7 @@ def test_a_template_that_does_not_end_fails_the_request_alone(encoder, name):
     assert made.encode_messages(QUESTION, {})
 
 
+@pytest.mark.thorough(fast=1)
 @pytest.mark.parametrize("source", [ENDLESS["nested loops"], "{{ 9 ** (9 ** 9) % 7 }}"])
 def test_a_template_that_does_not_end_at_the_first_try_is_no_model(encoder, source):
     """The second is computed when the template is compiled."""
@@ -127,6 +128,7 @@ def test_a_tokenizer_that_panics_over_a_prompt_fails_the_request_alone(encoder):
     assert children(made) == before
 
 
+@pytest.mark.thorough
 def test_where_the_system_sets_no_limits_the_worker_watches(encoder):
     """As on Windows: the process does not bound itself."""
     grow = "{% if messages[0].content == 'grow' %}" + ENDLESS["doubling"] + "{% endif %}"

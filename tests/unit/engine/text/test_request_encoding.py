@@ -162,6 +162,7 @@ def test_a_token_that_the_model_lacks_is_refused_by_its_field(params):
 LONG = "the quick brown fox jumps over the lazy dog and then some more"
 
 
+@pytest.mark.thorough(fast=5)
 @pytest.mark.parametrize(
     ("truncate", "max_tokens", "kept"),
     [

@@ -45,6 +45,7 @@ def test_a_stop_string_is_found_where_the_text_first_has_it(text, stops, chunks)
     assert before == text[: min(p for p in (text[:count].find(s) for s in stops) if p >= 0)]
 
 
+@pytest.mark.thorough(fast=2)
 @pytest.mark.parametrize("draft", ["none", "same", "other"])
 def test_the_engine_stops_at_the_same_place_whatever_the_draft(draft):
     model = tiny_model(seed=3)

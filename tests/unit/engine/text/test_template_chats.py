@@ -127,6 +127,7 @@ CONTINUED = {
 }  # fmt: skip
 
 
+@pytest.mark.thorough(fast=43)
 @pytest.mark.parametrize("source", CONTINUED.values(), ids=CONTINUED)
 @pytest.mark.parametrize("beginning", ["Sure, the", " The ", "é😀\n\n", "1. {{ x }}\n2.", "<think>\nhm", "a</think>b "])
 def test_the_prompt_of_a_continued_message_ends_with_its_text(source, beginning):

@@ -172,6 +172,7 @@ def _decoder(architecture: str, dtype: torch.dtype = torch.float32, **overrides:
     return build_decoder(copy_of(tiny_model(architecture, vocab_size=64, **overrides), dtype))
 
 
+@pytest.mark.thorough(fast=23)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_quantised_decoder_is_close_to_the_dense_one(architecture: str, dtype: torch.dtype) -> None:
