@@ -48,9 +48,9 @@ class _ClockTime(click.ParamType[datetime]):
         match = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", str(value))
         if match is None:
             self.fail("give a time of day, such as 09:00.", param, ctx)
-        now = datetime.now()  # noqa: DTZ005  (the clock on the wall)
-        then = now.replace(hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0)
-        return (then if then > now else then + timedelta(days=1)).astimezone(UTC)
+        from helix_jobs.forecast.clock import read_moment
+
+        return read_moment(match[0], datetime.now(UTC), option="--until")
 
 
 @click.command("yield", cls=HelixCommand, short_help="Leave the device to somebody else.")

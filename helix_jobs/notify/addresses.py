@@ -19,8 +19,8 @@ _HOLD_IPV4: Final = tuple(ipaddress.IPv6Network(net) for net in ("64:ff9b::/96",
 _IPV4_BITS: Final = 0xFFFF_FFFF
 
 
-def reachable_address(host: str, port: int, *, allow_private: bool) -> str:
-    """The address that a connection to ``host`` is to go to.
+def reachable_addresses(host: str, port: int, *, allow_private: bool) -> tuple[str, ...]:
+    """The addresses that a connection to ``host`` may go to, the best first.
 
     Args:
         host: A name or an address.
@@ -42,7 +42,7 @@ def reachable_address(host: str, port: int, *, allow_private: bool) -> str:
             f"the host {host} is on this machine or in a network that is not the internet; if the webhook is to go "
             "there, set HELIX_WEBHOOK_ALLOW_PRIVATE=1"
         )
-    return addresses[0]
+    return tuple(dict.fromkeys(addresses))
 
 
 def is_public(address: str) -> bool:

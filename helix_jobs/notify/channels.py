@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.notify.command import Command
-from helix_jobs.notify.messenger import Messenger
+from helix_jobs.notify.messenger import messengers
 from helix_jobs.notify.webhook import Webhook
 
 if TYPE_CHECKING:
@@ -47,5 +47,5 @@ def channels_of(settings: NotifySettings) -> tuple[Channel, ...]:
     if settings.notify_command is not None:
         found.append(Command(settings.notify_command))
     if settings.notify_apprise is not None:
-        found.append(Messenger(settings.notify_apprise))
+        found += messengers(settings.notify_apprise)
     return tuple(found)

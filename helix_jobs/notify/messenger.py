@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from helix_jobs.errors import ConfigurationError, NotDeliveredError
 
@@ -12,18 +12,17 @@ if TYPE_CHECKING:
 
 
 class Messenger:
-    """A channel of one or more services. Their addresses hold passwords, so no message has them.
+    """A channel: one service. Its address holds a password, so no message has it.
 
     Args:
-        urls: apprise's addresses, with spaces between several.
+        url: apprise's address of it.
+        number: Which one it is of the setting's addresses, from 1.
 
     Raises:
-        ConfigurationError: apprise is not installed, or does not know an address.
+        ConfigurationError: apprise is not installed, or does not know the address.
     """
 
-    name: Final = "apprise"
-
-    def __init__(self, urls: str) -> None:
+    def __init__(self, url: str, number: int = 1) -> None:
         try:
             import apprise
         except ImportError as error:
@@ -33,20 +32,34 @@ class Messenger:
             ) from error
         # It logs what it sends, and where to.
         logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-        self._services: Any = apprise.Apprise()
-        for number, url in enumerate(urls.split(), start=1):
-            if not self._services.add(url):
-                raise ConfigurationError(
-                    f"address {number} of HELIX_NOTIFY_APPRISE is none that apprise knows; "
-                    "https://github.com/caronc/apprise has the form of each service's"
-                )
+        self._number = number
+        self._service: Any = apprise.Apprise()
+        if not self._service.add(url):
+            raise ConfigurationError(
+                f"address {number} of HELIX_NOTIFY_APPRISE is none that apprise knows; "
+                "https://github.com/caronc/apprise has the form of each service's"
+            )
+
+    @property
+    def name(self) -> str:
+        """What it is called in the database and in the log."""
+        return "apprise" if self._number == 1 else f"apprise {self._number}"
 
     def send(self, event: Event) -> str:
-        """Tell every service; returns how many, in words.
+        """Tell the service; returns that it was told, in words.
 
         Raises:
-            NotDeliveredError: One of them did not take it.
+            NotDeliveredError: It did not take it.
         """
-        if not self._services.notify(title=event.title(), body=event.text()):
-            raise NotDeliveredError("a service of HELIX_NOTIFY_APPRISE did not take it")
-        return f"{len(self._services)} told"
+        if not self._service.notify(title=event.title(), body=event.text()):
+            raise NotDeliveredError(f"address {self._number} of HELIX_NOTIFY_APPRISE did not take it")
+        return f"{len(self._service)} told"
+
+
+def messengers(urls: str) -> list[Messenger]:
+    """A channel for each address, with spaces between them: who has taken an event does not get it once more.
+
+    Raises:
+        ConfigurationError: As for each.
+    """
+    return [Messenger(url, number) for number, url in enumerate(urls.split(), start=1)]

@@ -13,10 +13,12 @@ from urllib.parse import urlsplit
 
 from helix_jobs._version import __version__
 from helix_jobs.errors import NotDeliveredError
-from helix_jobs.notify.addresses import reachable_address
+from helix_jobs.notify.addresses import reachable_addresses
 from helix_jobs.notify.signature import signed_headers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from helix_jobs.notify.event import Event
 
 # Of one call of the network.
@@ -54,14 +56,14 @@ class Webhook:
             ConfigurationError: The address is private, and that is not allowed.
             NotDeliveredError: The receiver cannot be reached, or did not take the event.
         """
-        address = reachable_address(self._host, self._port, allow_private=self._allow_private)
+        addresses = reachable_addresses(self._host, self._port, allow_private=self._allow_private)
         body = event.body()
         headers = {
             "Content-Type": "application/json",
             "User-Agent": f"helix/{__version__}",
             **signed_headers(self._secret, event.id, int(time.time()), body),
         }
-        connection = _Pinned(address, self._host, self._port, self._tls)
+        connection = _Pinned(addresses, self._host, self._port, self._tls)
         connection.default_port = self._default_port
         try:
             with closing(connection), connection.within(_LONGEST_SECONDS):
@@ -77,18 +79,32 @@ class Webhook:
 
 
 class _Pinned(http.client.HTTPConnection):
-    """A connection to an address that was looked at, under the name that it was found by."""
+    """A connection to one of the addresses that were looked at, under the name that they were found by."""
 
-    def __init__(self, address: str, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, addresses: Sequence[str], host: str, port: int, tls: ssl.SSLContext | None) -> None:
         super().__init__(host, port, timeout=_PATIENCE_SECONDS)
-        self._address = address
+        self._addresses = addresses
         self._tls = tls
 
     def connect(self) -> None:
         """Connect. The certificate has to be the name's."""
-        self.sock = socket.create_connection((self._address, self.port), timeout=_PATIENCE_SECONDS)
+        self.sock = self._reached()
         if self._tls is not None:
             self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
+
+    def _reached(self) -> socket.socket:
+        """A socket at the first address that takes it: a host may have one of IPv6 that no packet reaches."""
+        *others, last = self._addresses
+        patience = _PATIENCE_SECONDS / len(self._addresses)
+        for address in others:
+            with suppress(OSError):
+                return self._opened(address, patience)
+        return self._opened(last, patience)
+
+    def _opened(self, address: str, patience: float) -> socket.socket:
+        opened = socket.create_connection((address, self.port), timeout=patience)
+        opened.settimeout(_PATIENCE_SECONDS)
+        return opened
 
     def within(self, seconds: float) -> _Alarm:
         """End whatever goes on over the connection after so many seconds."""

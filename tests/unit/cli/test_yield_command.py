@@ -7,8 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from helix_jobs.cli import yielding
 from helix_jobs.worker.device_lock import DeviceLock
 from helix_jobs.worker.rest_note import RestNote, Wish, read_rest_note
+from tests.machine_clock import machine_clock
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,27 @@ def test_a_name_that_no_device_has_is_refused_and_nothing_is_noted(helix, locks,
     result = helix("yield", "--device", name)
     assert result.exit_code == 2
     assert read_rest_note(locks, Wish.YIELD) is None
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("2026-10-25T02:30+02:00", "02:15", "2026-10-25T02:15+01:00"),  # shown again before the next day
+        ("2026-03-29T01:45+01:00", "02:30", "2026-03-29T03:00+02:00"),  # which the clock leaves out
+    ],
+)
+def test_a_time_of_day_is_the_next_one_when_summer_time_moves_the_clock(helix, locks, monkeypatch, case):
+    now, text, until = case
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.fromisoformat(now).astimezone(tz)
+
+    monkeypatch.setattr(yielding, "datetime", Clock)
+    with machine_clock("Europe/Berlin"):
+        assert helix("yield", "--until", text, "--no-wait").exit_code == 0
+    assert read_rest_note(locks, Wish.YIELD) == RestNote(until=datetime.fromisoformat(until))
 
 
 def test_the_day_is_said_where_it_is_not_today(helix, locks):

@@ -9,14 +9,17 @@ from datetime import UTC, datetime
 
 import psutil
 import pytest
+from sqlalchemy import update
 
 from helix_jobs.errors import ConfigurationError, NotDeliveredError
 from helix_jobs.notify.channels import channels_of
 from helix_jobs.notify.command import Command
 from helix_jobs.notify.event import Event
-from helix_jobs.notify.messenger import Messenger
+from helix_jobs.notify.messenger import Messenger, messengers
+from helix_jobs.notify.notifier import Notifier
 from helix_jobs.settings import Settings
-from helix_jobs.storage import notices
+from helix_jobs.storage import notices, schema
+from tests.store_helpers import stored_batch
 from tests.unit.notify.receiver import EVENT, SECRET, receiving
 from tests.worker_box import wait_until
 
@@ -79,10 +82,30 @@ def test_services_of_apprise_are_told_in_words():
 
 
 @of_apprise
+def test_a_service_that_has_taken_an_event_does_not_get_it_again_while_another_is_tried(database):
+    pytest.importorskip("apprise")
+    batch_id, _ = stored_batch(database, 1)
+    with database.write() as c:
+        notice = notices.NewNotice(notices.PAUSED, {"why": "it was enough"}, batch_id)
+        notices.add_notice(c, notice, datetime.now(UTC))
+    with receiving() as mail, receiving(500) as chat:
+        urls = f"json://127.0.0.1:{mail.port}/a json://127.0.0.1:{chat.port}/b"
+        notifier = Notifier(database, channels_of(settings(notify_apprise=urls)), None)
+        notifier.look()
+        with database.write() as c:
+            c.execute(update(schema.notices).values(due_at=datetime.now(UTC)))
+        notifier.look()
+    assert (len(mail.requests), len(chat.requests)) == (1, 2)
+    with database.read() as c:
+        (told,) = notices.newest_notices(c, 2)
+    assert told.delivered_at is not None
+
+
+@of_apprise
 def test_an_address_that_apprise_does_not_know_is_refused_without_being_quoted():
     pytest.importorskip("apprise")
     with pytest.raises(ConfigurationError, match="address 2 of HELIX_NOTIFY_APPRISE") as raised:
-        Messenger("json://127.0.0.1/a nonsense://user:hunter2@host")
+        messengers("json://127.0.0.1/a nonsense://user:hunter2@host")
     assert "hunter2" not in str(raised.value)
 
 

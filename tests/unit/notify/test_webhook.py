@@ -13,7 +13,7 @@ from openai import OpenAI
 
 from helix_jobs.errors import ConfigurationError, NotDeliveredError
 from helix_jobs.notify import webhook as webhook_module
-from helix_jobs.notify.addresses import is_public, reachable_address
+from helix_jobs.notify.addresses import is_public, reachable_addresses
 from helix_jobs.notify.signature import new_secret, signed_headers
 from helix_jobs.notify.webhook import Webhook
 from helix_jobs.notify_settings import checked_secret
@@ -115,7 +115,7 @@ def answer_with(monkeypatch, *lists):
 def test_one_private_address_among_several_is_enough_to_refuse(monkeypatch):
     answer_with(monkeypatch, ["1.1.1.1", "10.0.0.1"])
     with pytest.raises(ConfigurationError, match=r"hooks\.example"):
-        reachable_address("hooks.example", 443, allow_private=False)
+        reachable_addresses("hooks.example", 443, allow_private=False)
 
 
 def test_a_name_is_resolved_once_and_the_connection_goes_to_what_was_looked_at(monkeypatch):
@@ -132,6 +132,24 @@ def test_a_name_is_resolved_once_and_the_connection_goes_to_what_was_looked_at(m
         Webhook("https://hooks.example/x", SECRET, allow_private=False).send(EVENT)
     assert asked == ["hooks.example"]
     assert connected == [("1.1.1.1", 443)]
+
+
+def test_an_address_that_no_packet_reaches_does_not_stand_before_one_that_answers(monkeypatch):
+    """A host of two addresses of which this machine reaches only the second."""
+
+    def create_connection(address, timeout):
+        if address[0] == "2001:db8::1":
+            raise OSError(101, "Network is unreachable")
+        connected = socket.socket()
+        connected.connect(address)
+        return connected
+
+    monkeypatch.setattr("helix_jobs.notify.webhook.socket.create_connection", create_connection)
+    with receiving() as receiver:
+        answer_with(monkeypatch, ["2001:db8::1", "127.0.0.1"])
+        url = f"http://hooks.example:{receiver.port}/x"
+        assert Webhook(url, SECRET, allow_private=True).send(EVENT) == "hooks.example answered 204"
+    assert receiver.requests[0].headers["host"] == f"hooks.example:{receiver.port}"
 
 
 def test_a_name_without_an_address_is_no_delivery(monkeypatch):
