@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Long enough for two deaths: the second time, all of the answers are looked up.
 LENGTH = {"max_tokens": 256, "ignore_eos": True}
-# Machines that are busy with other work write more than that, too.
+# Fewer than that is a failure, beside other work as well.
 LEAST_TOKENS_PER_SECOND = 10
 
 
