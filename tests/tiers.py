@@ -1,7 +1,7 @@
 """Which tests are in the fast suite, and which are in the thorough one.
 
-``@pytest.mark.thorough`` takes a test of a second or more out of the fast suite. ``@pytest.mark.thorough(fast=3)`` takes out all but three
-of its cases, which are spread evenly over them. Continuous integration runs both suites.
+``@pytest.mark.thorough`` takes a test of a second or more out of the fast suite. ``@pytest.mark.thorough(fast=3)``
+takes out all but three of its cases, which are spread evenly over them. Continuous integration runs both suites.
 """
 
 from __future__ import annotations
