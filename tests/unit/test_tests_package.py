@@ -1,8 +1,9 @@
-"""How tests find each other: as modules of one package, and none of them a test's."""
+"""How tests find each other: as modules of one package, none of them a test's. And what names their cases."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parents[1]
 FILES = sorted(TESTS.rglob("*.py"))
+CHANGES = re.compile(
+    r"(uuid\.)?uuid[14]|time\.(time|monotonic|perf_counter)(_ns)?|time_ns|(\w+\.)*(now|utcnow|today)|os\.(urandom|getpid)"
+    r"|(random|secrets)\.\w+|id|hash"
+)
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
@@ -44,6 +49,37 @@ def test_no_test_imports_a_test_and_none_changes_where_modules_are_found() -> No
         if (said := list(breaches(ast.parse(file.read_text(encoding="utf-8")))))
     }
     assert not found
+
+
+def changing(tree: ast.Module) -> Iterator[str]:
+    """Calls within a decorator whose value is another in each process: a case named by it is another test for each
+    of pytest-xdist's workers, which then run none at all."""
+    decorators = (
+        decorator
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        for decorator in node.decorator_list
+    )
+    for call in (node for decorator in decorators for node in ast.walk(decorator) if isinstance(node, ast.Call)):
+        called = ast.unparse(call.func)
+        # gzip writes the hour into its header
+        undated = called in {"gzip.compress", "gzip.GzipFile"} and all(word.arg != "mtime" for word in call.keywords)
+        if undated or CHANGES.fullmatch(called):
+            yield f"line {call.lineno}: {ast.unparse(call)}"
+
+
+def test_no_case_of_a_test_is_named_by_the_hour_or_by_chance() -> None:
+    found = {
+        str(file.relative_to(TESTS)): said
+        for file in FILES
+        if (said := list(changing(ast.parse(file.read_text(encoding="utf-8")))))
+    }
+    assert not found
+
+
+@pytest.mark.parametrize("made", ["gzip.compress(b'')", "uuid.uuid4()", "uuid4().hex", "time.time()", "os.urandom(4)"])
+def test_a_name_by_the_hour_or_by_chance_is_seen(made: str) -> None:
+    assert list(changing(ast.parse(f"@pytest.mark.parametrize('x', [({made}, 1)])\ndef test(): pass")))
 
 
 def test_every_folder_is_a_package() -> None:
