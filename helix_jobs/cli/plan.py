@@ -59,6 +59,11 @@ _MINUTE: Final = 60.0
     help="Break the trial off after M minutes.",
 )
 @schema_option
+@click.option(
+    "--cache/--no-cache",
+    default=None,
+    help="As for submit: lines take stored answers of equal lines, or none.",
+)
 @setting_options(
     "target_model",
     "draft_model",
@@ -86,6 +91,7 @@ def plan(
     *,
     table: TableAsk | None,
     response_format: dict[str, Any] | None,
+    cache: bool | None,
     by: str | None,
     sample: str | None,
     trial_minutes: float,
@@ -99,6 +105,7 @@ def plan(
 
     Exit code 2 if there are bad lines.
     """
+    from helix_jobs.cli.plan_cache import spared_lines
     from helix_jobs.client.line_defaults import LineDefaults
     from helix_jobs.client.plan import SampleSize, plan_input
     from helix_jobs.engine.loading.open_engine import load_engine
@@ -120,6 +127,7 @@ def plan(
             LineDefaults(defaults, truncate_prompt),
             response_format=response_format,
             table=table,
+            spared=spared_lines(effective, engine.info, wanted=cache, stack=stack),
             sample=size,
             trial_seconds=trial_minutes * _MINUTE,
             on_reading=lambda reading: say(f"reading {'standard input' if file == '-' else file} as {reading}"),

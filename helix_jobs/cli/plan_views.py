@@ -71,7 +71,8 @@ def plan_json(
     if by is not None:
         until = {"time": timestamp(by), "probability": round(probability_by(found.forecast, now, by, hours), 3)}
     return {
-        "lines": seen.lines,
+        "lines": seen.lines + seen.spared,
+        "from_cache": seen.spared,
         "answers": seen.answers,
         "bad_lines": seen.bad_count,
         "invalid": [bad_line_json(fault) for bad in seen.bad_lines for fault in bad.faults],
@@ -103,7 +104,9 @@ def plan_json(
 
 
 def _lines_words(seen: Survey) -> str:
-    parts = [counted(seen.lines, "line")]
+    parts = [counted(seen.lines + seen.spared, "line")]
+    if seen.spared:
+        parts.append(f"{seen.spared:,} of them with an answer that is there")
     if seen.answers != seen.lines:
         parts.append(counted(seen.answers, "answer"))
     if seen.bad_count:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.client.inputs import Input
     from helix_jobs.client.line_defaults import LineDefaults
+    from helix_jobs.client.spared_lines import SparedLines
     from helix_jobs.client.survey import Candidate, Survey
     from helix_jobs.engine.protocol import EngineInfo, EngineProtocol
     from helix_jobs.forecast.trial import Trial
@@ -93,7 +94,7 @@ class Plan:
         slots: Sequences that will run at once.
         sampled: Lines that were tried.
         trial: What the trial told.
-        rate: How fast the engine is.
+        rate: How fast the engine is; None where nothing is left to compute.
         forecast: How long the input takes once it begins.
     """
 
@@ -102,7 +103,7 @@ class Plan:
     slots: int
     sampled: int
     trial: Trial
-    rate: RateModel
+    rate: RateModel | None
     forecast: Forecast
 
 
@@ -114,6 +115,7 @@ def plan_input(
     *,
     response_format: Mapping[str, Any] | None = None,
     table: TableAsk | None = None,
+    spared: SparedLines | None = None,
     sample: SampleSize | None = None,
     trial_seconds: float = DEFAULT_TRIAL_SECONDS,
     on_reading: Callable[[str], None] | None = None,
@@ -128,12 +130,14 @@ def plan_input(
         defaults: For lines that do not say otherwise.
         response_format: The form of the answers, as for ``HelixClient.submit``.
         table: What is asked of the source as a table; None for lines.
+        spared: Says which lines nobody computes; None where all are.
         sample: How many lines to try; None for the common number.
         trial_seconds: How long the trial may take.
         on_reading: Called with how a table is read.
         on_progress: Receives what goes on.
 
     Raises:
+        DatabaseUnreachableError: ``spared`` cannot look.
         InputError: The input cannot be read, or no line of it can be answered.
         EngineError: Not one line of the trial could be answered.
     """
@@ -148,10 +152,11 @@ def plan_input(
         savings=PrefixSavings(info.block_size or _BLOCK_SIZE, info.num_blocks or _MANY_BLOCKS),
         context=info.max_model_len,
         table=table,
+        spared=spared,
         on_reading=on_reading,
         on_progress=lambda lines: on_progress(f"{counted(lines, 'line')} read"),
     )
-    if not found.lines:
+    if not found.lines and not found.spared:
         raise InputError(f"no line of the input can be answered, so there is nothing to plan{_first_reason(found)}")
     size = (sample or SampleSize()).of(found.lines, info.max_batch_size)
     chosen = stratified(found.candidates.items, size)
@@ -162,6 +167,8 @@ def plan_input(
         most_seconds=trial_seconds,
         on_ended=lambda count: on_progress(f"{count:,} of {counted(len(chosen), 'line')} tried"),
     )
+    if not found.lines:
+        return Plan(found, info, info.max_batch_size, 0, trial, None, Forecast((0.0,)))
     rate = RateModel.of(trial.stretches)
     if rate is None:
         raise InputError("the trial ended before its first step; allow it more time with --trial-minutes")

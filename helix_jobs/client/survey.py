@@ -13,12 +13,14 @@ from helix_jobs.forecast.work import JobShape, Thinned
 from helix_jobs.intake.limits import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from helix_jobs.client.inputs import Input
     from helix_jobs.client.line_defaults import LineDefaults
+    from helix_jobs.client.spared_lines import SparedLines
     from helix_jobs.engine.request import EncodedRequest, Request
     from helix_jobs.forecast.prefix_savings import PrefixSavings
+    from helix_jobs.new_job import NewJob
     from helix_jobs.settings import Settings
     from helix_jobs.tables.ask import TableAsk
 
@@ -61,6 +63,7 @@ class Survey:
 
     Attributes:
         lines: Lines that the model will answer.
+        spared: Lines that take an answer which is there by then.
         answers: Answers that they ask for.
         prompt_tokens: Tokens of their prompts.
         shared_tokens: The part of ``prompt_tokens`` that the prefix cache will share.
@@ -76,6 +79,7 @@ class Survey:
     """
 
     lines: int = 0
+    spared: int = 0
     answers: int = 0
     prompt_tokens: int = 0
     shared_tokens: int = 0
@@ -126,6 +130,7 @@ def survey(
     savings: PrefixSavings,
     context: int,
     table: TableAsk | None = None,
+    spared: SparedLines | None = None,
     on_reading: Callable[[str], None] | None = None,
     on_progress: Callable[[int], None] = lambda _lines: None,
 ) -> Survey:
@@ -139,17 +144,21 @@ def survey(
         savings: The prefix cache.
         context: Prompt plus output tokens at most.
         table: What is asked of the source as a table; None for lines.
+        spared: Says which lines nobody computes; None where all are.
         on_reading: Called with how a table is read.
         on_progress: Called with the number of lines so far.
 
     Raises:
+        DatabaseUnreachableError: ``spared`` cannot look.
         InputError: The input cannot be read, or a template cannot be used.
     """
     found = Survey()
     with ExitStack() as stack:
         lines = stack.enter_context(open_input(source, table, on_reading))
         reader = defaults.reader(Limits.of(settings))
-        for number, line in enumerate(lines.read(reader), start=1):
+        read: Iterable[NewJob | BadLine] = lines.read(reader)
+        looked = ((line, False) for line in read) if spared is None else spared.look(read)
+        for number, (line, is_spared) in enumerate(looked, start=1):
             if number % _REPORT_EVERY == 0:
                 on_progress(number)
             if isinstance(line, BadLine):
@@ -157,10 +166,15 @@ def survey(
                 if len(found.bad_lines) < _SHOWN:
                     found.bad_lines.append(line)
                 continue
+            if is_spared:
+                found.spared += 1
+                continue
             try:
                 request = encoder.encode(engine_request(line))
             except RequestError as error:
                 found.refuse(line.line, error)
             else:
                 found.add(request, savings.add(request.prompt_token_ids, request.adapter), context)
+                if spared is not None:
+                    spared.compute(line)
     return found

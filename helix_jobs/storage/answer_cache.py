@@ -168,6 +168,16 @@ _LEAVE: Final = text(
     "UPDATE jobs SET published_at = NULL WHERE id = :job_id AND state = 'queued' AND tries = 0"  # noqa: S608
     f" AND EXISTS ({_RUNNING_TWIN.format(key='jobs.answer_key')})"
 )
+_STORED_KEYS: Final = {
+    dialect: text(
+        f"SELECT given.value FROM {keys} WHERE EXISTS ({_SOURCE.format(key='given.value')})"  # noqa: S608  (constants)
+        f" OR EXISTS ({KEPT_SOURCE.format(key='given.value')})"
+    )
+    for dialect, keys in (
+        ("sqlite", "json_each(:keys) given"),
+        ("postgresql", "json_array_elements_text(CAST(:keys AS json)) given (value)"),
+    )
+}
 # For a claim: no stored answer and no running twin is in the way.
 NOTHING_TO_TAKE: Final = text(
     "(jobs.answer_key IS NULL OR jobs.tries > 0"
@@ -225,6 +235,12 @@ def has_answers(c: Connection, job_ids: Collection[int], setup: AnswerSetup) -> 
     """Whether one of the jobs could take a stored answer."""
     given = {"ids": json.dumps(list(job_ids)), "low": setup.low, "high": setup.high}
     return any(row.source is not None for row in c.execute(_LOOK[c.dialect.name], given))
+
+
+def stored_keys(c: Connection, keys: Collection[str], setup: AnswerSetup) -> set[str]:
+    """Those of these ``jobs.answer_key`` for which there is an answer to take."""
+    given = {"keys": json.dumps(sorted(keys)), "low": setup.low, "high": setup.high}
+    return set(c.execute(_STORED_KEYS[c.dialect.name], given).scalars())
 
 
 def leave_to_twin(c: Connection, job_id: int) -> bool:

@@ -112,7 +112,7 @@ def test_a_file_of_bad_lines_alone_is_refused(helix, prompts):
 
 def test_a_table_is_planned_as_it_is_submitted(helix, tmp_path):
     path = tmp_path / "reviews.csv"
-    path.write_text("id,text\n" + "".join(f"{number},good book\n" for number in range(12)), encoding="utf-8")
+    path.write_text("id,text\n" + "".join(f"{number},good book{number}\n" for number in range(12)), encoding="utf-8")
     told = planned(helix("plan", path, "--prompt", "Summarise: {{ text }}", "--limit", "10", "--json"))
     assert (told["lines"], told["prompt_tokens"]) == (10, 30)
 

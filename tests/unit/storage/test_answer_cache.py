@@ -11,7 +11,7 @@ from sqlalchemy import delete, func, select, update
 from helix_jobs.client.purge import plan_purge, purge
 from helix_jobs.new_job import NewJob
 from helix_jobs.storage import answer_cache, batch_changes, batches, claims, pausing, publishing, purging
-from helix_jobs.storage.answer_cache import AnswerSetup, take_answers
+from helix_jobs.storage.answer_cache import AnswerSetup, stored_keys, take_answers
 from helix_jobs.storage.kept_answers import kept_bytes
 from helix_jobs.storage.manifests import read_manifest
 from helix_jobs.storage.records import ClaimedJob, FinishedJob, NewBatch
@@ -138,6 +138,23 @@ def test_what_came_from_the_cache_is_given_on_under_the_first_job_even_when_that
     assert take(database, third) == {third}
     with database.read() as c:
         assert answers_of(c, third)[0].from_cache == source
+
+
+def test_keys_with_an_answer_to_take_are_found_also_after_a_purge(database: Database) -> None:
+    def found(*keys: str, setup: AnswerSetup = OWN) -> set[str]:
+        with database.read() as c:
+            return stored_keys(c, keys, setup)
+
+    batch, (first, second) = batch_of(database, "k1", "k2")
+    answer(database, first)
+    assert found("k1", "k2", "k3") == {"k1"}
+    assert found("k1", setup=OTHER) == set()
+    answer(database, second)
+    assert found("k1", "k2", "k3") == found("k2", "k1") == {"k1", "k2"}
+    purge(database, plan_purge(database, batch_ids=[batch]), keep_bytes=1 << 20)
+    assert found("k1", "k2", "k3") == {"k1", "k2"}
+    assert found("k1", setup=LOOSE) == {"k1"}
+    assert found() == set()
 
 
 def test_a_batch_whose_purge_has_begun_gives_nothing(database: Database) -> None:

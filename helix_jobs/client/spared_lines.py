@@ -1,0 +1,70 @@
+"""SparedLines: lines of an input that nobody computes, because their answer is stored or an equal line has it."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.answer_key import answer_key
+from helix_jobs.errors import BadLine
+from helix_jobs.storage.answer_cache import stored_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from helix_jobs.new_job import NewJob
+    from helix_jobs.storage.answer_cache import AnswerSetup
+    from helix_jobs.storage.database import OpenRead
+
+# Lines looked up together.
+_CHUNK: Final = 500
+# Digits of a key that are kept: 64 bits, as a number.
+_DIGITS: Final = 16
+
+
+class SparedLines:
+    """Says of each line of one input whether a worker would take its answer instead of computing it.
+
+    Args:
+        setup: Whose answers the worker would take.
+        wanted: Whether lines take stored answers, as for ``answer_key``.
+        read: Opens a transaction that reads; None where there is no database yet.
+    """
+
+    def __init__(self, setup: AnswerSetup, *, wanted: bool | None, read: OpenRead | None) -> None:
+        self._setup = setup
+        self._wanted = wanted
+        self._read = read
+        self._computed: set[int] = set()
+
+    def look(self, lines: Iterable[NewJob | BadLine]) -> Iterator[tuple[NewJob | BadLine, bool]]:
+        """Each line, and whether it is spared. Ask for the next only after `compute` has been told of the last.
+
+        Raises:
+            DatabaseUnreachableError: The database does not answer.
+        """
+        rest = iter(lines)
+        while chunk := list(islice(rest, _CHUNK)):
+            keys = [None if isinstance(line, BadLine) else self._key(line) for line in chunk]
+            stored = self._stored({key for key in keys if key is not None})
+            for line, key in zip(chunk, keys, strict=True):
+                yield line, key is not None and (key in stored or _short(key) in self._computed)
+
+    def compute(self, line: NewJob) -> None:
+        """Note that this line will be computed, so that equal ones take its answer."""
+        key = self._key(line)
+        if key is not None:
+            self._computed.add(_short(key))
+
+    def _key(self, line: NewJob) -> str | None:
+        return answer_key(line.request, wanted=self._wanted)
+
+    def _stored(self, keys: set[str]) -> set[str]:
+        if self._read is None or not keys:
+            return set()
+        with self._read() as connection:
+            return stored_keys(connection, keys, self._setup)
+
+
+def _short(key: str) -> int:
+    return int(key[:_DIGITS], 16)
