@@ -35,7 +35,7 @@ _REFRESH_PER_SECOND: Final = 4
 
 def worker_notice(status: BatchStatus, workers: Sequence[Worker], lease: float, settings: Settings) -> str | None:
     """A notice about what the batch waits for: the end of its submission, somebody to resume it, or a worker."""
-    from helix_jobs.cli.resting import wish_line, wishes
+    from helix_jobs.cli.resting import idle_notice
     from helix_jobs.storage.liveness import seems_alive
 
     if status.total is None:
@@ -45,10 +45,9 @@ def worker_notice(status: BatchStatus, workers: Sequence[Worker], lease: float, 
         return f"Paused{why}. Let it go on with: {command_line('resume', status.id)}"
     if status.done or any(seems_alive(worker, lease) for worker in workers):
         return None
-    if not workers and (resting := wishes(settings)):
-        return wish_line(*resting[0])
-    trouble = "The worker does not respond." if workers else "No worker is running."
-    return f"{trouble} Start one with: {command_line('worker')}"
+    if not workers:
+        return idle_notice(settings)
+    return f"The worker does not respond. Start one with: {command_line('worker')}"
 
 
 def follow_for_person(

@@ -39,7 +39,7 @@ def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) 
     from helix_jobs.cli.console import make_console, show
     from helix_jobs.cli.follow import worker_notice
     from helix_jobs.cli.moments import outlook_json, outlook_words, slipping_words
-    from helix_jobs.cli.resting import wish_json, wishes
+    from helix_jobs.cli.resting import resting_workers, sign_json, wish_json, wishes
     from helix_jobs.cli.views import batch_json, batch_view, batches_view, job_json, worker_json
 
     with open_client(settings) as client:
@@ -67,6 +67,7 @@ def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) 
             {
                 "workers": [worker_json(w) for w in workers],
                 "resting": [wish_json(*one) for one in wishes(settings)],
+                "resting_workers": [sign_json(one) for one in resting_workers(settings)],
                 "batches": [batch_json(b) for b in newest],
             }
         )
@@ -82,16 +83,18 @@ def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) 
 
 
 def _show_workers(console: Console, settings: Settings, workers: Sequence[Worker], lease: float) -> None:
-    from helix_jobs.cli.resting import wish_line, wishes
+    from helix_jobs.cli.resting import idle_notice, resting_workers, sign_line, wish_line, wishes
     from helix_jobs.cli.views import worker_line
 
     for worker in workers:
         console.print(f"Worker  {worker_line(worker, lease)}", soft_wrap=True)
-    resting = wishes(settings)
-    for one in resting:
+    asked, resting = wishes(settings), resting_workers(settings)
+    for sign in resting:
+        console.print(f"Worker  {sign_line(sign)}", soft_wrap=True)
+    for one in asked:
         console.print(wish_line(*one), style="yellow", soft_wrap=True)
-    if not workers and not resting:
-        console.print(f"No worker is running. Start one with: {command_line('worker')}", soft_wrap=True)
+    if not workers and not asked and not resting:
+        console.print(idle_notice(settings), soft_wrap=True)
 
 
 def _list_jobs(console: Console, batch: BatchStatus, jobs: Iterator[JobSummary]) -> None:

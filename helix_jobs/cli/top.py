@@ -77,6 +77,7 @@ def _has_terminal() -> bool:
 
 
 def _reader(client: HelixClient, places: list[tuple[str, int]]) -> Callable[[], TopRows]:
+    from helix_jobs.cli.resting import idle_notice
     from helix_jobs.cli.top_rows import top_rows
     from helix_jobs.client.worker_metrics import read_worker_metrics
 
@@ -84,6 +85,8 @@ def _reader(client: HelixClient, places: list[tuple[str, int]]) -> Callable[[], 
 
     def read() -> TopRows:
         found: list[Any] = [read_worker_metrics(*place) for place in places]
-        return top_rows(snapshots(), {one.worker_id: one for one in found if one is not None})
+        snapshot = snapshots()
+        notice = "" if snapshot.workers else idle_notice(client.settings)
+        return top_rows(snapshot, {one.worker_id: one for one in found if one is not None}, notice)
 
     return read

@@ -29,6 +29,9 @@ class TopRows:
         summary: All batches together, in one line.
         workers: A row of words for each worker, under ``WORKER_TITLES``.
         batches: A row of words for each batch, under ``BATCH_TITLES``.
+        snapshot: What was read.
+        metrics: Of the workers that serve them, by id.
+        notice: What to say where no worker takes jobs.
     """
 
     summary: str
@@ -36,6 +39,7 @@ class TopRows:
     batches: tuple[tuple[str, ...], ...]
     snapshot: Snapshot
     metrics: Mapping[str, WorkerMetrics]
+    notice: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The look for programs. Keys are stable: new ones may come, none is renamed."""
@@ -65,14 +69,15 @@ class TopRows:
         }
 
 
-def top_rows(snapshot: Snapshot, metrics: Mapping[str, WorkerMetrics]) -> TopRows:
-    """What to show of a snapshot, with the metrics of those workers that serve them, by id."""
+def top_rows(snapshot: Snapshot, metrics: Mapping[str, WorkerMetrics], notice: str = "") -> TopRows:
+    """What to show of a snapshot, with the metrics of those workers that serve them, by id, and a notice."""
     return TopRows(
         _summary(snapshot),
         tuple(_worker(one, metrics.get(one.worker.id)) for one in snapshot.workers),
         tuple(_batch(one) for one in snapshot.batches.values()),
         snapshot,
         metrics,
+        notice,
     )
 
 

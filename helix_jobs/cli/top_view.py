@@ -88,7 +88,7 @@ class TopView(App[None]):
         self.query_one("#summary", Static).update(rows.summary)
         _fill(self.query_one("#workers", DataTable), rows.workers)
         _fill(self.query_one("#batches", DataTable), rows.batches)
-        self._say("" if rows.workers else "No worker is running.")
+        self._say(rows.notice)
 
     def _say(self, trouble: str) -> None:
         self.query_one("#trouble", Static).update(trouble)

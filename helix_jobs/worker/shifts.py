@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 from helix_jobs.engine.loading.open_engine import release_memory
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.opening_hours import OpeningHours
+from helix_jobs.redaction import redact
 from helix_jobs.worker.device_lock import lock_directory
 from helix_jobs.worker.machine_use import MachineUse
 from helix_jobs.worker.others import Others
 from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.rest import LOOK_SECONDS, RestRules
+from helix_jobs.worker.rest_sign import RestBoard
 from helix_jobs.worker.shutdown import EXIT_OK
 from helix_jobs.worker.stop_requests import StopRequests, install_signals
 from helix_jobs.worker.workplace import LOCK_CHECK_SECONDS, Workplace
@@ -56,17 +58,27 @@ def work_in_shifts(
     requests = stop or StopRequests()
     workplace = Workplace(settings, allow_shared=allow_shared_device)
     rules = _rules(settings, workplace.lock.device)
+    board = RestBoard(lock_directory(settings.lock_dir), workplace.lock.device, redact(settings.database_url))
     rest = rules.rest()
+
+    def tell(why: Rest) -> None:
+        board.show(why)
+        logger.info("this worker rests: %s", why.in_words)
+        if on_progress is not None:
+            on_progress(f"resting: {why.in_words}")
+
     with ExitStack() as stack:
         stack.callback(workplace.leave)
+        stack.callback(board.clear)
         # A stop that comes between two workers is noted; while one loads its models, it is interrupted.
         requests.armed = True
         if handle_signals:
             install_signals(requests, stack)
-        while rest is None or _sleep(rest, rules, requests, workplace, on_progress):
+        while rest is None or _sleep(rest, rules, tell, requests, workplace):
             # Imported here: it brings in the engine, which a worker that begins with a rest does not need yet.
             from helix_jobs.worker.process import run_worker
 
+            board.clear()
             requests.begin_shift()
             code = run_worker(
                 settings,
@@ -106,16 +118,16 @@ def _others(settings: Settings, device: str) -> Others | None:
 def _sleep(
     rest: Rest,
     rules: RestRules,
+    tell: Callable[[Rest], None],
     requests: StopRequests,
     workplace: Workplace,
-    on_progress: Callable[[str], None] | None,
 ) -> bool:
     """Wait for the rest to end; False if the process is asked to end meanwhile."""
     requests.begin_shift()
     keeping = Periodic("device-lock", workplace.lock.keep, LOCK_CHECK_SECONDS)
     keeping.start()
     try:
-        _wait_for_the_end(rest, rules, requests, workplace, on_progress)
+        _wait_for_the_end(rest, rules, tell, requests, workplace)
     finally:
         keeping.stop()
     return not requests.is_final
@@ -124,9 +136,9 @@ def _sleep(
 def _wait_for_the_end(
     rest: Rest,
     rules: RestRules,
+    tell: Callable[[Rest], None],
     requests: StopRequests,
     workplace: Workplace,
-    on_progress: Callable[[str], None] | None,
 ) -> None:
     said = ""
     now: Rest | None = rest
@@ -135,8 +147,6 @@ def _wait_for_the_end(
             workplace.leave()
         if now.in_words != said:
             said = now.in_words
-            logger.info("this worker rests: %s", said)
-            if on_progress is not None:
-                on_progress(f"resting: {said}")
+            tell(now)
         requests.pause(LOOK_SECONDS)
         now = rules.rest()

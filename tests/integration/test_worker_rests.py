@@ -134,8 +134,14 @@ def test_outside_its_hours_a_worker_waits_and_takes_nothing(embedded_box: Box) -
     wait_until(lambda: "outside its hours (HELIX_HOURS), until " in worker.log, lambda: worker.log)
     assert "Ready." not in worker.log
     assert embedded_box.states(batch) == {"queued": 5}
+    told = helix(embedded_box, "status")
+    assert f"Worker  on fake (pid {worker.process.pid}) rests: outside its hours (HELIX_HOURS), until " in told
+    assert "The worker rests: outside its hours (HELIX_HOURS), until " in helix(embedded_box, "status", batch)
+    (sign,) = json.loads(helix(embedded_box, "status", "--json"))["resting_workers"]
+    assert datetime.fromisoformat(sign["until"]) == (now + timedelta(hours=2)).replace(second=0, microsecond=0)
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0, worker.log
+    assert "No worker is running" in helix(embedded_box, "status")
 
 
 def test_hours_that_are_none_are_refused_by_name(embedded_box: Box) -> None:

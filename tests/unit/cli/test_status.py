@@ -71,8 +71,8 @@ def test_overview_shows_workers_and_newest_batches(helix, submitted, finish):
     assert "Worker  demo with draft int8, cpu on box (pid 42), 8 slots\n" in result.stdout
     assert batch in result.stdout
     value = json.loads(helix("status", "--json").stdout)
-    assert set(value) == {"workers", "resting", "batches"}
-    assert value["resting"] == []
+    assert set(value) == {"workers", "resting", "resting_workers", "batches"}
+    assert value["resting"] == value["resting_workers"] == []
     assert [worker["pid"] for worker in value["workers"]] == [42]
     assert [set(found) for found in value["batches"]] == [BATCH_KEYS]
 
