@@ -12,7 +12,7 @@ from helix_jobs.plain_text import printable
 from helix_jobs.redaction import redact
 from helix_jobs.wording import clock_time
 from helix_jobs.worker.device_lock import lock_directory
-from helix_jobs.worker.rest_note import Wish, read_rest_note
+from helix_jobs.worker.rest_note import Wish, read_rest_notes
 from helix_jobs.worker.rest_sign import rest_signs
 
 if TYPE_CHECKING:
@@ -29,17 +29,16 @@ _END: Final = {Wish.YIELD: ("yield", "--end"), Wish.PAUSE: ("resume", "--worker"
 
 
 def wishes(settings: Settings) -> Sequence[tuple[Wish, RestNote]]:
-    """What this machine's workers are asked for now. A note that cannot be read is left out, as by a new worker."""
+    """What this machine's workers are asked for now. Notes that cannot be read are left out, as by a new worker."""
     found = []
     now = datetime.now(UTC)
     for wish in Wish:
         try:
-            note = read_rest_note(lock_directory(settings.lock_dir), wish)
+            notes = read_rest_notes(lock_directory(settings.lock_dir), wish)
         except (ConfigurationError, OSError) as error:
             logger.debug("no note of helix %s: %s", wish, error)
             continue
-        if note is not None and note.lasts(now):
-            found.append((wish, note))
+        found += [(wish, note) for note in notes if note.lasts(now)]
     return found
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.worker.rest_note import Wish, read_rest_note
+from helix_jobs.worker.rest_note import Wish, joined, read_rest_notes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,8 +62,9 @@ class RestRules:
         self._others = others
         self._device = device
         self._directory = directory
-        self._notes: dict[Wish, RestNote | None] = {}
+        self._notes: dict[Wish, tuple[RestNote, ...]] = {}
         self._troubles: dict[Wish, str] = {}
+        self._postponed: tuple[str, datetime] | None = None
 
     def rest(self, now: datetime | None = None) -> Rest | None:
         """The rest of this moment; None if the worker may work. One that frees the device goes before a pause."""
@@ -78,27 +79,32 @@ class RestRules:
             return Rest(f"{sign} (HELIX_YIELD_WHEN)", None)
         if (note := self._note(Wish.PAUSE, now)) is not None:
             return Rest("paused (helix pause --worker)", note.until, note.at_once, keeps_models=True)
+        if self._postponed is not None and now < self._postponed[1]:
+            return Rest(self._postponed[0], None)
         return None
 
-    def _note(self, wish: Wish, now: datetime) -> RestNote | None:
-        """The note of this wish, if it is for this worker and for now."""
-        note = self._latest_note(wish)
-        return note if note is not None and note.applies(self._device, now) else None
+    def postpone(self, why: str, until: datetime) -> None:
+        """Have the worker rest until then where nothing else has it rest."""
+        self._postponed = (why, until)
 
-    def _latest_note(self, wish: Wish) -> RestNote | None:
-        """The note, or where it cannot be read the last one that could: a damaged file is nobody's wish.
+    def _note(self, wish: Wish, now: datetime) -> RestNote | None:
+        """What the notes of this wish ask of this worker now."""
+        return joined([note for note in self._latest_notes(wish) if note.applies(self._device, now)])
+
+    def _latest_notes(self, wish: Wish) -> tuple[RestNote, ...]:
+        """The notes, or where they cannot be read the last that could: a damaged file is nobody's wish.
 
         Trade-off: a worker that starts beside a damaged file works, though somebody may have wanted the device. A file
         that nobody can read must keep nobody from working for good.
         """
         try:
-            self._notes[wish] = read_rest_note(self._directory, wish)
+            self._notes[wish] = read_rest_notes(self._directory, wish)
             trouble = ""
         except (ConfigurationError, OSError) as error:
             trouble = str(error)
         if trouble and trouble != self._troubles.get(wish):
             logger.warning(
-                "the note of helix %s cannot be read, so the last one that could be counts: %s", wish, trouble
+                "the notes of helix %s cannot be read, so the last ones that could be count: %s", wish, trouble
             )
         self._troubles[wish] = trouble
-        return self._notes.get(wish)
+        return self._notes.get(wish, ())

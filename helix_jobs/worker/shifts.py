@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.loading.open_engine import release_memory
-from helix_jobs.errors import ConfigurationError
+from helix_jobs.errors import ConfigurationError, UnreachableError
 from helix_jobs.opening_hours import OpeningHours
 from helix_jobs.redaction import redact
 from helix_jobs.worker.device_lock import lock_directory
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Between two tries of a worker to begin after a rest, while what it needs does not answer.
+RETRY_SECONDS: Final = 30.0
+
 
 def work_in_shifts(
     settings: Settings,
@@ -60,6 +64,7 @@ def work_in_shifts(
     rules = _rules(settings, workplace.lock.device)
     board = RestBoard(lock_directory(settings.lock_dir), workplace.lock.device, redact(settings.database_url))
     rest = rules.rest()
+    has_rested = rest is not None
 
     def tell(why: Rest) -> None:
         board.show(why)
@@ -80,16 +85,24 @@ def work_in_shifts(
 
             board.clear()
             requests.begin_shift()
-            code = run_worker(
-                settings,
-                time_limits=time_limits,
-                workplace=workplace,
-                on_progress=on_progress,
-                on_ready=on_ready,
-                stop=requests,
-                handle_signals=handle_signals,
-                rest=rules.rest,
-            )
+            try:
+                code = run_worker(
+                    settings,
+                    time_limits=time_limits,
+                    workplace=workplace,
+                    on_progress=on_progress,
+                    on_ready=on_ready,
+                    stop=requests,
+                    handle_signals=handle_signals,
+                    rest=rules.rest,
+                )
+            except UnreachableError as error:
+                if not has_rested:  # somebody has just started it, and reads what is wrong
+                    raise
+                rules.postpone(f"it cannot begin yet: {error}", datetime.now(UTC) + timedelta(seconds=RETRY_SECONDS))
+                rest = rules.rest()
+                continue
+            has_rested = True
             rest = requests.rest
             if code != EXIT_OK or rest is None or requests.is_final:
                 return code

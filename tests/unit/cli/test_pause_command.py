@@ -7,14 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from helix_jobs.worker.rest_note import RestNote, Wish, read_rest_note, write_rest_note
+from helix_jobs.worker.rest_note import RestNote, Wish, read_rest_notes, write_rest_note
 
 
 def test_a_pause_is_noted_told_and_ended(helix, locks):
     result = helix("pause", "--worker", "--now", "--device", "ROCm:1")
     assert result.exit_code == 0, result.output
     assert "The workers on ROCm:1 take no more jobs. Let them go on with: " in result.output
-    assert read_rest_note(locks, Wish.PAUSE) == RestNote(device="cuda:1", at_once=True)
+    assert read_rest_notes(locks, Wish.PAUSE) == (RestNote(device="cuda:1", at_once=True),)
     told = helix("status").output
     assert "This machine's workers are paused on cuda:1. End it with: " in told
     assert "No worker is running" not in told
@@ -56,4 +56,4 @@ def test_a_note_that_cannot_be_read_keeps_no_status_from_its_answer(helix, locks
 )
 def test_a_pause_is_of_a_batch_or_of_workers(helix, locks, arguments):
     assert helix(*arguments).exit_code == 2
-    assert read_rest_note(locks, Wish.PAUSE) is None
+    assert read_rest_notes(locks, Wish.PAUSE) == ()

@@ -9,7 +9,7 @@ import pytest
 
 from helix_jobs.cli import yielding
 from helix_jobs.worker.device_lock import DeviceLock
-from helix_jobs.worker.rest_note import RestNote, Wish, read_rest_note
+from helix_jobs.worker.rest_note import RestNote, Wish, read_rest_notes
 from tests.machine_clock import machine_clock
 
 
@@ -26,7 +26,7 @@ def test_a_device_is_noted_under_the_name_by_which_workers_lock_it(helix, locks,
     result = helix("yield", "--device", given)
     assert result.exit_code == 0, result.output
     assert f"{given} is free. Take it back with" in result.output
-    assert read_rest_note(locks, Wish.YIELD) == RestNote(device=noted)
+    assert read_rest_notes(locks, Wish.YIELD) == (RestNote(device=noted),)
     worker = DeviceLock(f"{noted}:0" if noted == "cuda" else noted, locks)
     worker.acquire()
     result = helix("yield", "--device", given, "--no-wait", "--json")
@@ -38,7 +38,7 @@ def test_a_device_is_noted_under_the_name_by_which_workers_lock_it(helix, locks,
 def test_a_name_that_no_device_has_is_refused_and_nothing_is_noted(helix, locks, name):
     result = helix("yield", "--device", name)
     assert result.exit_code == 2
-    assert read_rest_note(locks, Wish.YIELD) is None
+    assert read_rest_notes(locks, Wish.YIELD) == ()
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_time_of_day_is_the_next_one_when_summer_time_moves_the_clock(helix, l
     monkeypatch.setattr(yielding, "datetime", Clock)
     with machine_clock("Europe/Berlin"):
         assert helix("yield", "--until", text, "--no-wait").exit_code == 0
-    assert read_rest_note(locks, Wish.YIELD) == RestNote(until=datetime.fromisoformat(until))
+    assert read_rest_notes(locks, Wish.YIELD) == (RestNote(until=datetime.fromisoformat(until)),)
 
 
 def test_the_day_is_said_where_it_is_not_today(helix, locks):

@@ -12,7 +12,7 @@ from helix_jobs.opening_hours import OpeningHours
 from helix_jobs.worker import rest_note
 from helix_jobs.worker.device_lock import DeviceLock, is_held
 from helix_jobs.worker.rest import RestRules
-from helix_jobs.worker.rest_note import RestNote, Wish, read_rest_note, remove_rest_note, write_rest_note
+from helix_jobs.worker.rest_note import RestNote, Wish, read_rest_notes, remove_rest_note, write_rest_note
 from helix_jobs.worker.stop_requests import StopRequests
 
 if TYPE_CHECKING:
@@ -61,6 +61,34 @@ def test_a_note_ends_by_itself_or_when_it_is_removed(tmp_path: Path) -> None:
     assert rules.rest(NOON) is None
 
 
+def test_each_device_has_a_note_of_its_own(tmp_path: Path) -> None:
+    """Who asks for a second device does not give the first one back."""
+    first, second = (RestRules(None, device, tmp_path) for device in ("cuda:0", "cuda:1"))
+    write_rest_note(tmp_path, Wish.YIELD, RestNote(device="cuda:0"))
+    write_rest_note(tmp_path, Wish.YIELD, RestNote(device="cuda:1", until=NOON + timedelta(days=900), at_once=True))
+    (resting, other) = (first.rest(NOON), second.rest(NOON))
+    assert resting is not None
+    assert other is not None
+    assert [(one.until, one.at_once) for one in (resting, other)] == [(None, False), (NOON + timedelta(days=900), True)]
+    write_rest_note(tmp_path, Wish.YIELD, RestNote(device="cuda:1", until=NOON + timedelta(days=800)))
+    assert [note.device for note in read_rest_notes(tmp_path, Wish.YIELD)] == ["cuda:0", "cuda:1"]
+    other = second.rest(NOON)
+    assert other is not None
+    assert (other.until, other.at_once) == (NOON + timedelta(days=800), False), "the later one for a device counts"
+    write_rest_note(tmp_path, Wish.YIELD, RestNote(device="cuda", until=NOON + timedelta(days=850)))
+    other = second.rest(NOON)
+    assert other is not None
+    assert other.until == NOON + timedelta(days=850), "it rests until the last of them ends"
+    assert remove_rest_note(tmp_path, Wish.YIELD)
+    assert first.rest(NOON) is second.rest(NOON) is None
+
+
+def test_a_note_that_is_over_goes_with_the_next(tmp_path: Path) -> None:
+    write_rest_note(tmp_path, Wish.PAUSE, RestNote(device="cuda:0", until=datetime(2020, 1, 1, tzinfo=UTC)))
+    write_rest_note(tmp_path, Wish.PAUSE, RestNote(device="cuda:1"))
+    assert [note.device for note in read_rest_notes(tmp_path, Wish.PAUSE)] == ["cuda:1"]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -70,9 +98,12 @@ def test_a_note_ends_by_itself_or_when_it_is_removed(tmp_path: Path) -> None:
         b"[]",
         b"null",
         b"{}",
-        b'{"device": null, "until": "tomorrow", "at_once": false}',
-        b'{"device": null, "until": "2099-01-01T00:00:00", "at_once": false}',
-        b'{"device": null, "until": 7, "at_once": false}',
+        b'{"notes": 3}',
+        b'{"notes": [3]}',
+        b'{"notes": [{}]}',
+        b'{"notes": [{"device": null, "until": "tomorrow", "at_once": false}]}',
+        b'{"notes": [{"device": null, "until": "2099-01-01T00:00:00", "at_once": false}]}',
+        b'{"notes": [{"device": null, "until": 7, "at_once": false}]}',
     ],
 )
 def test_a_file_that_is_no_note_is_nobodys_wish(
@@ -85,7 +116,7 @@ def test_a_file_that_is_no_note_is_nobodys_wish(
     assert resting.rest(NOON) is not None
     note.write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"yield\.json is no note of helix yield; .*, or remove the file"):
-        read_rest_note(tmp_path, Wish.YIELD)
+        read_rest_notes(tmp_path, Wish.YIELD)
     assert RestRules(None, "cpu", tmp_path).rest(NOON) is None
     caplog.clear()
     assert [resting.rest(NOON) is None for _ in range(3)] == [False] * 3
@@ -109,7 +140,7 @@ def test_a_note_that_cannot_be_read_counts_as_it_was(
     assert rules.rest(MIDNIGHT) is not None
     monkeypatch.setattr(rest_note, "read_private", refuse)
     with pytest.raises(OSError, match=r"denied|output"):
-        read_rest_note(tmp_path, Wish.YIELD)
+        read_rest_notes(tmp_path, Wish.YIELD)
     assert rules.rest(MIDNIGHT) is not None
     assert rules.rest(NOON) is None, "it ends when it said"
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helix_jobs.errors import ConfigurationError
+from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.settings import Settings
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
 from helix_jobs.worker import process, shifts
+from helix_jobs.worker.device_lock import lock_directory
 from helix_jobs.worker.rest import Rest
+from helix_jobs.worker.rest_note import RestNote, Wish, remove_rest_note, write_rest_note
 from helix_jobs.worker.stop_requests import StopRequests
 
 if TYPE_CHECKING:
@@ -65,3 +67,38 @@ def test_a_sign_that_the_device_does_not_tell_is_refused_at_the_start(tmp_path: 
     )
     with pytest.raises(ConfigurationError, match="fake does not tell how much of it others hold; use load or process"):
         shifts.work_in_shifts(settings, time_limits=DEFAULT_TIME_LIMITS)
+
+
+def test_a_worker_that_cannot_begin_after_its_rest_tries_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody sits there at ten in the evening to start it anew."""
+    locks = lock_directory(tmp_path / "locks")
+    tries: list[str] = []
+    lines: list[str] = []
+
+    def run_worker(*_: object, **__: object) -> int:
+        tries.append("tried")
+        if len(tries) < 3:
+            raise BrokerUnreachableError("the broker at redis://box does not answer")
+        return 0
+
+    def go_on(line: str) -> None:
+        lines.append(line)
+        remove_rest_note(locks, Wish.PAUSE)
+
+    monkeypatch.setattr(process, "run_worker", run_worker)
+    monkeypatch.setattr(shifts, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(shifts, "LOOK_SECONDS", 0.01)
+    write_rest_note(locks, Wish.PAUSE, RestNote())
+    settings = Settings.from_environment(
+        {"HELIX_HOME": str(tmp_path / "home"), "HELIX_LOCK_DIR": str(locks), "HELIX_ENGINE": "fake"}
+    )
+    told = {"time_limits": DEFAULT_TIME_LIMITS, "on_progress": go_on, "handle_signals": False}
+    assert shifts.work_in_shifts(settings, **told) == 0
+    assert len(tries) == 3
+    waits = "resting: it cannot begin yet: the broker at redis://box does not answer"
+    assert lines == ["resting: paused (helix pause --worker)", waits, waits]
+    assert not list(locks.glob("resting-*"))
+    tries.clear()
+    with pytest.raises(BrokerUnreachableError):  # somebody has just started it
+        shifts.work_in_shifts(settings, **told)
+    assert len(tries) == 1
