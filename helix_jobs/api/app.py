@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from helix_jobs._version import __version__
 from helix_jobs.api import batches, files, generation, health, models
@@ -35,8 +35,7 @@ logger = logging.getLogger(__name__)
 
 _NOT_FOUND: Final = 404
 _NOT_ALLOWED: Final = 405
-# How a path's parameter is read: the description leaves it out.
-_CONVERTER: Final = re.compile(r":\w+}")
+_METHODS: Final = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _DESCRIPTION: Final = (
     "OpenAI's interface to Helix: requests become jobs of the queue, and answers rows of the results table."
 )
@@ -115,12 +114,15 @@ def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for it"
     path = request.scope["path"][:200]
     message, headers = error.detail, dict(error.headers or {})
+    if error.status_code == _NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods_of(request))
     if is_page(path):
-        return refusal_page(request, Problem(error.status_code, f"{path} is not a page; begin with the overview"))
+        page = refusal_page(request, Problem(error.status_code, f"{path} is not a page; begin with the overview"))
+        page.headers.update(headers)
+        return page
     if error.status_code == _NOT_FOUND:
         message = f"there is no {request.method} {path}; GET /openapi.json lists what there is"
     elif error.status_code == _NOT_ALLOWED:
-        headers["Allow"] = ", ".join(_methods_of(request))
         message = f"{request.method[:20]} is not answered at {path}; ask with {headers['Allow']}"
     body = {"error": error_object(error.status_code, message, None, None)}
     return JSONResponse(body, status_code=error.status_code, headers=headers)
@@ -128,9 +130,12 @@ def _unrouted(request: Request, error: Exception) -> Response:
 
 def _methods_of(request: Request) -> list[str]:
     """The methods that any route of the request's path answers; starlette names those of the first one alone."""
-    description = request.app.openapi()["paths"]
-    pattern = _route(request)
-    return sorted(method.upper() for method in description.get(_CONVERTER.sub("}", pattern), ()))
+    routes = request.app.router.routes
+
+    def answers(method: str) -> bool:
+        return any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+
+    return [method for method in _METHODS if answers(method)]
 
 
 def _route(request: Request) -> str:
