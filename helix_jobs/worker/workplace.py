@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.loading.open_engine import device_name, load_engine, release_memory
 from helix_jobs.worker.device_lock import DeviceLock
+from helix_jobs.worker.short_thread import on_short_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,7 @@ class Workplace:
     def engine(self, on_progress: Callable[[str], None] | None) -> EngineProtocol:
         """The engine that was kept, or a new one. Errors as for ``load_engine``."""
         if self._engine is None:
-            self._engine = load_engine(self._settings, on_progress)
+            self._engine = on_short_thread(lambda: load_engine(self._settings, on_progress), "helix-loading")
         return self._engine
 
     def close_engine(self) -> None:
