@@ -67,7 +67,8 @@ class RateModel:
     def of_slots(cls, slots: int, token_seconds: float, spread: float = 2 * DRIFT) -> RateModel:
         """From the time of a token where ``slots`` sequences were always under way."""
         alone = token_seconds * (_FIXED_SHARE + (1 - _FIXED_SHARE) / slots)
-        return cls({1: alone, slots: token_seconds} if slots > 1 else {1: token_seconds}, 0.0, spread)
+        sizes = {1: alone, slots: token_seconds} if slots > 1 else {1: token_seconds}
+        return cls(sizes, 0.0, spread, free_tokens=0)
 
     def scaled(self, factor: float, spread: float | None = None) -> RateModel:
         """The same shape, slower by ``factor``."""
@@ -79,10 +80,19 @@ class RateModel:
             self.free_tokens,
         )
 
-    def in_slots(self, factor: float, spread: float) -> RateModel:
-        """The same shape at the level of the time that jobs spend in their slots, prompts and all."""
-        token_seconds = {size: seconds * factor for size, seconds in self.token_seconds.items()}
-        return RateModel(token_seconds, 0.0, spread, free_tokens=0)
+    def slot_seconds(self, sequences: int, *, answers: int, tokens: int, prompt_tokens: int) -> float:
+        """Seconds that jobs spend in their slots together, while so many sequences are always under way.
+
+        Each of them stands still while the prompt of any other is read.
+
+        Args:
+            sequences: How many run at once.
+            answers: Answers.
+            tokens: Of all of them.
+            prompt_tokens: Prompt tokens that are computed for them.
+        """
+        decoding = max(tokens - self.free_tokens * answers, 0) * self.at(sequences)
+        return decoding + sequences * prompt_tokens * self.prompt_token_seconds
 
     def together(self, engines: int) -> RateModel:
         """So many engines like this one, which share the work."""

@@ -11,6 +11,7 @@ from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import UnreadableRowError
 from helix_jobs.forecast.forecast import Forecast, forecast
 from helix_jobs.forecast.length_model import Answer, LengthModel
+from helix_jobs.forecast.prompt_model import PromptModel
 from helix_jobs.forecast.rate_model import DRIFT, RateModel
 from helix_jobs.forecast.step_costs import StepCosts
 from helix_jobs.forecast.work import MOST_JOBS, JobShape, Work
@@ -115,10 +116,11 @@ def _outlook(
         return None
     if all(one.batch_id == status.id for one in running):
         rate = rate.scaled(1 / _busy_share(status, own, running, slots, now))
+    prompts = PromptModel([(one.size, one.computed_tokens) for one in ended if one.computed_tokens is not None])
     token_seconds = rate.at(min(slots, len(running) or 1))
     work = Work(
         running=tuple(_shape(one, _age(one, now, token_seconds)) for one in running for _ in range(one.choices)),
-        waiting=tuple(waiting),
+        waiting=tuple(replace(shape, computed_tokens=prompts.computed(shape.prompt_tokens)) for shape in waiting),
         waiting_count=max(len(waiting), _answers(status, own) + in_front),
         slots=slots,
     )
@@ -143,8 +145,9 @@ def _is_int8(workers: Iterable[Worker]) -> bool:
 def _rate(c: Connection, ended: Iterable[Glimpse], workers: Sequence[Worker], at_once: int) -> RateModel | None:
     """How fast the workers are together.
 
-    The shape of the rate comes from their latest runs. Its level comes from the jobs that have ended last, as far as
-    there are enough: the time in their slots has everything in it that a run does not know of these jobs.
+    The shape of the rate comes from their latest runs: what a token costs, and what a token of a prompt. Its level
+    comes from the jobs that have ended last, as far as there are enough: the time in their slots has everything in it
+    that a run does not know of these jobs.
     """
     costs = [StepCosts.from_json(one) for one in recent_step_costs(c, [worker.id for worker in workers], _RUNS)]
     rate = RateModel.of(costs)
@@ -153,12 +156,13 @@ def _rate(c: Connection, ended: Iterable[Glimpse], workers: Sequence[Worker], at
         key=lambda one: str(one.finished_at),
     )[-_LATEST:]
     if timed and (rate is None or len(timed) >= _ENOUGH):
-        seconds = sum(one.total_seconds or 0.0 for one in timed) / sum(one.tokens or 0 for one in timed)
+        spent, tokens = sum(one.total_seconds or 0.0 for one in timed), sum(one.tokens or 0 for one in timed)
         spread = sqrt((_UNREST * DRIFT) ** 2 + _JOBS_DIFFER**2 / len(timed))
         each = max(1, round(at_once / len(workers)))
-        shape = RateModel.of_slots(each, seconds) if rate is None else rate
-        level = seconds / shape.at(each) if shape.at(each) > 0 else 1.0
-        rate = shape.in_slots(level, spread)
+        shape = RateModel.of_slots(each, spent / tokens) if rate is None else rate
+        computed = sum(one.computed_tokens or 0 for one in timed)
+        expected = shape.slot_seconds(each, answers=len(timed), tokens=tokens, prompt_tokens=computed)
+        rate = shape.scaled(spent / expected if expected > 0 else 1.0, spread)
     return None if rate is None else rate.together(len(workers))
 
 

@@ -40,6 +40,7 @@ class Glimpse:
         max_tokens: Of each of its answers; None where the request does not say.
         choices: Answers that it asks for.
         tokens: Of its first answer; None while there is none.
+        computed_tokens: Prompt tokens that were computed for that answer.
         was_cut: Its first answer was cut off.
         total_seconds: Of its first answer, from its admission on.
     """
@@ -54,6 +55,7 @@ class Glimpse:
     claimed_at: datetime | None
     finished_at: datetime | None
     tokens: int | None
+    computed_tokens: int | None
     was_cut: bool
     total_seconds: float | None
 
@@ -116,6 +118,7 @@ def _query(c: Connection) -> Select[*tuple[Any, ...]]:
         jobs.c.claimed_at,
         jobs.c.finished_at,
         results.c.completion_tokens,
+        (results.c.prompt_tokens - results.c.cached_prompt_tokens).label("computed_tokens"),
         results.c.finish_reason,
         results.c.total_seconds,
     ).outerjoin(results, and_(results.c.job_id == jobs.c.id, results.c.choice == 0))
@@ -134,6 +137,7 @@ def _read(c: Connection, query: Select[*tuple[Any, ...]]) -> list[Glimpse]:
             claimed_at=row.claimed_at,
             finished_at=row.finished_at,
             tokens=row.completion_tokens,
+            computed_tokens=row.computed_tokens,
             was_cut=row.finish_reason == "length",
             total_seconds=row.total_seconds,
         )

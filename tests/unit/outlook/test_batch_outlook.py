@@ -121,6 +121,32 @@ def test_the_shape_of_the_rate_comes_from_the_workers_runs(database: Database) -
     assert seconds(outlook(database, batch_id)) == pytest.approx(2.0, rel=0.15), "alone it is no faster"
 
 
+def test_longer_prompts_that_are_still_to_come_take_longer(database: Database) -> None:
+    """A file is often sorted: the first quarter of its rows has short texts, and the others have long ones."""
+    register(database, "w1")
+    costs = StepCosts()
+    decoded = EngineCounters(steps=10, sequence_steps=40, decode_sequence_steps=40, completion_tokens=40)
+    costs.add_step(EngineCounters(), decoded, 10 * 0.1)
+    costs.add_step(EngineCounters(), EngineCounters(steps=1, sequence_steps=1, prompt_tokens=1000), 1.0)
+    with database.write() as c:
+        run_id = workers.start_run(c, "w1", now())
+        workers.finish_run(c, run_id, RunTotals(steps=11, step_costs=costs.to_json()), now())
+    batch_id, ids = stored_batch(database, 120)
+
+    def words(place: int) -> int:
+        return 30 + place if place < 40 else 1000
+
+    with database.write() as c:
+        for place, job_id in enumerate(ids):
+            c.execute(update(jobs).where(jobs.c.id == job_id).values(request={"prompt": "word " * words(place)}))
+    for place, job_id in enumerate(ids[:40]):
+        took = 19 * 0.1 + 4 * words(place) * 0.001  # 20 tokens, beside three others' prompts and its own
+        row = {"completion_tokens": 20, "prompt_tokens": words(place), "total_seconds": took}
+        assert succeed(database, must_take(database, job_id), **row)
+    # In 4 slots each of 80 jobs takes a quarter of 19 steps, and its prompt a second.
+    assert seconds(outlook(database, batch_id)) == pytest.approx(80 * (19 * 0.1 / 4 + 1.0), rel=0.15)
+
+
 def test_glimpses_are_spread_over_a_batch_and_survive_edits_by_hand(database: Database) -> None:
     batch_id, ids = stored_batch(database, 50)
     with database.read() as c:
