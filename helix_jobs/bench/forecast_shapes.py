@@ -39,6 +39,7 @@ class ForecastShape:
         has_schema: The rows are reports that are turned into records.
         shared_words: Words that every prompt begins with.
         temperature: How its answers are sampled.
+        ascending: The longest texts come last, as in a file that is sorted.
     """
 
     name: str
@@ -49,12 +50,15 @@ class ForecastShape:
     has_schema: bool = False
     shared_words: int = 0
     temperature: float = 0.0
+    ascending: bool = False
 
     def rows(self, count: int, seed: int) -> list[dict[str, Any]]:
         """Its rows: the same for the same seed, and no prompt twice for different seeds."""
         rng = random.Random(seed)  # noqa: S311  (a workload, not a secret)
         begin = text(seed, self.shared_words) + " " if self.shared_words else ""
-        return [self._row(rng, begin, seed * 100_000 + number) for number in range(max(8, round(count * self.share)))]
+        numbers = range(max(8, round(count * self.share)))
+        found = [self._row(rng, begin, seed * 100_000 + number) for number in numbers]
+        return sorted(found, key=lambda row: len(row["messages"][-1]["content"])) if self.ascending else found
 
     def _row(self, rng: random.Random, begin: str, number: int) -> dict[str, Any]:
         row: dict[str, Any] = {"max_tokens": self.limits[number % len(self.limits)], "temperature": self.temperature}
@@ -94,4 +98,6 @@ SHAPES: Final[Sequence[ForecastShape]] = (
     ForecastShape(name="extraction", engine=_PLAIN, has_schema=True, limits=(160,), share=0.5),
     ForecastShape(name="one beginning for all, int8 draft", engine=_COPY, shared_words=300, limits=(64,), share=0.5),
     ForecastShape(name="prompts of all lengths, lookup", engine=_LOOKUP, words=(5, 300), limits=(24, 96)),
+    ForecastShape(name="short texts first", engine=_PLAIN, words=(5, 400), limits=(32,), share=0.6, ascending=True),
+    ForecastShape(name="short texts first, lookup", engine=_LOOKUP, words=(5, 400), limits=(32,), ascending=True),
 )
