@@ -170,6 +170,8 @@ def test_an_evening(evening: Evening) -> None:
     for row in rows[:: ROWS // CHANGED]:
         row["question"] += " Be brief."
     write_table(evening.folder / "questions.csv", rows)
+    plan_again = evening.figures("plan", "questions.csv", *ASKED)
+    assert plan_again["from_cache"] == ROWS - CHANGED
     again = time.monotonic()
     second = evening.figures("submit", "questions.csv", *ASKED)["batch_id"]
     last = evening.wait_succeeded(second, ROWS)
@@ -179,7 +181,8 @@ def test_an_evening(evening: Evening) -> None:
 
     for line in promised_and_had(plan, {"a quarter": early, "half": half}, done, took - away):
         print(line)  # noqa: T201  (what docs/night.md tells)
-    print(f"{away:.0f} s paused or without a worker; the second run {took_again:.0f} s")  # noqa: T201
+    print(f"{away:.0f} s paused or without a worker")  # noqa: T201
+    print(f"second run, seconds: {plan_again['seconds']}, had {took_again:.0f} with submit")  # noqa: T201
     print(f"stored answers {last['from_cache']}, computed {ROWS - last['from_cache']}; {diff['summary']}")  # noqa: T201
     assert done["completion_tokens"] > 0
     assert last["from_cache"] == ROWS - CHANGED, "whatever is as it was costs nothing"
