@@ -110,18 +110,22 @@ def _outlook(
         ended += recent_glimpses(c, workers[0].target_model, _RECENT)
     waiting, in_front = _waiting(c, status, own)
     slots = sum(worker.slots for worker in workers)
-    running = running_glimpses(c)
-    rate = _rate(c, ended, workers, min(slots, len(running) + len(waiting)))
+    running, claimed = _admitted(running_glimpses(c), slots)
+    timed = _timed(ended)
+    rate = _rate(c, timed, workers, min(slots, len(running) + len(waiting)))
     if rate is None:
         return None
-    if all(one.batch_id == status.id for one in running):
+    if all(one.batch_id == status.id for one in (*running, *claimed)):
         rate = rate.scaled(1 / _busy_share(status, own, running, slots, now))
     prompts = PromptModel([(one.size, one.computed_tokens) for one in ended if one.computed_tokens is not None])
-    token_seconds = rate.at(min(slots, len(running) or 1))
+    pace = _SlotPace.of(timed, len(claimed) / slots) or _SlotPace(rate.at(min(slots, len(running) or 1)))
+    ahead = [_shape(one) for one in claimed for _ in range(one.choices)]
     work = Work(
-        running=tuple(_shape(one, _age(one, now, token_seconds)) for one in running for _ in range(one.choices)),
-        waiting=tuple(replace(shape, computed_tokens=prompts.computed(shape.prompt_tokens)) for shape in waiting),
-        waiting_count=max(len(waiting), _answers(status, own) + in_front),
+        running=tuple(_shape(one, pace.tokens(one, now)) for one in running for _ in range(one.choices)),
+        waiting=tuple(
+            replace(shape, computed_tokens=prompts.computed(shape.prompt_tokens)) for shape in (*ahead, *waiting)
+        ),
+        waiting_count=len(ahead) + max(len(waiting), _answers(status, own) + in_front),
         slots=slots,
     )
     lengths = LengthModel(
@@ -142,7 +146,50 @@ def _is_int8(workers: Iterable[Worker]) -> bool:
     return all(one.get("engine") != "helix" or str(one.get("dtype", "")).startswith("int8") for one in setups)
 
 
-def _rate(c: Connection, ended: Iterable[Glimpse], workers: Sequence[Worker], at_once: int) -> RateModel | None:
+def _admitted(running: Iterable[Glimpse], slots: int) -> tuple[list[Glimpse], list[Glimpse]]:
+    """The jobs that are in a slot, and those that a worker has claimed ahead: the latest."""
+    in_slots: list[Glimpse] = []
+    claimed: list[Glimpse] = []
+    taken = 0
+    for one in sorted(running, key=lambda one: (str(one.claimed_at), one.id)):
+        (in_slots if taken < slots else claimed).append(one)
+        taken += one.choices
+    return in_slots, claimed
+
+
+def _timed(ended: Iterable[Glimpse]) -> list[Glimpse]:
+    """Those whose time is known that ended last, in their order."""
+    known = (one for one in ended if one.tokens and one.total_seconds and one.finished_at is not None)
+    return sorted(known, key=lambda one: str(one.finished_at))[-_LATEST:]
+
+
+@dataclass(frozen=True, slots=True)
+class _SlotPace:
+    """How fast a job in a slot comes on, the prompts of others between its tokens included.
+
+    Attributes:
+        token_seconds: Seconds of a token.
+        wait_seconds: How long a job is claimed before it gets its slot.
+    """
+
+    token_seconds: float
+    wait_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, timed: Sequence[Glimpse], ahead: float) -> _SlotPace | None:
+        """From jobs that have ended; ``ahead`` are claimed for each slot. None without such jobs."""
+        spent, tokens = sum(one.total_seconds or 0.0 for one in timed), sum(one.tokens or 0 for one in timed)
+        return cls(spent / tokens, ahead * spent / len(timed)) if tokens else None
+
+    def tokens(self, one: Glimpse, now: datetime) -> int:
+        """Tokens that a running job has by now, as far as its time tells."""
+        if one.claimed_at is None or self.token_seconds <= 0:
+            return 0
+        seconds = (now - one.claimed_at).total_seconds() - self.wait_seconds
+        return max(0, min(int(seconds / self.token_seconds), _limit(one) - 1))
+
+
+def _rate(c: Connection, timed: Sequence[Glimpse], workers: Sequence[Worker], at_once: int) -> RateModel | None:
     """How fast the workers are together.
 
     The shape of the rate comes from their latest runs: what a token costs, and what a token of a prompt. Its level
@@ -151,10 +198,6 @@ def _rate(c: Connection, ended: Iterable[Glimpse], workers: Sequence[Worker], at
     """
     costs = [StepCosts.from_json(one) for one in recent_step_costs(c, [worker.id for worker in workers], _RUNS)]
     rate = RateModel.of(costs)
-    timed = sorted(
-        (one for one in ended if one.tokens and one.total_seconds and one.finished_at is not None),
-        key=lambda one: str(one.finished_at),
-    )[-_LATEST:]
     if timed and (rate is None or len(timed) >= _ENOUGH):
         spent, tokens = sum(one.total_seconds or 0.0 for one in timed), sum(one.tokens or 0 for one in timed)
         spread = sqrt((_UNREST * DRIFT) ** 2 + _JOBS_DIFFER**2 / len(timed))
@@ -242,13 +285,6 @@ def _shape(one: Glimpse, done_tokens: int = 0) -> JobShape:
 
 def _limit(one: Glimpse) -> int:
     return _DEFAULT_MAX_TOKENS if one.max_tokens is None else one.max_tokens
-
-
-def _age(one: Glimpse, now: datetime, token_seconds: float) -> int:
-    """Tokens that a running job has by now, as far as its time tells."""
-    if one.claimed_at is None or token_seconds <= 0:
-        return 0
-    return max(0, min(int((now - one.claimed_at).total_seconds() / token_seconds), _limit(one) - 1))
 
 
 def _order(one: Glimpse) -> tuple[int, int]:

@@ -121,6 +121,25 @@ def test_the_shape_of_the_rate_comes_from_the_workers_runs(database: Database) -
     assert seconds(outlook(database, batch_id)) == pytest.approx(2.0, rel=0.15), "alone it is no faster"
 
 
+def test_jobs_that_a_worker_has_claimed_ahead_wait_for_a_slot(database: Database) -> None:
+    register(database, "w1")
+    batch_id, ids = stored_batch(database, 46)
+    answer(database, ids[:40])
+    began = now()
+    for place, job_id in enumerate(ids[40:]):
+        must_take(database, job_id)
+        with database.write() as c:
+            # The last one is the first that was claimed.
+            c.execute(update(jobs).where(jobs.c.id == job_id).values(claimed_at=began - timedelta(seconds=1 + place)))
+    with database.read() as c:
+        found = batch_outlook(c, status(database, batch_id), began, LEASE)
+    assert found is not None
+    assert (len(found.work.running), len(found.work.waiting), found.work.waiting_count) == (SLOTS, 2, 2)
+    # Two for four slots wait half as long as a job takes: one second of those since their claim.
+    done = sorted(shape.done_tokens for shape in found.work.running)
+    assert done == pytest.approx([20, 30, 40, 50], abs=1)
+
+
 def test_longer_prompts_that_are_still_to_come_take_longer(database: Database) -> None:
     """A file is often sorted: the first quarter of its rows has short texts, and the others have long ones."""
     register(database, "w1")
