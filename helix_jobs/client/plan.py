@@ -12,7 +12,7 @@ from helix_jobs.errors import InputError
 from helix_jobs.forecast.forecast import Forecast, forecast
 from helix_jobs.forecast.length_model import LengthModel
 from helix_jobs.forecast.prefix_savings import PrefixSavings
-from helix_jobs.forecast.rate_model import RateModel
+from helix_jobs.forecast.rate_model import GUSTS, RateModel
 from helix_jobs.forecast.trial import run_trial
 from helix_jobs.forecast.work import MOST_JOBS, JobShape, Work
 from helix_jobs.intake.constraint_fields import default_constraint
@@ -175,7 +175,9 @@ def plan_input(
     known = {one.place: trial.ended[one.request.request_id] for one in chosen if one.request.request_id in trial.ended}
     slots = _slots(info, found, trial)
     work = Work((), tuple(_shapes(found, known)), found.answers, slots)
-    return Plan(found, info, slots, len(chosen), trial, rate, forecast(work, LengthModel(trial.answers), rate))
+    return Plan(
+        found, info, slots, len(chosen), trial, rate, forecast(work, LengthModel(trial.answers), rate, gusts=GUSTS)
+    )
 
 
 def _first_reason(found: Survey) -> str:

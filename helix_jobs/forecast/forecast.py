@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from math import exp
+from math import exp, sqrt
 from random import Random
 from statistics import median
 from typing import TYPE_CHECKING, Final
@@ -66,7 +66,9 @@ class Forecast:
         return self.draws[low] + (place - low) * (self.draws[high] - self.draws[low])
 
 
-def forecast(work: Work, lengths: LengthModel, rate: RateModel, seed: int = 0, *, most: int = MOST_DRAWS) -> Forecast:
+def forecast(
+    work: Work, lengths: LengthModel, rate: RateModel, seed: int = 0, *, most: int = MOST_DRAWS, gusts: float = 0.0
+) -> Forecast:
     """Simulate the work many times, each time with other lengths, another sample of them and another speed.
 
     Args:
@@ -75,6 +77,8 @@ def forecast(work: Work, lengths: LengthModel, rate: RateModel, seed: int = 0, *
         rate: How fast the engine is.
         seed: The same seed gives the same forecast.
         most: Draws at most.
+        gusts: How much the speed of one second differs from the mean: the standard deviation of its logarithm. Over a
+            longer time it averages out.
     """
     rng = Random(seed)  # noqa: S311  (no secret)
     count = len(work.running) + len(work.waiting)
@@ -94,6 +98,6 @@ def forecast(work: Work, lengths: LengthModel, rate: RateModel, seed: int = 0, *
             for one in work.waiting
         ]
         seconds = simulate(running, waiting, rate, work.slots, waiting_count=work.waiting_count)
-        draws.append(seconds * exp(rng.gauss(0.0, rate.spread)))
+        draws.append(seconds * exp(rng.gauss(0.0, sqrt(rate.spread**2 + gusts**2 / max(seconds, 1.0)))))
         emitted.append(sum(running) + many * sum(tokens for _, tokens in waiting))
     return Forecast(tuple(sorted(draws)), round(median(emitted)))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # standard deviation of its logarithm.
 # Trade-off: a larger value is right more often when other programs come and go, and says less on a quiet machine.
 DRIFT: Final = 0.04
+# How much the speed of one second differs from the mean, likewise; of a minute it is an eighth of that.
+GUSTS: Final = 0.25
 # The share of a full step that a step of one sequence is taken to cost where only full steps were seen.
 _FIXED_SHARE: Final = 0.4
 # Measured stretches are not independent: a slow minute is followed by another slow one.

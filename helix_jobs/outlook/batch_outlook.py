@@ -12,7 +12,7 @@ from helix_jobs.errors import UnreadableRowError
 from helix_jobs.forecast.forecast import Forecast, forecast
 from helix_jobs.forecast.length_model import Answer, LengthModel
 from helix_jobs.forecast.prompt_model import PromptModel
-from helix_jobs.forecast.rate_model import DRIFT, RateModel
+from helix_jobs.forecast.rate_model import DRIFT, GUSTS, RateModel
 from helix_jobs.forecast.step_costs import StepCosts
 from helix_jobs.forecast.work import MOST_JOBS, JobShape, Work
 from helix_jobs.storage.glimpses import (
@@ -136,7 +136,7 @@ def _outlook(
     )
     if not lengths:
         return None
-    found = forecast(work, lengths, rate, most=_DRAWS)
+    found = forecast(work, lengths, rate, most=_DRAWS, gusts=GUSTS)
     again = 1 + status.refused / max(_computed(status), 1)
     return BatchOutlook(found.scaled(again), work, in_front, lengths, rate, _is_int8(workers))
 
@@ -200,8 +200,10 @@ def _rate(c: Connection, timed: Sequence[Glimpse], workers: Sequence[Worker], at
     rate = RateModel.of(costs)
     if timed and (rate is None or len(timed) >= _ENOUGH):
         spent, tokens = sum(one.total_seconds or 0.0 for one in timed), sum(one.tokens or 0 for one in timed)
-        spread = sqrt((_UNREST * DRIFT) ** 2 + _JOBS_DIFFER**2 / len(timed))
         each = max(1, round(at_once / len(workers)))
+        # From so short a time the level is known only as well as its gusts have averaged out.
+        window = max(spent / (each * len(workers)), 1.0)
+        spread = sqrt((_UNREST * DRIFT) ** 2 + _JOBS_DIFFER**2 / len(timed) + GUSTS**2 / window)
         shape = RateModel.of_slots(each, spent / tokens) if rate is None else rate
         computed = sum(one.computed_tokens or 0 for one in timed)
         expected = shape.slot_seconds(each, answers=len(timed), tokens=tokens, prompt_tokens=computed)

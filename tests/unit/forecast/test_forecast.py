@@ -50,6 +50,20 @@ def test_a_batch_of_a_million_jobs_is_the_multiple_of_a_small_one():
     assert large / small == pytest.approx(2000, rel=0.01)
 
 
+def test_gusts_blur_a_minute_and_average_out_over_an_hour():
+    rate = RateModel({1: 0.1}, 0.0, 0.0)
+    lengths = LengthModel(())
+
+    def width(tokens: int) -> float:
+        work = Work((JobShape(10, 0, tokens),), (), 0, 1)
+        found = forecast(work, lengths, rate, gusts=0.25)
+        assert found.median == pytest.approx(tokens / 10, rel=0.02)
+        return (found.high - found.low) / found.median
+
+    assert width(100) == pytest.approx(2 * 1.28 * 0.25 / 10**0.5, rel=0.2)  # ten seconds
+    assert width(36_000) < 0.02
+
+
 def test_a_forecast_says_how_likely_a_time_is():
     found = Forecast(tuple(float(second) for second in range(1, 101)))
     assert (found.low, found.median, found.high) == (pytest.approx(10.9), 50.5, pytest.approx(90.1))
