@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Run:
-    """One batched speculative run under way: a stretch in which the engine is busy, cut at a minute.
+    """One batched speculative run under way: a stretch in which the engine is busy.
+
+    It is cut at a minute, and a worker's first at ten seconds.
 
     Attributes:
         counters: The engine's totals when it began.

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS: Final = 3
 RUN_SECONDS: Final = 60.0
+# The first run is short, so that forecasts soon know what tokens and prompts cost.
+FIRST_RUN_SECONDS: Final = 10.0
 # One group commit lies between a finished batch and the next claims; the run goes on across it.
 LINGER_SECONDS: Final = 0.5
 # The longest an idle thread waits before it comes round.
@@ -106,6 +108,7 @@ class EngineThread:
         self._idle_seconds = 0.0
         self._idle_since: float | None = None
         self._run: Run | None = None
+        self._longest_run = FIRST_RUN_SECONDS
         self._busy_at = 0.0
         # When the step before the next one ended; None where the engine has had nothing to do since.
         self._lap: float | None = None
@@ -338,7 +341,8 @@ class EngineThread:
         if self._run is None:
             return
         idle = not self._engine.has_unfinished() and time.monotonic() - self._busy_at >= LINGER_SECONDS
-        if idle or time.monotonic() - self._run.began >= RUN_SECONDS:
+        if idle or time.monotonic() - self._run.began >= self._longest_run:
+            self._longest_run = RUN_SECONDS
             self._end_run()
 
     def _end_run(self) -> None:

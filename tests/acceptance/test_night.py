@@ -33,6 +33,8 @@ TEMPLATE: Final = "{{ task }}: {{ question }}"
 ROWS: Final = 2_000
 CHANGED: Final = ROWS // 100
 PATIENCE: Final = 4 * 3600.0
+# Each look starts a process, which takes a second of a processor from the worker.
+LOOK_SECONDS: Final = 15.0
 ASKED: Final = ("--template", "ask.j2", "--chat", "--id", "id", "--max-tokens", "32")
 
 
@@ -106,7 +108,7 @@ class Evening:
         deadline = time.monotonic() + PATIENCE
         while (status := self.status(batch))["counts"]["succeeded"] < count:
             assert time.monotonic() < deadline, status
-            time.sleep(2.0)
+            time.sleep(LOOK_SECONDS)
         return status
 
 

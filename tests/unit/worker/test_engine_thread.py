@@ -13,6 +13,7 @@ from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import EngineBrokenError, ExhaustedError, InvalidRequestError
 from helix_jobs.observability.rounds import Rounds
+from helix_jobs.worker import engine_thread
 from helix_jobs.worker.engine_run import Generated, RequestFailed, Run
 from helix_jobs.worker.engine_thread import LOOP, EngineThread
 from tests.worker_box import wait_until
@@ -83,6 +84,21 @@ def test_a_run_tells_what_its_steps_took(bench: Bench) -> None:
     assert sum(one.steps for one in steps) == bench.engine.counters().steps
     assert sum(one.tokens for one in steps) == bench.engine.counters().completion_tokens
     assert costs.seconds > 0
+
+
+def test_the_first_run_is_short_and_the_next_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forecast of the first batch needs what steps cost before a minute is over."""
+    monkeypatch.setattr(engine_thread, "FIRST_RUN_SECONDS", 0.05)
+    bench = Bench(FakeEngine(max_batch_size=1, step_seconds=0.02))
+    for number in range(30):
+        bench.submit(f"job {number}")
+    bench.thread.start()
+    bench.collect(30)
+    first, second = (bench.recorder.ended.get(timeout=20) for _ in range(2))
+    assert 0 < first < second
+    assert first + second == 30
+    bench.engine.close()
+    assert bench.thread.stop(20)
 
 
 def test_requests_added_before_and_while_it_runs_all_end(bench: Bench) -> None:
