@@ -7,7 +7,6 @@ from itertools import pairwise
 from math import sqrt
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import UnreadableRowError
 from helix_jobs.forecast.forecast import Forecast, forecast
 from helix_jobs.forecast.length_model import Answer, LengthModel
@@ -15,6 +14,7 @@ from helix_jobs.forecast.prompt_model import PromptModel
 from helix_jobs.forecast.rate_model import DRIFT, GUSTS, RateModel
 from helix_jobs.forecast.step_costs import StepCosts
 from helix_jobs.forecast.work import MOST_JOBS, JobShape, Work
+from helix_jobs.outlook.slot_time import LATEST, Slots, SlotTime, limit
 from helix_jobs.storage.glimpses import (
     Glimpse,
     glimpses,
@@ -44,8 +44,6 @@ _RECENT: Final = 256
 _RUNS: Final = 16
 # Ended jobs that a batch needs before its own lengths and times count alone.
 _ENOUGH: Final = 12
-# Of these many, those that ended last, the time of a token is taken.
-_LATEST: Final = 200
 # How much the time of a token differs from job to job, as a share.
 _JOBS_DIFFER: Final = 0.3
 # The level comes from a short time, so what is left may go faster or more slowly by more than a drift of the machine.
@@ -54,7 +52,6 @@ _DRAWS: Final = 100
 _LEAST_BUSY: Final = 0.05
 # No job ends for so many seconds, and for so many times the time of one: it is a rest.
 _REST: Final = 10.0
-_DEFAULT_MAX_TOKENS: Final = SamplingParams().max_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,27 +107,29 @@ def _outlook(
         ended += recent_glimpses(c, workers[0].target_model, _RECENT)
     waiting, in_front = _waiting(c, status, own)
     slots = sum(worker.slots for worker in workers)
-    running, claimed = _admitted(running_glimpses(c), slots)
-    timed = _timed(ended)
-    rate = _rate(c, timed, workers, min(slots, len(running) + len(waiting)))
+    running = running_glimpses(c)
+    taken, time = Slots.of(running, slots), SlotTime.of(ended)
+    rate = _rate(c, time, workers, min(slots, len(taken.running) + len(waiting)))
     if rate is None:
         return None
-    if all(one.batch_id == status.id for one in (*running, *claimed)):
+    if all(one.batch_id == status.id for one in running):
         rate = rate.scaled(1 / _busy_share(status, own, running, slots, now))
-    prompts = PromptModel([(one.size, one.computed_tokens) for one in ended if one.computed_tokens is not None])
-    pace = _SlotPace.of(timed, len(claimed) / slots) or _SlotPace(rate.at(min(slots, len(running) or 1)))
-    ahead = [_shape(one) for one in claimed for _ in range(one.choices)]
+    done = taken.done_tokens(now, time, rate.at(min(slots, len(taken.running) or 1)))
+    queued = max(len(waiting), _answers(status, own) + in_front)
+    # Where each that waits stands for many, so do those that are claimed ahead.
+    ahead = taken.claimed[:: max(1, round(queued / len(waiting)))] if waiting else taken.claimed
+    # An answer from the cache computed no prompt, and says nothing of one that is computed.
+    seen = [(one.size, one.computed_tokens) for one in ended if one.computed_tokens is not None and one.total_seconds]
+    prompts = PromptModel(seen)
     work = Work(
-        running=tuple(_shape(one, pace.tokens(one, now)) for one in running for _ in range(one.choices)),
-        waiting=tuple(
-            replace(shape, computed_tokens=prompts.computed(shape.prompt_tokens)) for shape in (*ahead, *waiting)
-        ),
-        waiting_count=len(ahead) + max(len(waiting), _answers(status, own) + in_front),
+        running=tuple(_shape(one, tokens) for one, tokens in zip(taken.running, done, strict=True)),
+        waiting=tuple(_waiting_shape(one, prompts) for one in (*ahead, *waiting)),
+        waiting_count=len(taken.claimed) + queued,
         slots=slots,
     )
     lengths = LengthModel(
         [
-            *(Answer(one.size, _limit(one), one.tokens or 0, not one.was_cut) for one in ended),
+            *(Answer(one.size, limit(one), one.tokens or 0, not one.was_cut) for one in ended),
             *(Answer(shape.prompt_tokens, shape.limit, shape.done_tokens, ended=False) for shape in work.running),
         ]
     )
@@ -146,50 +145,7 @@ def _is_int8(workers: Iterable[Worker]) -> bool:
     return all(one.get("engine") != "helix" or str(one.get("dtype", "")).startswith("int8") for one in setups)
 
 
-def _admitted(running: Iterable[Glimpse], slots: int) -> tuple[list[Glimpse], list[Glimpse]]:
-    """The jobs that are in a slot, and those that a worker has claimed ahead: the latest."""
-    in_slots: list[Glimpse] = []
-    claimed: list[Glimpse] = []
-    taken = 0
-    for one in sorted(running, key=lambda one: (str(one.claimed_at), one.id)):
-        (in_slots if taken < slots else claimed).append(one)
-        taken += one.choices
-    return in_slots, claimed
-
-
-def _timed(ended: Iterable[Glimpse]) -> list[Glimpse]:
-    """Those whose time is known that ended last, in their order."""
-    known = (one for one in ended if one.tokens and one.total_seconds and one.finished_at is not None)
-    return sorted(known, key=lambda one: str(one.finished_at))[-_LATEST:]
-
-
-@dataclass(frozen=True, slots=True)
-class _SlotPace:
-    """How fast a job in a slot comes on, the prompts of others between its tokens included.
-
-    Attributes:
-        token_seconds: Seconds of a token.
-        wait_seconds: How long a job is claimed before it gets its slot.
-    """
-
-    token_seconds: float
-    wait_seconds: float = 0.0
-
-    @classmethod
-    def of(cls, timed: Sequence[Glimpse], ahead: float) -> _SlotPace | None:
-        """From jobs that have ended; ``ahead`` are claimed for each slot. None without such jobs."""
-        spent, tokens = sum(one.total_seconds or 0.0 for one in timed), sum(one.tokens or 0 for one in timed)
-        return cls(spent / tokens, ahead * spent / len(timed)) if tokens else None
-
-    def tokens(self, one: Glimpse, now: datetime) -> int:
-        """Tokens that a running job has by now, as far as its time tells."""
-        if one.claimed_at is None or self.token_seconds <= 0:
-            return 0
-        seconds = (now - one.claimed_at).total_seconds() - self.wait_seconds
-        return max(0, min(int(seconds / self.token_seconds), _limit(one) - 1))
-
-
-def _rate(c: Connection, timed: Sequence[Glimpse], workers: Sequence[Worker], at_once: int) -> RateModel | None:
+def _rate(c: Connection, time: SlotTime, workers: Sequence[Worker], at_once: int) -> RateModel | None:
     """How fast the workers are together.
 
     The shape of the rate comes from their latest runs: what a token costs, and what a token of a prompt. Its level
@@ -198,16 +154,14 @@ def _rate(c: Connection, timed: Sequence[Glimpse], workers: Sequence[Worker], at
     """
     costs = [StepCosts.from_json(one) for one in recent_step_costs(c, [worker.id for worker in workers], _RUNS)]
     rate = RateModel.of(costs)
-    if timed and (rate is None or len(timed) >= _ENOUGH):
-        spent, tokens = sum(one.total_seconds or 0.0 for one in timed), sum(one.tokens or 0 for one in timed)
+    if time.jobs and (rate is None or time.jobs >= _ENOUGH):
         each = max(1, round(at_once / len(workers)))
         # From so short a time the level is known only as well as its gusts have averaged out.
-        window = max(spent / (each * len(workers)), 1.0)
-        spread = sqrt((_UNREST * DRIFT) ** 2 + _JOBS_DIFFER**2 / len(timed) + GUSTS**2 / window)
-        shape = RateModel.of_slots(each, spent / tokens) if rate is None else rate
-        computed = sum(one.computed_tokens or 0 for one in timed)
-        expected = shape.slot_seconds(each, answers=len(timed), tokens=tokens, prompt_tokens=computed)
-        rate = shape.scaled(spent / expected if expected > 0 else 1.0, spread)
+        window = max(time.seconds / (each * len(workers)), 1.0)
+        spread = sqrt((_UNREST * DRIFT) ** 2 + _JOBS_DIFFER**2 / time.jobs + GUSTS**2 / window)
+        shape = RateModel.of_slots(each, time.token_seconds) if rate is None else rate
+        expected = shape.slot_seconds(each, answers=time.answers, tokens=time.tokens, prompt_tokens=time.prompt_tokens)
+        rate = shape.scaled(time.seconds / expected if expected > 0 else 1.0, spread)
     return None if rate is None else rate.together(len(workers))
 
 
@@ -222,13 +176,13 @@ def _busy_share(
     ended = sorted(
         (one for one in own if one.total_seconds and one.finished_at is not None), key=lambda one: str(one.finished_at)
     )
-    latest = ended[-_LATEST:]
+    latest = ended[-LATEST:]
     waits = status.counts[JobState.QUEUED] >= slots
     if status.started_at is None or len(latest) < max(_ENOUGH, slots) or not waits:
         return 1.0
     ages = sum((now - one.claimed_at).total_seconds() for one in running if one.claimed_at is not None)
     begun = status.started_at
-    if len(latest) < len(ended) and (before := ended[-_LATEST - 1].finished_at) is not None:
+    if len(latest) < len(ended) and (before := ended[-LATEST - 1].finished_at) is not None:
         # As much was under way then as is now.
         begun, ages = before, 0.0
     spent = sum(one.total_seconds or 0.0 for one in latest)
@@ -240,8 +194,8 @@ def _busy_share(
     return min(1.0, max(spent / span, _LEAST_BUSY)) if span > 0 else 1.0
 
 
-def _waiting(c: Connection, status: BatchStatus, own: Sequence[Glimpse]) -> tuple[list[JobShape], int]:
-    """Shapes of the jobs that wait, in the order in which they begin, each batch in proportion; and how many go first.
+def _waiting(c: Connection, status: BatchStatus, own: Sequence[Glimpse]) -> tuple[list[Glimpse], int]:
+    """The jobs that wait, in the order in which they begin, each batch in proportion; and how many go first.
 
     Of other batches those count that begin before the last of this one.
     """
@@ -267,7 +221,7 @@ def _waiting(c: Connection, status: BatchStatus, own: Sequence[Glimpse]) -> tupl
         for turn in range(wanted)
     ]
     chosen.sort(key=_order, reverse=True)
-    return [_shape(one) for one in chosen], total - mine
+    return chosen, total - mine
 
 
 def _computed(status: BatchStatus) -> int:
@@ -282,11 +236,12 @@ def _answers(status: BatchStatus, own: Sequence[Glimpse]) -> int:
 
 
 def _shape(one: Glimpse, done_tokens: int = 0) -> JobShape:
-    return JobShape(one.size, 0, _limit(one), done_tokens)
+    return JobShape(one.size, 0, limit(one), done_tokens)
 
 
-def _limit(one: Glimpse) -> int:
-    return _DEFAULT_MAX_TOKENS if one.max_tokens is None else one.max_tokens
+def _waiting_shape(one: Glimpse, prompts: PromptModel) -> JobShape:
+    """Further answers share the prompt of the first, so each has a part of it."""
+    return JobShape(one.size, prompts.computed(one.size) // one.choices, limit(one))
 
 
 def _order(one: Glimpse) -> tuple[int, int]:

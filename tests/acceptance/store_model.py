@@ -333,9 +333,10 @@ class StoreModel:
         if only is not None:
             again = [job for job in again if (job.id, job.finished_at) == (only.job_id, only.finished_at)]
         for job in again:
+            # What was refused or replaced once takes no stored answer, unless its last try was refused as well.
+            job.tries = min(job.tries, 0 if job.error_code == "not_accepted" else 1)
             job.finished_at = job.error_code = None
             job.answers, job.from_cache = (), None
-            job.tries = 0
             self._requeue(job, now, attempts=0)
         return len(again)
 

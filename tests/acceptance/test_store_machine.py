@@ -193,6 +193,24 @@ def short_history(machine):
         machine.rows_are_as_the_model_says()
 
 
+def test_a_job_to_be_answered_anew_stays_so_when_it_is_cancelled_and_retried(database):
+    machine = StoreMachine(database)
+    machine.begin_with_a_batch(1, "plain")
+    for step in (
+        lambda: machine.deliver_what_waits(0, "w1", "plain"),
+        lambda: machine.end([0], "succeeded", "", "plain"),
+        lambda: machine.retry_one(0, "plain"),
+        lambda: machine.deliver_what_waits(0, "w1", "plain"),
+        lambda: machine.take_over(0, "cancelled", "w1", "plain"),
+        lambda: machine.end([0], "failed", "engine_error", "plain"),
+        lambda: machine.retry(0, "plain"),
+    ):
+        step()
+        machine.rows_are_as_the_model_says()
+    (job, *_) = machine.model.jobs.values()
+    assert (job.state, job.tries) == ("queued", 1)
+
+
 def test_a_job_at_its_last_attempt_is_not_given_back(database):
     machine = StoreMachine(database)
     machine.begin_with_a_batch(1, "plain")
