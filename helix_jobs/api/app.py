@@ -114,7 +114,8 @@ def _unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for it"
     path = request.scope["path"][:200]
     message, headers = error.detail, dict(error.headers or {})
-    if error.status_code == _NOT_ALLOWED:
+    # Below a mount the rest of the path alone would be looked for; what is mounted there says its methods itself.
+    if error.status_code == _NOT_ALLOWED and not request.scope.get("root_path"):
         headers["Allow"] = ", ".join(_methods_of(request))
     if is_page(path):
         page = refusal_page(request, Problem(error.status_code, f"{path} is not a page; begin with the overview"))

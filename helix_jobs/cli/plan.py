@@ -127,7 +127,7 @@ def plan(
             LineDefaults(defaults, truncate_prompt),
             response_format=response_format,
             table=table,
-            spared=spared_lines(effective, engine.info, wanted=cache, stack=stack),
+            spared=spared_lines(effective, engine.info, wanted=cache, stack=stack, say=say),
             sample=size,
             trial_seconds=trial_minutes * _MINUTE,
             on_reading=lambda reading: say(f"reading {'standard input' if file == '-' else file} as {reading}"),

@@ -14,7 +14,7 @@ from helix_jobs.worker.model_digests import ModelDigests
 from helix_jobs.worker.setup import worker_setup
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import ExitStack
 
     from helix_jobs.engine.protocol import EngineInfo
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def spared_lines(settings: Settings, info: EngineInfo, *, wanted: bool | None, stack: ExitStack) -> SparedLines | None:
+def spared_lines(
+    settings: Settings, info: EngineInfo, *, wanted: bool | None, stack: ExitStack, say: Callable[[str], None]
+) -> SparedLines | None:
     """Who tells which lines a worker with these settings would not compute; None where it would compute all.
 
     Args:
@@ -31,12 +33,13 @@ def spared_lines(settings: Settings, info: EngineInfo, *, wanted: bool | None, s
         info: The engine that it would have.
         wanted: Whether lines take stored answers; None where each is repeatable.
         stack: Closes the database in the end.
+        say: Receives what goes on: the files of a large model are read for minutes, once.
     """
     if wanted is False or settings.answer_cache == "off":
         return None
     setup = worker_setup(settings, info)
     known: list[Mapping[str, Any]] = [setup]
-    ModelDigests(settings, setup, known.append).look()
+    ModelDigests(settings, setup, known.append, say).look()
     own = answer_setup(known[-1], settings.answer_cache)
     if own is None:
         return None

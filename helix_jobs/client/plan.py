@@ -137,7 +137,6 @@ def plan_input(
         on_progress: Receives what goes on.
 
     Raises:
-        DatabaseUnreachableError: ``spared`` cannot look.
         InputError: The input cannot be read, or no line of it can be answered.
         EngineError: Not one line of the trial could be answered.
     """

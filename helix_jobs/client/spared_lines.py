@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import islice
+import logging
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.answer_key import answer_key
-from helix_jobs.errors import BadLine
+from helix_jobs.errors import BadLine, UnreachableError
 from helix_jobs.storage.answer_cache import stored_keys
 
 if TYPE_CHECKING:
@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from helix_jobs.storage.answer_cache import AnswerSetup
     from helix_jobs.storage.database import OpenRead
 
+logger = logging.getLogger(__name__)
+
 # Lines looked up together.
 _CHUNK: Final = 500
+# Or fewer, once they have so many bytes.
+_CHUNK_BYTES: Final = 4_000_000
 # Digits of a key that are kept: 64 bits, as a number.
 _DIGITS: Final = 16
 
@@ -40,11 +44,10 @@ class SparedLines:
     def look(self, lines: Iterable[NewJob | BadLine]) -> Iterator[tuple[NewJob | BadLine, bool]]:
         """Each line, and whether it is spared. Ask for the next only after `compute` has been told of the last.
 
-        Raises:
-            DatabaseUnreachableError: The database does not answer.
+        Where the database stops answering, its answers no longer count.
         """
         rest = iter(lines)
-        while chunk := list(islice(rest, _CHUNK)):
+        while chunk := _next(rest):
             keys = [None if isinstance(line, BadLine) else self._key(line) for line in chunk]
             stored = self._stored({key for key in keys if key is not None})
             for line, key in zip(chunk, keys, strict=True):
@@ -62,8 +65,25 @@ class SparedLines:
     def _stored(self, keys: set[str]) -> set[str]:
         if self._read is None or not keys:
             return set()
-        with self._read() as connection:
-            return stored_keys(connection, keys, self._setup)
+        try:
+            with self._read() as connection:
+                return stored_keys(connection, keys, self._setup)
+        except UnreachableError as error:
+            logger.warning("stored answers are not counted any more: %s", error)
+            self._read = None
+            return set()
+
+
+def _next(lines: Iterator[NewJob | BadLine]) -> list[NewJob | BadLine]:
+    """The next lines to look up together; empty at the end."""
+    found: list[NewJob | BadLine] = []
+    size = 0
+    for line in lines:
+        found.append(line)
+        size += 0 if isinstance(line, BadLine) else line.size
+        if len(found) == _CHUNK or size >= _CHUNK_BYTES:
+            break
+    return found
 
 
 def _short(key: str) -> int:

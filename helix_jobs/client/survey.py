@@ -149,7 +149,6 @@ def survey(
         on_progress: Called with the number of lines so far.
 
     Raises:
-        DatabaseUnreachableError: ``spared`` cannot look.
         InputError: The input cannot be read, or a template cannot be used.
     """
     found = Survey()

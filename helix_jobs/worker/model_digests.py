@@ -31,14 +31,20 @@ class ModelDigests:
         settings: Name the models.
         setup: The worker's setup without digests.
         describe: Writes a setup into the worker's row.
+        on_progress: Receives what is read.
     """
 
     def __init__(
-        self, settings: Settings, setup: Mapping[str, Any], describe: Callable[[Mapping[str, Any]], None]
+        self,
+        settings: Settings,
+        setup: Mapping[str, Any],
+        describe: Callable[[Mapping[str, Any]], None],
+        on_progress: Callable[[str], None] = logger.info,
     ) -> None:
         self._settings = settings
         self._setup = setup
         self._describe = describe
+        self._on_progress = on_progress
         self._found: Mapping[str, Any] | None = None
         self._is_done = setup.get("digests") != NOT_READ
 
@@ -61,7 +67,7 @@ class ModelDigests:
 
         found = dict(self._setup)
         try:
-            digests = served_digests(self._settings, logger.info)
+            digests = served_digests(self._settings, self._on_progress)
         except (HelixError, OSError) as error:
             logger.warning("manifests will lack the digests of this worker's models: %s", error)
             return found | {"digests": _NOT_READABLE}

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.files import read_private, write_private
+from helix_jobs.locks import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -73,16 +74,17 @@ def write_rest_note(directory: Path, wish: Wish, note: RestNote) -> None:
         note: The note.
 
     Raises:
-        OSError: The file cannot be written.
+        ConfigurationError: The file is another user's.
+        OSError: The file cannot be read or written.
     """
-    others: tuple[RestNote, ...] = ()
-    # One that nobody can read is replaced.
-    with suppress(ConfigurationError, OSError):
-        others = read_rest_notes(directory, wish)
-    now = datetime.now(UTC)
-    kept = [one for one in others if one.device != note.device and one.lasts(now)]
-    content = {"notes": [_stored(one) for one in (*kept, note)]}
-    write_private(_path(directory, wish), f"{json.dumps(content)}\n".encode())
+    with _changing(directory):
+        others: tuple[RestNote, ...] = ()
+        with suppress(ConfigurationError):  # a damaged file is replaced
+            others = read_rest_notes(directory, wish)
+        now = datetime.now(UTC)
+        kept = [one for one in others if one.device != note.device and one.lasts(now)]
+        content = {"notes": [_stored(one) for one in (*kept, note)]}
+        write_private(_path(directory, wish), f"{json.dumps(content)}\n".encode())
 
 
 def read_rest_notes(directory: Path, wish: Wish) -> tuple[RestNote, ...]:
@@ -105,11 +107,17 @@ def read_rest_notes(directory: Path, wish: Wish) -> tuple[RestNote, ...]:
 
 def remove_rest_note(directory: Path, wish: Wish) -> bool:
     """Remove all notes of this wish; returns whether there was one."""
-    try:
-        _path(directory, wish).unlink()
-    except FileNotFoundError:
-        return False
-    return True
+    with _changing(directory):
+        try:
+            _path(directory, wish).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def _changing(directory: Path) -> FileLock:
+    """Keeps another command from changing notes at the same moment."""
+    return FileLock(directory / "notes.lock")
 
 
 def _path(directory: Path, wish: Wish) -> Path:

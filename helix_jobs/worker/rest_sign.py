@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from secrets import token_hex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.files import read_private, write_private
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from helix_jobs.worker.rest import Rest
 
 logger = logging.getLogger(__name__)
+
+# A resting worker writes its sign anew well within this time; the clocks of the machine's processes are one.
+FRESH_SECONDS: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +64,19 @@ class RestBoard:
         self._device = device
         self._database = database
         self._process = this_process()
+        # The rest that is shown, and when the sign was written.
+        self._shown: tuple[Rest, float] | None = None
         self._path = directory / f"resting-{self._process.pid}-{token_hex(4)}.json"
 
     def show(self, rest: Rest) -> None:
-        """Put up the sign of this rest, in the place of the last one; a disk that takes no file keeps no worker up."""
+        """Put up the sign of this rest, in the place of the last one, or put it up anew if it is no longer fresh.
+
+        To be called every second or so. A disk that takes no file keeps no worker up.
+        """
+        now = time.monotonic()
+        if self._shown is not None and self._shown[0] == rest and now - self._shown[1] < FRESH_SECONDS / 4:
+            return
+        self._shown = rest, now
         sign = RestSign(
             device=self._device, database=self._database, why=rest.why, until=rest.until, process=self._process
         )
@@ -75,12 +88,15 @@ class RestBoard:
 
     def clear(self) -> None:
         """Take the sign down."""
+        self._shown = None
         with suppress(OSError):
             self._path.unlink()
 
 
 def rest_signs(directory: Path, database: str, seen: Here | None = None) -> list[RestSign]:
-    """The workers of this database that rest on this host. The signs of processes that are gone are removed.
+    """The workers of this database that rest on this host. Signs that nobody keeps fresh any more are removed.
+
+    A process cannot be seen from another boot or container, so a sign that is old counts as a dead worker's.
 
     Args:
         directory: Where the device locks lie.
@@ -93,12 +109,19 @@ def rest_signs(directory: Path, database: str, seen: Here | None = None) -> list
         sign = _read(path)
         if sign is None:
             continue
-        if is_gone(sign.process, seen):
+        if is_gone(sign.process, seen) or not _is_fresh(path):
             with suppress(OSError):
                 path.unlink()
         elif sign.database == database:
             found.append(sign)
     return found
+
+
+def _is_fresh(path: Path) -> bool:
+    try:
+        return abs(time.time() - path.stat().st_mtime) < FRESH_SECONDS
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> RestSign | None:

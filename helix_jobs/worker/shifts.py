@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.loading.open_engine import release_memory
-from helix_jobs.errors import ConfigurationError, UnreachableError
+from helix_jobs.errors import ConfigurationError, DeviceInUseError, UnreachableError
 from helix_jobs.opening_hours import OpeningHours
 from helix_jobs.redaction import redact
 from helix_jobs.worker.device_lock import lock_directory
@@ -63,27 +63,21 @@ def work_in_shifts(
     workplace = Workplace(settings, allow_shared=allow_shared_device)
     rules = _rules(settings, workplace.lock.device)
     board = RestBoard(lock_directory(settings.lock_dir), workplace.lock.device, redact(settings.database_url))
+    teller = _Teller(board, on_progress)
     rest = rules.rest()
     has_rested = rest is not None
-
-    def tell(why: Rest) -> None:
-        board.show(why)
-        logger.info("this worker rests: %s", why.in_words)
-        if on_progress is not None:
-            on_progress(f"resting: {why.in_words}")
-
     with ExitStack() as stack:
         stack.callback(workplace.leave)
-        stack.callback(board.clear)
+        stack.callback(teller.end)
         # A stop that comes between two workers is noted; while one loads its models, it is interrupted.
         requests.armed = True
         if handle_signals:
             install_signals(requests, stack)
-        while rest is None or _sleep(rest, rules, tell, requests, workplace):
+        while rest is None or _sleep(rest, rules, teller, requests, workplace):
             # Imported here: it brings in the engine, which a worker that begins with a rest does not need yet.
             from helix_jobs.worker.process import run_worker
 
-            board.clear()
+            teller.end()
             requests.begin_shift()
             try:
                 code = run_worker(
@@ -96,9 +90,10 @@ def work_in_shifts(
                     handle_signals=handle_signals,
                     rest=rules.rest,
                 )
-            except UnreachableError as error:
+            except (UnreachableError, DeviceInUseError) as error:
                 if not has_rested:  # somebody has just started it, and reads what is wrong
                     raise
+                requests.armed = True
                 rules.postpone(f"it cannot begin yet: {error}", datetime.now(UTC) + timedelta(seconds=RETRY_SECONDS))
                 rest = rules.rest()
                 continue
@@ -110,6 +105,35 @@ def work_in_shifts(
                 # The worker's parts refer to each other, so its models go only now.
                 release_memory(settings)
     return EXIT_OK
+
+
+class _Teller:
+    """Tells of a rest: in the log, to whoever follows the worker, and to commands of this host.
+
+    Args:
+        board: For the commands.
+        on_progress: For who follows it.
+    """
+
+    def __init__(self, board: RestBoard, on_progress: Callable[[str], None] | None) -> None:
+        self._board = board
+        self._on_progress = on_progress
+        self._said = ""
+
+    def tell(self, rest: Rest) -> None:
+        """The worker rests at this moment."""
+        self._board.show(rest)
+        if rest.in_words == self._said:
+            return
+        self._said = rest.in_words
+        logger.info("this worker rests: %s", self._said)
+        if self._on_progress is not None:
+            self._on_progress(f"resting: {self._said}")
+
+    def end(self) -> None:
+        """It rests no longer."""
+        self._said = ""
+        self._board.clear()
 
 
 def _rules(settings: Settings, device: str) -> RestRules:
@@ -131,7 +155,7 @@ def _others(settings: Settings, device: str) -> Others | None:
 def _sleep(
     rest: Rest,
     rules: RestRules,
-    tell: Callable[[Rest], None],
+    teller: _Teller,
     requests: StopRequests,
     workplace: Workplace,
 ) -> bool:
@@ -140,7 +164,7 @@ def _sleep(
     keeping = Periodic("device-lock", workplace.lock.keep, LOCK_CHECK_SECONDS)
     keeping.start()
     try:
-        _wait_for_the_end(rest, rules, tell, requests, workplace)
+        _wait_for_the_end(rest, rules, teller, requests, workplace)
     finally:
         keeping.stop()
     return not requests.is_final
@@ -149,17 +173,14 @@ def _sleep(
 def _wait_for_the_end(
     rest: Rest,
     rules: RestRules,
-    tell: Callable[[Rest], None],
+    teller: _Teller,
     requests: StopRequests,
     workplace: Workplace,
 ) -> None:
-    said = ""
     now: Rest | None = rest
     while now is not None and not requests.is_final:
         if workplace.has_models and not now.keeps_models:  # somebody wants the device of a paused worker
             workplace.leave()
-        if now.in_words != said:
-            said = now.in_words
-            tell(now)
+        teller.tell(now)
         requests.pause(LOOK_SECONDS)
         now = rules.rest()

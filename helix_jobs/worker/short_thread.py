@@ -27,34 +27,41 @@ _ENDING_SECONDS: Final = 10.0
 def on_short_thread(function: Callable[[], T], name: str) -> T:
     """Call a function on a thread of its own, and wait for it.
 
+    An interrupt of the caller interrupts the function, too, before the next instruction of Python that it comes to: a
+    call of a library, or a program that it waits for, ends first.
+
     Args:
-        function: What to do. An interrupt of the caller interrupts it, too.
+        function: What to do.
         name: The thread's name.
 
     Raises:
         BaseException: What ``function`` raises, or what interrupts the caller.
     """
     outcome: Future[T] = Future()
+    ended = threading.Event()
 
     def main() -> None:
         try:
             outcome.set_result(function())
         except BaseException as error:  # noqa: BLE001  (raised by the caller)
             outcome.set_exception(error)
+        finally:
+            ended.set()
 
     thread = threading.Thread(target=main, name=name, daemon=True)
     thread.start()
     try:
-        while thread.is_alive():
-            thread.join(_LOOK_SECONDS)
+        # Not Thread.join: in Python 3.11 one that was interrupted takes the thread for ended.
+        while not ended.wait(_LOOK_SECONDS):
+            pass
     except BaseException:
         _interrupt(thread)
-        thread.join(_ENDING_SECONDS)
+        ended.wait(_ENDING_SECONDS)
         raise
+    thread.join()
     return outcome.result()
 
 
 def _interrupt(thread: threading.Thread) -> None:
-    """Raise ``KeyboardInterrupt`` in the thread, before the next instruction of Python that it comes to."""
     if thread.ident is not None:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt))

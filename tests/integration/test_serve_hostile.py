@@ -215,7 +215,13 @@ def test_a_method_that_a_path_does_not_answer_is_told_which_it_does(box: Box) ->
             answer = http.put(path)
             assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
             assert allowed in answer.json()["error"]["message"]
-        for path, allowed in (("/", "GET"), ("/submit", "GET, POST"), ("/batches", "GET"), ("/docs", "GET")):
+        for path, allowed in (
+            ("/", "GET"),
+            ("/submit", "GET, POST"),
+            ("/batches", "GET"),
+            ("/docs", "GET"),
+            ("/static/batches", "GET, HEAD"),
+        ):
             answer = http.put(path, headers={"Origin": address})
             assert (answer.status_code, answer.headers["Allow"]) == (405, allowed), path
 

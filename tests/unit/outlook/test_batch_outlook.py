@@ -140,9 +140,8 @@ def test_jobs_that_a_worker_has_claimed_ahead_wait_for_a_slot(database: Database
     assert done == pytest.approx([20, 30, 40, 50], abs=1)
 
 
-def test_longer_prompts_that_are_still_to_come_take_longer(database: Database) -> None:
-    """A file is often sorted: the first quarter of its rows has short texts, and the others have long ones."""
-    register(database, "w1")
+def measured_run(database: Database) -> None:
+    """A run of the worker in which four sequences took 0.1 s for a token each, and 1,000 prompt tokens a second."""
     costs = StepCosts()
     decoded = EngineCounters(steps=10, sequence_steps=40, decode_sequence_steps=40, completion_tokens=40)
     costs.add_step(EngineCounters(), decoded, 10 * 0.1)
@@ -150,6 +149,51 @@ def test_longer_prompts_that_are_still_to_come_take_longer(database: Database) -
     with database.write() as c:
         run_id = workers.start_run(c, "w1", now())
         workers.finish_run(c, run_id, RunTotals(steps=11, step_costs=costs.to_json()), now())
+
+
+def answer_with_prompt(database: Database, job_id: int, prompt_tokens: int) -> None:
+    took = 19 * 0.1 + 4 * prompt_tokens * 0.001  # 20 tokens, beside three others' prompts and its own
+    row = {"completion_tokens": 20, "prompt_tokens": prompt_tokens, "total_seconds": took}
+    assert succeed(database, must_take(database, job_id), **row)
+
+
+def test_answers_from_the_cache_do_not_make_prompts_look_short(database: Database) -> None:
+    register(database, "w1")
+    measured_run(database)
+    batch_id, ids = stored_batch(database, 160)
+    for job_id in ids[:20]:
+        answer_with_prompt(database, job_id, 500)
+    setup = "a" * 32
+    with database.write() as c:
+        c.execute(update(jobs).values(answer_key="k", setup_key=setup))
+        assert len(take_answers(c, ids[20:100], AnswerSetup(setup, setup, setup), now())) == 80
+        recount(c, batch_id)
+    found = outlook(database, batch_id)
+    assert found is not None
+    assert found.work.waiting[0].computed_tokens == pytest.approx(500, rel=0.1)
+
+
+def test_further_answers_of_a_job_have_slots_of_their_own_and_share_its_prompt(database: Database) -> None:
+    register(database, "w1")
+    measured_run(database)
+    batch_id, ids = stored_batch(database, 40)
+    with database.write() as c:
+        c.execute(update(jobs).values(request={"prompt": "word", "sampling": {"n": 3}}))
+    for job_id in ids[:20]:
+        answer_with_prompt(database, job_id, 300)
+    for job_id in ids[20:22]:
+        must_take(database, job_id)
+    found = outlook(database, batch_id)
+    assert found is not None
+    # Six answers for four slots.
+    assert (len(found.work.running), found.work.waiting_count) == (SLOTS, 2 + 3 * 18)
+    assert found.work.waiting[0].computed_tokens == pytest.approx(100, rel=0.1)
+
+
+def test_longer_prompts_that_are_still_to_come_take_longer(database: Database) -> None:
+    """A file is often sorted: the first quarter of its rows has short texts, and the others have long ones."""
+    register(database, "w1")
+    measured_run(database)
     batch_id, ids = stored_batch(database, 120)
 
     def words(place: int) -> int:
@@ -159,9 +203,7 @@ def test_longer_prompts_that_are_still_to_come_take_longer(database: Database) -
         for place, job_id in enumerate(ids):
             c.execute(update(jobs).where(jobs.c.id == job_id).values(request={"prompt": "word " * words(place)}))
     for place, job_id in enumerate(ids[:40]):
-        took = 19 * 0.1 + 4 * words(place) * 0.001  # 20 tokens, beside three others' prompts and its own
-        row = {"completion_tokens": 20, "prompt_tokens": words(place), "total_seconds": took}
-        assert succeed(database, must_take(database, job_id), **row)
+        answer_with_prompt(database, job_id, words(place))
     # In 4 slots each of 80 jobs takes a quarter of 19 steps, and its prompt a second.
     assert seconds(outlook(database, batch_id)) == pytest.approx(80 * (19 * 0.1 / 4 + 1.0), rel=0.15)
 

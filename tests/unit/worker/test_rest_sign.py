@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ import pytest
 
 from helix_jobs.storage.process_identity import UNKNOWN_START, here, this_process
 from helix_jobs.worker.rest import Rest
-from helix_jobs.worker.rest_sign import RestBoard, rest_signs
+from helix_jobs.worker.rest_sign import FRESH_SECONDS, RestBoard, rest_signs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +55,32 @@ def test_the_sign_of_a_killed_worker_is_removed(tmp_path: Path) -> None:
     assert len(rest_signs(tmp_path, DATABASE, replace(now, started=lambda _: UNKNOWN_START))) == 1
     assert rest_signs(tmp_path, DATABASE, replace(now, started=lambda _: None)) == []
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("which", ["boot_id", "pid_namespace"])
+def test_a_sign_from_before_the_boot_or_of_a_container_that_was_killed_is_removed(tmp_path: Path, which: str) -> None:
+    """Its process cannot be seen; but nobody keeps it fresh."""
+    RestBoard(tmp_path, "cpu", DATABASE).show(NIGHT)
+    elsewhere = replace(here(), **{which: "another"})
+    assert len(rest_signs(tmp_path, DATABASE, elsewhere)) == 1
+    (path,) = tmp_path.iterdir()
+    old = time.time() - FRESH_SECONDS - 1
+    os.utime(path, (old, old))
+    assert rest_signs(tmp_path, DATABASE, elsewhere) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sign_is_kept_fresh_while_the_rest_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    board = RestBoard(tmp_path, "cpu", DATABASE)
+    board.show(NIGHT)
+    (path,) = tmp_path.iterdir()
+    for seconds, is_new in ((1, False), (FRESH_SECONDS / 2, True)):
+        clock[0] += seconds
+        os.utime(path, (1, 1))
+        board.show(NIGHT)
+        assert (path.stat().st_mtime > 1) is is_new
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"until": 3}'])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
+from helix_jobs.errors import BrokerUnreachableError, ConfigurationError, DeviceInUseError
 from helix_jobs.settings import Settings
 from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
 from helix_jobs.worker import process, shifts
@@ -54,6 +54,30 @@ def test_a_signal_between_two_workers_ends_the_process_in_order(
     assert shifts.work_in_shifts(settings, time_limits=DEFAULT_TIME_LIMITS) == 0
     assert len(began) == 1
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_signal_while_a_worker_waits_to_begin_ends_the_process_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks = lock_directory(tmp_path / "locks")
+
+    def run_worker(*_: object, stop: StopRequests, **__: object) -> int:
+        stop.armed = False  # as it does while it loads its models
+        raise DeviceInUseError("another worker holds cpu")
+
+    def on_progress(line: str) -> None:
+        remove_rest_note(locks, Wish.PAUSE)
+        if "it cannot begin yet" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(process, "run_worker", run_worker)
+    monkeypatch.setattr(shifts, "LOOK_SECONDS", 0.01)
+    write_rest_note(locks, Wish.PAUSE, RestNote())
+    settings = Settings.from_environment(
+        {"HELIX_HOME": str(tmp_path / "home"), "HELIX_LOCK_DIR": str(locks), "HELIX_ENGINE": "fake"}
+    )
+    assert shifts.work_in_shifts(settings, time_limits=DEFAULT_TIME_LIMITS, on_progress=on_progress) == 0
 
 
 def test_a_sign_that_the_device_does_not_tell_is_refused_at_the_start(tmp_path: Path) -> None:
