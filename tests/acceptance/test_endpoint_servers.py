@@ -37,6 +37,7 @@ SERVERS = ("HELIX_TEST_VLLM", "HELIX_TEST_LLAMA_SERVER", "HELIX_TEST_LLAMA_CPP_P
 SUBJECTS = ("the sea", "a violin", "rain", "the number seven", "bread", "a fox", "winter", "glass", "a map", "sleep")
 PROMPTS = [f"Describe {subject} in one sentence." for subject in SUBJECTS]
 NUM_TOKENS = 16
+SLOTS = 4
 PATIENCE = 900.0
 # vLLM computes the same weights in the same dtype. llama.cpp rounds activations as it multiplies the blocks of a file.
 LEAST_EQUAL = {"HELIX_TEST_VLLM": 8, "HELIX_TEST_LLAMA_SERVER": 4, "HELIX_TEST_LLAMA_CPP_PYTHON": 4}
@@ -48,10 +49,10 @@ def command_of(kind: str, model: Path, gguf: Path, port: int) -> list[str]:
         pytest.skip(f"{kind} names no program")
     place = ["--host", "127.0.0.1", "--port", str(port)]
     if kind == "HELIX_TEST_VLLM":
-        limits = ["--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "4", "--enforce-eager"]
+        limits = ["--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", str(SLOTS), "--enforce-eager"]
         return [program, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), *place, *limits]
     if kind == "HELIX_TEST_LLAMA_SERVER":
-        return [program, "-m", str(gguf), *place, "-c", "2048", "-np", "4", "-t", "1", "--alias", "demo"]
+        return [program, "-m", str(gguf), *place, "-c", "2048", "-np", str(SLOTS), "-t", "1", "--alias", "demo"]
     return [program, "-m", "llama_cpp.server", "--model", str(gguf), *place, "--n_ctx", "512", "--n_threads", "1"]
 
 
@@ -154,7 +155,10 @@ def test_a_real_server_answers_and_its_death_costs_nothing(
             wait_until(lambda: "takes none until it is back" in worker.log, lambda: worker.log, PATIENCE)
             server.start()
             box.wait_states(again, PATIENCE, succeeded=len(PROMPTS))
-            assert [row.attempts for row in box.rows(again)] == [1] * len(PROMPTS)
+            # Any of those that it was computing may be what it died of.
+            attempts = [row.attempts for row in box.rows(again)]
+            assert set(attempts) <= {1, 2}
+            assert attempts.count(2) <= SLOTS
             assert box.result_count(again) == len(PROMPTS)
         finally:
             box.close()
