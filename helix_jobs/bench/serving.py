@@ -165,7 +165,11 @@ class ServingBench:
             broker.start()
             stack.callback(broker.stop)
             settings = replace(
-                self._settings, redis_url=broker.url, database_url=sqlite_url(directory / "helix.db"), serve_port=0
+                self._settings,
+                redis_url=broker.url,
+                database_url=sqlite_url(directory / "helix.db"),
+                serve_port=0,
+                answer_cache="off",  # what comes again is to be computed again
             )
             database = Database(settings.database_url)
             stack.callback(database.dispose)
