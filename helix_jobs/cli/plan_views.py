@@ -106,7 +106,7 @@ def plan_json(
 def _lines_words(seen: Survey) -> str:
     parts = [counted(seen.lines + seen.spared, "line")]
     if seen.spared:
-        parts.append(f"{seen.spared:,} of them with an answer that is there")
+        parts.append(f"{seen.spared:,} of them with a stored answer or equal to an earlier one")
     if seen.answers != seen.lines:
         parts.append(counted(seen.answers, "answer"))
     if seen.bad_count:

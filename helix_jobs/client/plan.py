@@ -94,7 +94,6 @@ class Plan:
         slots: Sequences that will run at once.
         sampled: Lines that were tried.
         trial: What the trial told.
-        rate: How fast the engine is; None where nothing is left to compute.
         forecast: How long the input takes once it begins.
     """
 
@@ -103,7 +102,6 @@ class Plan:
     slots: int
     sampled: int
     trial: Trial
-    rate: RateModel | None
     forecast: Forecast
 
 
@@ -167,16 +165,15 @@ def plan_input(
         on_ended=lambda count: on_progress(f"{count:,} of {counted(len(chosen), 'line')} tried"),
     )
     if not found.lines:
-        return Plan(found, info, info.max_batch_size, 0, trial, None, Forecast((0.0,)))
+        return Plan(found, info, info.max_batch_size, 0, trial, Forecast((0.0,)))
     rate = RateModel.of(trial.stretches)
     if rate is None:
         raise InputError("the trial ended before its first step; allow it more time with --trial-minutes")
     known = {one.place: trial.ended[one.request.request_id] for one in chosen if one.request.request_id in trial.ended}
     slots = _slots(info, found, trial)
     work = Work((), tuple(_shapes(found, known)), found.answers, slots)
-    return Plan(
-        found, info, slots, len(chosen), trial, rate, forecast(work, LengthModel(trial.answers), rate, gusts=GUSTS)
-    )
+    ends = forecast(work, LengthModel(trial.answers), rate, gusts=GUSTS)
+    return Plan(found, info, slots, len(chosen), trial, ends)
 
 
 def _first_reason(found: Survey) -> str:

@@ -40,27 +40,28 @@ class SparedLines:
         self._wanted = wanted
         self._read = read
         self._computed: set[int] = set()
+        # Of the line that was looked at last.
+        self._key: str | None = None
 
     def look(self, lines: Iterable[NewJob | BadLine]) -> Iterator[tuple[NewJob | BadLine, bool]]:
-        """Each line, and whether it is spared. Ask for the next only after `compute` has been told of the last.
+        """Each line, and whether it is spared. Tell ``compute_last`` of a line before you ask for the next.
 
         Where the database stops answering, its answers no longer count.
         """
         rest = iter(lines)
         while chunk := _next(rest):
-            keys = [None if isinstance(line, BadLine) else self._key(line) for line in chunk]
+            keys = [
+                None if isinstance(line, BadLine) else answer_key(line.request, wanted=self._wanted) for line in chunk
+            ]
             stored = self._stored({key for key in keys if key is not None})
             for line, key in zip(chunk, keys, strict=True):
+                self._key = key
                 yield line, key is not None and (key in stored or _short(key) in self._computed)
 
-    def compute(self, line: NewJob) -> None:
-        """Note that this line will be computed, so that equal ones take its answer."""
-        key = self._key(line)
-        if key is not None:
-            self._computed.add(_short(key))
-
-    def _key(self, line: NewJob) -> str | None:
-        return answer_key(line.request, wanted=self._wanted)
+    def compute_last(self) -> None:
+        """Note that the line that was looked at last will be computed, so that equal ones take its answer."""
+        if self._key is not None:
+            self._computed.add(_short(self._key))
 
     def _stored(self, keys: set[str]) -> set[str]:
         if self._read is None or not keys:

@@ -175,5 +175,5 @@ def survey(
             else:
                 found.add(request, savings.add(request.prompt_token_ids, request.adapter), context)
                 if spared is not None:
-                    spared.compute(line)
+                    spared.compute_last()
     return found

@@ -28,7 +28,7 @@ def looked(spared: SparedLines, lines: Iterable[NewJob | BadLine]) -> list[bool]
     for line, is_spared in spared.look(lines):
         found.append(is_spared)
         if isinstance(line, NewJob) and not is_spared:
-            spared.compute(line)
+            spared.compute_last()
     return found
 
 
