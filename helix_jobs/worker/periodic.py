@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def next_pause(previous: float, *, interval: float, longest: float, failed: bool) -> float:
-    """Seconds until the next call: the interval, or twice the previous pause after an error, up to ``longest``."""
-    return max(interval, min(2 * previous, longest)) if failed else interval
-
-
 def shortened(pause: float, *, jitter: float, chance: float) -> float:
     """Spread the calls of several processes: shorten a pause by a random part of it.
 
@@ -43,8 +38,8 @@ class Periodic:
     Args:
         name: The duty's name in the log. The thread is called ``helix-`` and this name.
         function: The duty. It may wait for files, locks and services, as nobody waits for it.
-        interval: Seconds between the end of a call and the next one.
-        longest: The pause doubles with each error in a row, up to this; by default it does not grow.
+        interval: Seconds between the end of a call and the next one, after an error too: one call a second costs a
+            service that is away nothing, and a duty of several parts must not be slow in all for the fault of one.
         jitter: The largest random part cut off each pause, see ``shortened``.
         at_once: The first call comes at the start, not an interval later.
         rounds: Counts the calls, under the duty's name, for the dead man's switch.
@@ -57,7 +52,6 @@ class Periodic:
         function: Callable[[], object],
         interval: float,
         *,
-        longest: float = 0.0,
         jitter: float = 0.0,
         at_once: bool = False,
         rounds: Rounds | None = None,
@@ -66,7 +60,6 @@ class Periodic:
         self._name = name
         self._function = function
         self._interval = interval
-        self._longest = longest
         self._jitter = jitter
         self._first_pause = 0.0 if at_once else interval
         self._rounds = rounds
@@ -103,15 +96,13 @@ class Periodic:
         return not self._thread.is_alive()
 
     def _main(self) -> None:
-        pause = self._interval
         with self._watched() as came_round:
             try:
                 stopped = self._wait(self._first_pause)
                 while not stopped:
                     came_round()
-                    failed = not self._call()
-                    pause = next_pause(pause, interval=self._interval, longest=self._longest, failed=failed)
-                    stopped = self._wait(pause)
+                    self._call()
+                    stopped = self._wait(self._interval)
             finally:
                 self._at_end()
 
@@ -126,16 +117,14 @@ class Periodic:
             self._due.clear()
         return self._stopped
 
-    def _call(self) -> bool:
-        """Call the function; return whether it succeeded."""
+    def _call(self) -> None:
         try:
             self._function()
         except Exception as error:  # noqa: BLE001  (nobody else would do the duty)
             self._complain(error)
-            return False
+            return
         if not self._stopped:  # a duty that ended itself has not recovered
             self._complaint.end(f"{self._name}: it works again")
-        return True
 
     def _complain(self, error: Exception) -> None:
         if isinstance(error, HelixError):

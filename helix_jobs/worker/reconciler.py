@@ -65,7 +65,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PUBLISH_CHUNK: Final = 500
-LONGEST_PAUSE_SECONDS: Final = 10.0
 # The random part of each pause. Otherwise workers that a supervisor started together would keep publishing the same
 # jobs at the same moment.
 JITTER: Final = 0.1
@@ -152,7 +151,6 @@ class Reconciler:
             "reconciler",
             self._tick_and_count,
             time_limits.reconcile,
-            longest=LONGEST_PAUSE_SECONDS,
             jitter=JITTER,
             at_once=True,
             rounds=rounds,

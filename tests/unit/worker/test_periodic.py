@@ -8,23 +8,10 @@ import pytest
 
 from helix_jobs.errors import BrokerUnreachableError
 from helix_jobs.observability.rounds import Rounds
-from helix_jobs.worker.periodic import Periodic, next_pause, shortened
+from helix_jobs.worker.periodic import Periodic, shortened
 
 # Longer than any test: a call that comes all the same was not waited for.
 AN_AGE = 3600.0
-
-
-@pytest.mark.parametrize(
-    ("previous", "failed", "pause"),
-    [(1.0, False, 1.0), (8.0, False, 1.0), (1.0, True, 2.0), (4.0, True, 8.0), (8.0, True, 10.0), (10.0, True, 10.0)],
-)
-def test_a_pause_grows_with_each_error_in_a_row_up_to_a_limit(previous: float, pause: float, *, failed: bool) -> None:
-    assert next_pause(previous, interval=1.0, longest=10.0, failed=failed) == pause
-
-
-@pytest.mark.parametrize("failed", [True, False])
-def test_without_a_limit_a_pause_stays(*, failed: bool) -> None:
-    assert next_pause(5.0, interval=5.0, longest=0.0, failed=failed) == 5.0
 
 
 @pytest.mark.parametrize(("chance", "pause"), [(0.0, 10.0), (0.5, 9.0), (1.0, 8.0)])

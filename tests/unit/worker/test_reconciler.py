@@ -20,6 +20,7 @@ from helix_jobs.worker.reconciler import (
 from helix_jobs.worker.shared_broker import clear_stranded, revive_broker
 from helix_jobs.worker.stranded_messages import send_again
 from tests.store_helpers import counts, must_take, now, register, status, stored_batch, succeed, worker
+from tests.worker_box import wait_until
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(seconds=5)
@@ -363,3 +364,21 @@ def test_a_batch_whose_brake_says_stop_is_paused_and_the_log_says_why(database, 
     assert f"batch {batch_id} is paused, 2 jobs wait: 11 tokens computed" in caplog.text
     assert status(database, batch_id).paused_at is not None
     assert status(database, other).paused_at is None
+
+
+def test_a_silent_worker_is_judged_no_later_while_another_duty_keeps_failing(sqlite_database):
+    batch_id, ids = stored_batch(sqlite_database, 1)
+    register(sqlite_database, "silent")
+    must_take(sqlite_database, ids[0], "silent")
+    broker = Broker()
+    broker.away = True
+    limits = TimeLimits(
+        reconcile=0.02, heartbeat=0.1, lease_check=0.02, own_silence=0.3, idle_transaction=0.3, lease=0.5
+    )
+    reconciler = Reconciler(sqlite_database, broker, time_limits=limits)
+    reconciler.start()
+    try:
+        wait_until(lambda: counts(sqlite_database, batch_id) == {"queued": 1}, "nobody judges it", 15.0)
+    finally:
+        reconciler.stop()
+    assert reconciler.counters.errors > 1
