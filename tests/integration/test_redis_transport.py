@@ -1,18 +1,30 @@
-"""The worker's connections: one client a channel, and the pool that Celery replaces is not held on to."""
+"""The worker's connections: one client a channel, no pool held on to, and no socket left behind."""
 
 from __future__ import annotations
 
+import gc
 import sys
+import tempfile
+import weakref
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
+from kombu import Consumer, Queue
+from kombu.common import ignore_errors
 
 from helix_jobs.broker.celery.app import app
 from helix_jobs.broker.celery.transport import Channel
 from helix_jobs.broker.publisher import QueueNames, transport_options
+from tests.acceptance.faults.redis_server import RedisServer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from celery import Celery
+    from kombu import Connection, Message
 
 pytestmark = [
     pytest.mark.redis,
@@ -49,3 +61,76 @@ def test_a_new_pool_gets_a_new_client(empty_redis: str) -> None:
 def test_other_transports_are_left_alone() -> None:
     with connect(app, "memory://") as connection:
         assert type(connection.channel()).__module__ == "kombu.transport.memory"
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    """A broker that a test may end and start again."""
+    # Short enough for its socket, which pytest's own directories are not on every system.
+    with tempfile.TemporaryDirectory(prefix="hx-") as directory:
+        server = RedisServer(Path(directory))
+        server.start()
+        yield server
+        server.kill()
+
+
+def consume(connection: Connection, queue: str, received: list[Message]) -> None:
+    channel = connection.channel()
+    consumer = Consumer(channel, [Queue(queue, channel=channel)], on_message=received.append)
+    consumer.consume()
+
+
+def sockets_to(server: RedisServer) -> int:
+    ports = (found.raddr.port for found in psutil.Process().net_connections("tcp") if found.raddr)
+    return sum(port == server.port for port in ports)
+
+
+def test_no_socket_outlives_a_connection_whose_broker_went_away(server: RedisServer) -> None:
+    received: list[Message] = []
+    lost = connect(app, server.url)
+    for queue in ("first", "second"):
+        consume(lost, queue, received)
+    lost.channel()
+    lost.Producer().publish("text", routing_key="first", exchange="")
+    while not received:
+        lost.drain_events(timeout=10)
+    with suppress(TimeoutError):
+        lost.drain_events(timeout=0.2)
+    assert sockets_to(server) >= 4
+    server.kill()
+    with suppress(lost.connection_errors):
+        lost.drain_events(timeout=0.2)
+    ignore_errors(lost, lost.close)
+    assert sockets_to(server) == 0
+    server.start()
+    received[0].ack()
+    assert sockets_to(server) == 0
+
+
+def test_channels_close_without_a_word_once_the_broker_did_not_answer_one(server: RedisServer) -> None:
+    lost = connect(app, server.url)
+    for queue in ("first", "second", "third"):
+        consume(lost, queue, [])
+    with suppress(TimeoutError):
+        lost.drain_events(timeout=0.2)
+    channels = list(lost.default_channel.connection.channels)
+    asked = [channel for channel in channels if channel._in_poll]
+    assert len(asked) == 3
+    server.kill()
+    ignore_errors(lost, lost.close)
+    assert sockets_to(server) == 0
+    assert all(channel.closed for channel in channels)
+
+
+def test_a_lost_channel_is_not_kept_for_the_end_of_the_process(server: RedisServer) -> None:
+    lost = connect(app, server.url)
+    for queue in ("first", "second"):
+        consume(lost, queue, [])
+    with suppress(TimeoutError):
+        lost.drain_events(timeout=0.2)
+    kept = [weakref.ref(channel) for channel in lost.default_channel.connection.channels]
+    server.kill()
+    ignore_errors(lost, lost.close)
+    del lost
+    gc.collect()
+    assert [channel() for channel in kept] == [None] * len(kept)

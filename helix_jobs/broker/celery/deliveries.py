@@ -28,6 +28,13 @@ class Deliveries(redis.QoS):
             _note([message])
             raise
 
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledge a message, also one of a channel that has closed since."""
+        try:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]  # kombu's
+        finally:
+            self.channel.close_sockets_behind()
+
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  (kombu's signature)
         """Give a message back, or drop it. Celery logs a failure and goes on."""
         try:
@@ -36,9 +43,15 @@ class Deliveries(redis.QoS):
             if requeue:
                 _note(self._held([delivery_tag]))
             raise
+        finally:
+            self.channel.close_sockets_behind()
 
-    def note_held(self) -> None:
-        """Note the messages that were neither acknowledged nor given back when the channel closed."""
+    def let_go(self) -> None:
+        """The channel has closed: note the messages that were neither acknowledged nor given back.
+
+        Until then kombu keeps the channel for the end of the process, to give them back.
+        """
+        self._on_collect.cancel()
         _note(self._held(list(self._delivered)))
 
     def _held(self, tags: Iterable[str]) -> list[Any]:

@@ -66,12 +66,37 @@ class Channel(redis.Channel):
         return kept
 
     def close(self) -> None:
-        """Close the channel and give back unacknowledged messages; note those that the broker did not take back."""
+        """Close the channel and give back unacknowledged messages; note those that the broker did not take back.
+
+        Every socket is closed, whatever fails. kombu ends its own close at the first error, and connects anew to give
+        messages back; each time that the broker went away would leave sockets behind.
+        """
+        transport, pool = self.connection, self._pool
         try:
+            if self._in_poll:
+                with suppress(Empty, *transport.connection_errors):
+                    self._brpop_read()
             super().close()  # type: ignore[no-untyped-call]  # kombu's
         finally:
             if self._qos is not None:
-                self._qos.note_held()
+                self._qos.let_go()
+            if transport is not None:
+                transport.cycle.discard(self)
+            self._disconnect_pools()  # type: ignore[no-untyped-call]  # kombu's
+            self._close_clients()  # type: ignore[no-untyped-call]  # kombu's
+            # Jobs that still run acknowledge over it.
+            self._pool = pool
+
+    def ask_no_more(self) -> None:
+        """Be closed without a word to the broker, which did not answer another channel: each word waits in vain."""
+        self._in_poll = False
+        self.do_restore = False
+        self._fanout_queues.clear()
+
+    def close_sockets_behind(self) -> None:
+        """Close what an acknowledgement has opened after the channel closed."""
+        if self.closed and self._pool is not None:
+            self._pool.disconnect(inuse_connections=False)
 
     def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  (kombu's signature)
         """Begin to take messages of a queue, or only its most urgent ones."""
@@ -153,6 +178,16 @@ class Transport(redis.Transport):
     reader: Any = None
     decoded = False
     dropped = False
+
+    def close_connection(self, connection: Any) -> None:  # noqa: ANN401  (kombu's signature)
+        """Close every channel; kombu leaves the others open when one raises an error."""
+        try:
+            super().close_connection(connection)  # type: ignore[no-untyped-call]  # kombu's
+        finally:
+            if left := [*self._avail_channels, *self.channels]:
+                for channel in left:
+                    channel.ask_no_more()
+                self.close_connection(connection)
 
     def _deliver(self, message: Any, queue: str) -> None:  # noqa: ANN401  (parsed JSON)
         self.decoded = True
