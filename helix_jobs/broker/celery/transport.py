@@ -78,6 +78,7 @@ class Channel(redis.Channel):
                     self._brpop_read()
             super().close()  # type: ignore[no-untyped-call]  # kombu's
         finally:
+            self.closed = True
             if self._qos is not None:
                 self._qos.let_go()
             if transport is not None:
