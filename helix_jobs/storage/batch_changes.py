@@ -154,15 +154,18 @@ def retry_jobs(c: Connection, change: Change, ended: Sequence[EndedJob], *, now:
 
 
 def next_lines(c: Connection, batch_id: str, states: Collection[JobState], after: int, count: int) -> int | None:
-    """The line of the last of the next ``count`` jobs in one of these states; None if none is left.
+    """The line of the last of the next ``count`` jobs in one of these states (or an unknown one); None if none is left.
 
     Walks the batch in the order of its lines, so that all steps together read it once.
     """
     # Concatenation hides the small indexes over states: with one of them each step would sort all remaining rows.
+    # Postgres guesses that few rows equal an expression, and most do not. Asked for the states themselves it expects
+    # fewer rows than a step has, and reads and sorts the whole rest of the table in each step.
+    others = [state.value for state in JobState if state not in states]
     found = (
         select(jobs.c.line)
         .where(jobs.c.batch_id == batch_id, jobs.c.line > after)
-        .where(jobs.c.state.concat("").in_([state.value for state in states]))
+        .where(jobs.c.state.concat("").not_in(others))
         .order_by(jobs.c.line)
         .limit(count)
         .subquery()

@@ -26,9 +26,10 @@ from helix_jobs.storage import (
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.answer_cache import AnswerSetup
 from helix_jobs.storage.answer_records import AnswerFilter, AnswerMark, AnswerOrder, AnswerQuery, Effort
+from helix_jobs.storage.changes_in_steps import ROWS
 from helix_jobs.storage.purging import EndedBatch
 from helix_jobs.storage.records import FinishedJob
-from helix_jobs.storage.states import JobState
+from helix_jobs.storage.states import RUNNABLE_STATES, JobState
 from tests.store_helpers import must_take, now, register, stored_batch
 from tests.varied_batches import varied_batch_of
 
@@ -204,6 +205,34 @@ def test_chosen_failures_are_found_by_their_ids_though_postgres_knows_nothing_of
         cursor.execute(f"EXPLAIN {statement}", parameters)
         plan = "\n".join(row[0] for row in cursor)
     assert "pk_jobs" in plan, plan
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("states", [RUNNABLE_STATES, {JobState.FAILED, JobState.CANCELLED}], ids=["cancel", "retry"])
+@pytest.mark.parametrize("has_statistics", [True, False])
+def test_the_steps_of_a_cancel_or_retry_walk_their_lines_on_postgres(postgres_database, states, has_statistics):
+    """A step that reads and sorts the rest of the table makes a million jobs a matter of minutes."""
+    batch_id, _ = stored_batch(postgres_database, 20_000)
+    statements = []
+
+    def note(_connection, _cursor, statement, parameters, _context, _many):
+        statements.append((statement, parameters))
+
+    with postgres_database.write() as c:
+        if JobState.FAILED in states:
+            c.execute(text("UPDATE jobs SET state = 'failed', error_code = 'deadline', finished_at = queued_at"))
+        if has_statistics:
+            c.execute(text("ANALYZE jobs"))
+    with postgres_database.read() as c:
+        event.listen(c, "before_cursor_execute", note)
+        assert batch_changes.next_lines(c, batch_id, states, 0, ROWS) == ROWS
+        event.remove(c, "before_cursor_execute", note)
+        cursor = c.connection.driver_connection.cursor()
+        statement, parameters = statements[-1]
+        cursor.execute(f"EXPLAIN {statement}", parameters)
+        plan = "\n".join(row[0] for row in cursor)
+    assert "uq_jobs_batch_id_line" in plan, plan
+    assert "Sort" not in plan, plan
 
 
 @pytest.mark.postgres
