@@ -17,8 +17,10 @@ from helix_jobs.storage import (
     publishing,
     purging,
     queue_figures,
+    readable,
     results,
     retries,
+    schema,
     seen_batches,
     status,
     workers,
@@ -279,6 +281,34 @@ def test_a_slice_of_a_list_stops_where_it_ends_though_postgres_knows_nothing_of_
         assert "Bitmap" not in plan
         assert "Seq Scan" not in plan, plan
         assert "Gather" not in plan, plan
+
+
+@pytest.mark.postgres
+def test_a_check_reads_each_page_by_its_index_on_postgres(postgres_database):
+    """A check that reads all answers for each page of them takes hours over a million."""
+    register(postgres_database, "w1")
+    varied_batch_of(postgres_database, 20_000, answer_bytes=20)
+    statements = []
+
+    def note(_connection, _cursor, statement, parameters, _context, _many):
+        statements.append((statement, parameters))
+
+    with postgres_database.write() as c:
+        c.execute(text("ANALYZE results"))
+    with postgres_database.read() as c:
+        event.listen(c, "before_cursor_execute", note)
+        found, after = readable.unreadable_page(c, schema.results, (5_000, 0))
+        event.remove(c, "before_cursor_execute", note)
+        assert (found, after is None) == ([], False)
+        cursor = c.connection.driver_connection.cursor()
+        plans = []
+        for statement, parameters in statements:
+            cursor.execute(f"EXPLAIN {statement}", parameters)
+            plans.append("\n".join(row[0] for row in cursor))
+    assert len(plans) == 2
+    for plan in plans:
+        # A small table is read by a bitmap where a large one is read whole: so many rows are expected.
+        assert re.search(r"Index (Only )?Scan using pk_results", plan), plan
 
 
 def test_a_run_is_removed_without_a_walk_over_all_results(sqlite_database):
