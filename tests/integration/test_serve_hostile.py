@@ -146,13 +146,17 @@ def test_a_server_that_stops_tells_its_clients(box: Box, monkeypatch: pytest.Mon
     monkeypatch.setattr(ending, "PATIENCE_SECONDS", 0.3)
     box.start_worker(fake_step_seconds="0.2")
     found: dict[str, Any] = {}
+    # Before its first piece a request is told as the others are.
+    begun = threading.Event()
 
     def stream(address: str) -> None:
         with asking(address) as http:
             body = chat(WORDS, stream=True, max_tokens=500)
             with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-                lines = [line for line in answer.iter_lines() if line.startswith("data: ")]
-            found["stream"] = json.loads(lines[-1].removeprefix("data: "))
+                for line in answer.iter_lines():
+                    if line.startswith("data: "):
+                        found["stream"] = json.loads(line.removeprefix("data: "))
+                        begun.set()
 
     def plain(address: str, name: str, headers: dict[str, str]) -> None:
         with asking(address) as http:
@@ -167,6 +171,7 @@ def test_a_server_that_stops_tells_its_clients(box: Box, monkeypatch: pytest.Mon
         for thread in threads:
             thread.start()
         wait_until(lambda: _states(box) == ["running"] * 3, lambda: f"all run, not {_states(box)}")
+        assert begun.wait(60)
     for thread in threads:
         thread.join()
     assert found["stream"]["error"]["code"] == "server_stops"
