@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from kombu import Consumer, Queue
+from kombu import Consumer, Exchange, Queue
 from kombu.common import ignore_errors
 
 from helix_jobs.broker.celery.app import app
@@ -74,6 +74,13 @@ def server() -> Iterator[RedisServer]:
         server.kill()
 
 
+def application_connection(server: RedisServer, **options: float) -> Connection:
+    """As ``connect``, with other limits."""
+    return app.connection_for_read(
+        server.url, transport_options=transport_options(server.url, QueueNames("one")) | options
+    )
+
+
 def consume(connection: Connection, queue: str, received: list[Message]) -> None:
     channel = connection.channel()
     consumer = Consumer(channel, [Queue(queue, channel=channel)], on_message=received.append)
@@ -107,19 +114,45 @@ def test_no_socket_outlives_a_connection_whose_broker_went_away(server: RedisSer
     assert sockets_to(server) == 0
 
 
-def test_channels_close_without_a_word_once_the_broker_did_not_answer_one(server: RedisServer) -> None:
-    lost = connect(app, server.url)
+def test_channels_close_without_a_word_once_the_broker_did_not_answer_one(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silenced: list[Channel] = []
+    ask_no_more = Channel.ask_no_more
+    monkeypatch.setattr(Channel, "ask_no_more", lambda channel: (silenced.append(channel), ask_no_more(channel)))
+    lost = application_connection(server, socket_timeout=0.5)
     for queue in ("first", "second", "third"):
         consume(lost, queue, [])
     with suppress(TimeoutError):
         lost.drain_events(timeout=0.2)
     channels = list(lost.default_channel.connection.channels)
-    asked = [channel for channel in channels if channel._in_poll]
-    assert len(asked) == 3
-    server.kill()
+    server.freeze()
     ignore_errors(lost, lost.close)
     assert sockets_to(server) == 0
     assert all(channel.closed for channel in channels)
+    assert len(set(map(id, silenced))) >= len(channels) - 1, "the first alone waits for an answer"
+
+
+def test_broadcasts_of_other_connections_go_on_when_one_is_lost(empty_redis: str, server: RedisServer) -> None:
+    received: list[Message] = []
+    broadcast = Exchange("news", type="fanout")
+    with connect(app, empty_redis) as lives:
+        lost = connect(app, server.url)
+        for connection in (lost, lives):
+            channel = connection.channel()
+            queue = Queue(exclusive=True, auto_delete=True, exchange=broadcast, channel=channel)
+            Consumer(channel, [queue], on_message=received.append).consume()
+        consume(lost, "first", [])
+        with suppress(TimeoutError):
+            lost.drain_events(timeout=0.2)
+        server.kill()
+        ignore_errors(lost, lost.close)
+        assert sockets_to(server) == 0
+        with suppress(TimeoutError):  # it subscribes
+            lives.drain_events(timeout=0.2)
+        lives.Producer().publish("text", exchange=broadcast)
+        while not received:
+            lives.drain_events(timeout=10)
 
 
 def test_a_lost_channel_is_not_kept_for_the_end_of_the_process(server: RedisServer) -> None:

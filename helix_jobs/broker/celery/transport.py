@@ -10,6 +10,7 @@ any thread may use it.
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import suppress
 from functools import partial
 from queue import Empty
@@ -19,7 +20,7 @@ from celery.app import amqp
 from celery.worker.control import Panel
 from kombu.connection import Connection as KombuConnection
 from kombu.transport import redis
-from redis.exceptions import ResponseError
+from redis.exceptions import ResponseError, TimeoutError  # noqa: A004  (what redis-py raises)
 
 from helix_jobs.broker.celery.deliveries import Deliveries
 from helix_jobs.broker.celery.rejections import Rejections
@@ -31,6 +32,8 @@ from helix_jobs.broker.queue_names import PRIORITIES, QueueNames, is_job_queue, 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+logger = logging.getLogger(__name__)
 
 _MAILBOX: Final = ".pidbox"
 
@@ -49,10 +52,15 @@ class Channel(redis.Channel):
 
     It keeps its client as long as its pool stays the same. A channel that consumes the ``urgent`` name of a queue takes
     messages from the queue's first list.
+
+    Attributes:
+        may_sweep: The server runs scripts, as far as is known.
+        is_unanswered: The broker did not answer while the channel closed.
     """
 
     QoS = Deliveries
     may_sweep = True
+    is_unanswered = False
     _kept: Any = None
     _takes_urgent = False
 
@@ -74,25 +82,46 @@ class Channel(redis.Channel):
         transport, pool = self.connection, self._pool
         try:
             if self._in_poll:
-                with suppress(Empty, *transport.connection_errors):
-                    self._brpop_read()
+                self._read_last()
             super().close()  # type: ignore[no-untyped-call]  # kombu's
+        except self.connection_errors:
+            self.is_unanswered = True
+            raise
         finally:
             self.closed = True
-            if self._qos is not None:
-                self._qos.let_go()
+            self._close_sockets(pool)
             if transport is not None:
                 transport.cycle.discard(self)
-            self._disconnect_pools()  # type: ignore[no-untyped-call]  # kombu's
-            self._close_clients()  # type: ignore[no-untyped-call]  # kombu's
-            # Jobs that still run acknowledge over it.
-            self._pool = pool
+                transport.close_channel(self)
+            if self._qos is not None:
+                self._qos.let_go()
+
+    def _read_last(self) -> None:
+        """Read what the broker was asked for; the close goes on whatever it answers."""
+        try:
+            self._brpop_read()
+        except TimeoutError:
+            self.is_unanswered = True
+            self.ask_no_more()
+        except Exception as error:  # noqa: BLE001  (a lost connection, a refusal, or nothing to read)
+            logger.debug("the last read of a channel: %s", type(error).__name__)
 
     def ask_no_more(self) -> None:
-        """Be closed without a word to the broker, which did not answer another channel: each word waits in vain."""
+        """Be closed without a word to a broker that does not answer: each word would wait for a time limit."""
         self._in_poll = False
         self.do_restore = False
-        self._fanout_queues.clear()
+        self.auto_delete_queues.clear()
+
+    def _close_sockets(self, pool: Any) -> None:  # noqa: ANN401  (redis-py's pool)
+        """Close what is open, and keep the channel's own pool: jobs that still run acknowledge over it."""
+        opened, self._pool = self._pool, pool
+        for_loop, self._async_pool = self._async_pool, None
+        self._close_clients()  # type: ignore[no-untyped-call]  # kombu's
+        if for_loop is not None:
+            for_loop.disconnect()
+        for each in (opened, pool):
+            if each is not None:
+                each.disconnect(inuse_connections=False)
 
     def close_sockets_behind(self) -> None:
         """Close what an acknowledgement has opened after the channel closed."""
@@ -180,15 +209,24 @@ class Transport(redis.Transport):
     decoded = False
     dropped = False
 
-    def close_connection(self, connection: Any) -> None:  # noqa: ANN401  (kombu's signature)
-        """Close every channel; kombu leaves the others open when one raises an error."""
-        try:
-            super().close_connection(connection)  # type: ignore[no-untyped-call]  # kombu's
-        finally:
-            if left := [*self._avail_channels, *self.channels]:
-                for channel in left:
+    def close_connection(self, connection: Any) -> None:  # noqa: ANN401, ARG002  (kombu's signature)
+        """Close every channel, then raise the first error; kombu leaves the others open when one raises an error."""
+        errors = []
+        is_unanswered = False
+        if self.cycle is not None:
+            self.cycle.close()
+        for channels in (self._avail_channels, self.channels):
+            while channels:
+                channel = channels.pop()
+                if is_unanswered:
                     channel.ask_no_more()
-                self.close_connection(connection)
+                try:
+                    channel.close()
+                except Exception as error:  # noqa: BLE001  (raised below)
+                    errors.append(error)
+                is_unanswered = is_unanswered or channel.is_unanswered
+        if errors:
+            raise errors[0]
 
     def _deliver(self, message: Any, queue: str) -> None:  # noqa: ANN401  (parsed JSON)
         self.decoded = True
