@@ -137,7 +137,7 @@ def test_broadcasts_of_other_connections_go_on_when_one_is_lost(empty_redis: str
     received: list[Message] = []
     broadcast = Exchange("news", type="fanout")
     with connect(app, empty_redis) as lives:
-        lost = connect(app, server.url)
+        lost = application_connection(server, socket_timeout=0.5)
         for connection in (lost, lives):
             channel = connection.channel()
             queue = Queue(exclusive=True, auto_delete=True, exchange=broadcast, channel=channel)
@@ -145,7 +145,7 @@ def test_broadcasts_of_other_connections_go_on_when_one_is_lost(empty_redis: str
         consume(lost, "first", [])
         with suppress(TimeoutError):
             lost.drain_events(timeout=0.2)
-        server.kill()
+        server.freeze()
         ignore_errors(lost, lost.close)
         assert sockets_to(server) == 0
         with suppress(TimeoutError):  # it subscribes
