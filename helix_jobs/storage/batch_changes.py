@@ -159,8 +159,8 @@ def next_lines(c: Connection, batch_id: str, states: Collection[JobState], after
     Walks the batch in the order of its lines, so that all steps together read it once.
     """
     # Concatenation hides the small indexes over states: with one of them each step would sort all remaining rows.
-    # Postgres guesses that few rows equal an expression, and most do not. Asked for the states themselves it expects
-    # fewer rows than a step has, and reads and sorts the whole rest of the table in each step.
+    # For an expression Postgres guesses that few rows are equal to a value, and that most are unequal. Asked for the
+    # states themselves it expects fewer rows than a step has, and sorts the whole rest of the table in each step.
     others = [state.value for state in JobState if state not in states]
     found = (
         select(jobs.c.line)
