@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 
 from helix_jobs import HelixClient
 from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, QueueNames, broker_url, read_queue_names
+from helix_jobs.redis_url import MEMORY_URL
 from helix_jobs.settings import Settings
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.liveness import seems_alive
@@ -192,9 +193,13 @@ class Box:
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
 
-    def submit(self, *prompts: str, cache: bool | None = False, **fields: Any) -> str:
-        """Submit lines, equal ones among them, each of which is to be computed unless ``cache`` says otherwise."""
-        with self.client() as client:
+    def submit(self, *prompts: str, cache: bool | None = False, at_broker: bool = True, **fields: Any) -> str:
+        """Submit lines, equal ones among them, each of which is to be computed unless ``cache`` says otherwise.
+
+        A client that is not at the broker leaves it to a worker to publish them.
+        """
+        settings = self.settings if at_broker else replace(self.settings, redis_url=MEMORY_URL)
+        with HelixClient(settings) as client:
             return client.submit([{"prompt": prompt, **fields} for prompt in prompts], cache=cache).batch_id
 
     def states(self, batch_id: str) -> dict[str, int]:

@@ -155,13 +155,13 @@ def test_where_threads_stand_names_them_and_shows_no_value() -> None:
         ended.wait(60)
         assert prompt
 
-    thread = threading.Thread(target=wait_for_good, args=("the prompt's text",), name="helix-writer")
+    thread = threading.Thread(target=wait_for_good, args=("the prompt's text",), name="named-by-this-test")
     thread.start()
     assert begun.wait(20)
     found = where_threads_stand()
     ended.set()
     thread.join()
-    (line,) = [line for line in found.splitlines() if line.startswith("helix-writer")]
+    (line,) = [line for line in found.splitlines() if line.startswith("named-by-this-test")]
     assert "wait_for_good (test_dead_man.py:" in line
     assert "the prompt" not in found
 
