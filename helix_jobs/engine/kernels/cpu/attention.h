@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <memory>
 #include <numeric>
 #include <type_traits>
 
@@ -165,14 +166,17 @@ inline void widen(const int8_t *keys, bf16 *wide) {
 
 // What a thread needs for one slice at a time.
 struct Scratch {
-    std::vector<float> numbers, scales;
+    std::unique_ptr<float[]> numbers;
+    std::vector<float> scales;
+    int64_t size = 0;
 
-    // Room for `count` numbers from the begin of a cache line on: a vector is as long as a line, and one that lies across
-    // two lines takes two accesses.
+    // Room for `count` numbers, which nobody has written, from the begin of a cache line on: a vector is as long as a
+    // line, and one that lies across two lines takes two accesses.
     float *lines(int64_t count) {
-        numbers.resize(count + 64 / sizeof(float));
-        uintptr_t begin = reinterpret_cast<uintptr_t>(numbers.data());
-        return numbers.data() + (64 - begin % 64) % 64 / sizeof(float);
+        count += 64 / sizeof(float);
+        if (count > size) numbers.reset(new float[count]), size = count;
+        uintptr_t begin = reinterpret_cast<uintptr_t>(numbers.get());
+        return numbers.get() + (64 - begin % 64) % 64 / sizeof(float);
     }
 };
 

@@ -8,6 +8,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "lanes.h"
 
 #if defined(__SSE2__)
@@ -127,6 +129,17 @@ constexpr int8_t kFromMinusEight[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2,
 constexpr int8_t kNonlinear[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 constexpr int8_t kMxfp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
+template <typename Block, typename = void>
+constexpr bool has_nibbles = false;
+template <typename Block>
+constexpr bool has_nibbles<Block, std::void_t<decltype(Block::kNibbles)>> = true;
+
+// Layouts that begin with a scale in float16, or with a scale and an offset, and have no others, say so with kHalves.
+template <typename Block, typename = void>
+constexpr bool has_halves = false;
+template <typename Block>
+constexpr bool has_halves<Block, std::void_t<decltype(Block::kHalves)>> = true;
+
 // Weights and bytes of a block, what its levels lie between, and how many neighbours share a scale.
 template <int kCount, int kSize, int kLeast, int kMost, int kGroup = 32, bool kOffsets = false>
 struct BlockOf {
@@ -135,6 +148,7 @@ struct BlockOf {
 };
 
 struct Q4_0 : BlockOf<32, 18, -8, 7> {
+    static constexpr int kHalves = 1;
     static constexpr int kNibbles = 2;
     static constexpr const int8_t *kTable = kFromMinusEight;
     template <typename Put>
@@ -144,6 +158,7 @@ struct Q4_0 : BlockOf<32, 18, -8, 7> {
     static void factors(const uint8_t *b, float *scales, float *) { *scales = half(b); }
 };
 struct Q4_1 : BlockOf<32, 20, 0, 15, 32, true> {
+    static constexpr int kHalves = 2;
     static constexpr int kNibbles = 4;
     static constexpr const int8_t *kTable = kFromZero;
     template <typename Put>
@@ -178,6 +193,7 @@ struct Q8_0 : BlockOf<32, 34, -128, 127> {
     static void factors(const uint8_t *b, float *scales, float *) { *scales = half(b); }
 };
 struct Iq4Nl : BlockOf<32, 18, -128, 127> {
+    static constexpr int kHalves = 1;
     static constexpr int kNibbles = 2;
     static constexpr const int8_t *kTable = kNonlinear;
     template <typename Put>

@@ -76,10 +76,6 @@ inline __m512i places_of(__m512i words, __m512i added) {
 }
 
 // Layouts of four bits whose lines are sixteen bytes: the lower halves, then the upper halves.
-template <typename Block, typename = void>
-constexpr bool has_nibbles = false;
-template <typename Block>
-constexpr bool has_nibbles<Block, std::void_t<decltype(Block::kNibbles)>> = true;
 template <typename Block>
 inline void decode_nibbles(const uint8_t *blocks, int64_t columns, bf16 *out, int64_t step) {
     constexpr int64_t kLines = Block::kWeights / kLine;

@@ -68,6 +68,16 @@ inline vf load16(const int8_t *p) {
     return __builtin_convertvector(__builtin_convertvector(b, vi), vf);
 #endif
 }
+#if defined(__F16C__) && defined(__AVX2__)
+// Numbers of 16 bits as IEEE has them.
+inline vf widened(vh halves) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<vf>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(halves)));
+#else
+    return reinterpret_cast<vf>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(halves)));
+#endif
+}
+#endif
 inline void store16(float *p, vf v) { std::memcpy(p, &v, sizeof v); }
 inline void store16(bf16 *p, vf v) {
     vu wide;
@@ -102,21 +112,37 @@ inline float sum16(vf v) {
 }
 inline vf max16(vf a, vf b) { return a > b ? a : b; }
 
-// Lane l of the result is a[l] + a[l ^ kStride], or b's where l has the bit kStride.
-template <int kStride, size_t... l>
-inline vf interleaved_sums(vf a, vf b, std::index_sequence<l...>) {
+// Lane l of the result is a[l] and a[l ^ kStride] combined, or b's where l has the bit kStride.
+template <int kStride, typename V, typename Combine, size_t... l>
+inline V interleaved(V a, V b, Combine combine, std::index_sequence<l...>) {
 #if defined(__clang__)
-    vf own = __builtin_shufflevector(a, b, (l & kStride ? kLanes + l : l)...);
-    vf other = __builtin_shufflevector(a, b, (l & kStride ? kLanes + (l ^ kStride) : l ^ kStride)...);
+    V own = __builtin_shufflevector(a, b, (l & kStride ? kLanes + l : l)...);
+    V other = __builtin_shufflevector(a, b, (l & kStride ? kLanes + (l ^ kStride) : l ^ kStride)...);
 #else
-    vf own = __builtin_shuffle(a, b, vi{(l & kStride ? kLanes + l : l)...});
-    vf other = __builtin_shuffle(a, b, vi{(l & kStride ? kLanes + (l ^ kStride) : l ^ kStride)...});
+    V own = __builtin_shuffle(a, b, vi{(l & kStride ? kLanes + l : l)...});
+    V other = __builtin_shuffle(a, b, vi{(l & kStride ? kLanes + (l ^ kStride) : l ^ kStride)...});
 #endif
-    return own + other;
+    return combine(own, other);
+}
+template <int kStride, typename V, typename Combine>
+inline V interleaved(V a, V b, Combine combine) {
+    return interleaved<kStride>(a, b, combine, std::make_index_sequence<kLanes>{});
 }
 template <int kStride>
 inline vf interleaved_sums(vf a, vf b) {
-    return interleaved_sums<kStride>(a, b, std::make_index_sequence<kLanes>{});
+    return interleaved<kStride>(a, b, [](vf one, vf other) { return one + other; });
+}
+
+// Lane l of the result is all those lanes k of vector l % kCount combined for which k % kCount == l % kCount.
+template <int kCount, typename V, typename Combine>
+inline V each_combined(const V *vectors, Combine combine) {
+    if constexpr (kCount == 1) {
+        return *vectors;
+    } else {
+        constexpr int kHalf = kCount / 2;
+        V low = each_combined<kHalf>(vectors, combine), high = each_combined<kHalf>(vectors + kHalf, combine);
+        return interleaved<kHalf>(low, high, combine);
+    }
 }
 
 // Cephes' polynomial, 2 ulp; arguments are clamped to where the result is a normal number. A NaN does not survive.

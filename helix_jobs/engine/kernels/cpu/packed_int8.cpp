@@ -1,5 +1,7 @@
 // A layer over any number of tokens whose weights stay in the blocks of their file; activations are rounded to bytes.
 
+#include <memory>
+
 #include "byte_products.h"
 #include "layer_outputs.h"
 #include "shortage.h"
@@ -10,14 +12,15 @@ constexpr int64_t kBatch = 256;  // tokens that a tile serves once it is taken a
 
 // A layout as this layer reads it.
 struct ByteLayout {
-    void (*unpack)(const uint8_t *rows, int64_t row_bytes, int64_t count, int64_t columns, Tile &tile);
+    void (*unpack_rows)(const uint8_t *rows, int64_t row_bytes, int64_t count, int64_t columns, Tile &tile);
+    void (*unpack_words)(const uint8_t *rows, int64_t row_bytes, int64_t count, int64_t columns, Tile &tile);
     void (*multiply)(const Tile &tile, const RoundedChunk *x, int64_t tokens, int64_t columns, float (*sums)[kPanel]);
     int64_t weights, bytes;
 };
 template <typename Block>
 constexpr ByteLayout byte_layout() {
     static_assert(kChunk % Block::kWeights == 0, "a chunk is made of whole blocks");
-    return {unpack_rows<Block>, multiply_tile<Block>, Block::kWeights, Block::kBytes};
+    return {unpack_rows<Block>, unpack_words<Block>, multiply_tile<Block>, Block::kWeights, Block::kBytes};
 }
 // In the order of `BYTE_LAYOUTS` of `packed_int8_linear.py`.
 const ByteLayout kByteLayouts[] = {
@@ -39,8 +42,8 @@ template <typename T>
 void packed_int8_linear(const uint8_t *data, const ByteLayout &layout, const T *x, const Outputs<T> &outputs,
                         int64_t tokens, int64_t columns, int64_t rows) {
     int64_t chunks = (columns + kChunk - 1) / kChunk, row_bytes = columns / layout.weights * layout.bytes;
-    // [chunks, tokens of a batch]
-    std::vector<RoundedChunk> rounded(chunks * std::min(tokens, kBatch));
+    // [chunks, tokens of a batch]; nobody has written it.
+    std::unique_ptr<RoundedChunk[]> rounded(new RoundedChunk[chunks * std::min(tokens, kBatch)]);
 #pragma omp parallel if (tokens * rows * columns > 8 * kParallel)
     {
         alignas(64) float sums[kBatch][kPanel];
@@ -62,9 +65,9 @@ void packed_int8_linear(const uint8_t *data, const ByteLayout &layout, const T *
                     int64_t k = chunk * kChunk, now = std::min<int64_t>(kChunk, columns - k);
                     int64_t bytes = now / layout.weights * layout.bytes;
                     fetch(panel + count * row_bytes + count * done, count * bytes);
-                    layout.unpack(panel + done, row_bytes, count, now, tile);
-                    if (needs_transposing(some)) transpose_levels(now, tile);
-                    layout.multiply(tile, rounded.data() + chunk * some, some, now, sums);
+                    auto unpack = needs_transposing(some) ? layout.unpack_words : layout.unpack_rows;
+                    unpack(panel + done, row_bytes, count, now, tile);
+                    layout.multiply(tile, rounded.get() + chunk * some, some, now, sums);
                     done += bytes;
                 }
                 for (int64_t t = 0; t < some; t++) outputs.put(start + t, row, count, sums[t]);

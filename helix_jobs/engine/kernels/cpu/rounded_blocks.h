@@ -36,38 +36,55 @@ inline void store_bytes(int8_t *p, vi v) {
 #endif
 }
 
-// Rounds `count` columns, whole blocks, of one token.
+// Rounds `count` columns, whole blocks, of one token. What is behind them becomes zero.
 template <typename T>
 inline void round_chunk(const T *x, int64_t count, RoundedChunk &out) {
-    for (int64_t i = 0; i < count; i += kBlock) {
-        constexpr int kVectors = kBlock / kLanes;
-        vf some[kVectors], highest = {}, probe = {};
+    constexpr int kVectors = kSmallest / kLanes;  // of a part
+    auto larger = [](vi a, vi b) { return a > b ? a : b; };
+    auto sum = [](vf a, vf b) { return a + b; };
+    // Bits of numbers without their signs, of which infinity and what is no number are the largest.
+    vi highest[kParts] = {};
+    for (int part = 0; part * kSmallest < count; part++)
         for (int n = 0; n < kVectors; n++) {
-            some[n] = load16(x + i + n * kLanes);
-            highest = max16(highest, max16(some[n], -some[n]));
-            probe += some[n] * 0.0f;
+            vf some = load16(x + part * kSmallest + n * kLanes);
+            vi bits;
+            std::memcpy(&bits, &some, sizeof bits);
+            highest[part] = larger(highest[part], bits & 0x7fffffff);
         }
-        float top = 1e-12f;
-        for (int lane = 0; lane < kLanes; lane++) top = std::max(top, highest[lane]);
+    // Of each part, the same in both parts of a block.
+    alignas(64) float scales[kParts], inverses[kParts];
+    for (int part = 0; part < kParts; part += kLanes) {
+        vi top = each_combined<kLanes>(highest + part, larger);
+        top = larger(interleaved<1>(top, top, larger), vi{} + 0x2b8cbccc);  // 1e-12
+        vf number;
+        std::memcpy(&number, &top, sizeof number);
         // Not finite if the block is not: its products must not look finite.
-        float scale = top / 127.0f + sum16(probe);
-        float inverse = 127.0f / top;
-        float sums[2];
-        for (int half = 0; half < 2; half++) {
-            vf total = {};
-            for (int n = half * kVectors / 2; n < (half + 1) * kVectors / 2; n++) {
-                vf shifted = some[n] * inverse + 12582912.0f;  // rounds to nearest even, as in exp16
-                vf whole = shifted - 12582912.0f;
-                store_bytes(out.values + i + n * kLanes, __builtin_convertvector(whole, vi));
-                total += whole;
-            }
-            sums[half] = sum16(total);  // exact
-            out.part_wholes[i / kSmallest + half] = static_cast<int32_t>(sums[half]);
-            out.part_sums[i / kSmallest + half] = scale * sums[half];
+        store16(scales + part, top < 0x7f800000 ? number / 127.0f : splat(NAN));
+        store16(inverses + part, 127.0f / number);
+    }
+    vf totals[kParts] = {};
+    for (int part = 0; part < kParts; part++)
+        for (int n = 0; n < kVectors; n++) {
+            int i = part * kSmallest + n * kLanes;
+            vf some = i < count ? load16(x + i) : vf{};
+            vf shifted = some * inverses[part] + 12582912.0f;  // rounds to nearest even, as in exp16
+            vf whole = shifted - 12582912.0f;
+            store_bytes(out.values + i, __builtin_convertvector(whole, vi));
+            totals[part] += whole;
         }
-        out.scales[i / kBlock] = scale;
-        out.block_wholes[i / kBlock] = static_cast<int32_t>(sums[0] + sums[1]);
-        out.block_sums[i / kBlock] = scale * (sums[0] + sums[1]);
+    alignas(64) float block_totals[kParts];
+    for (int part = 0; part < kParts; part += kLanes) {
+        vf total = each_combined<kLanes>(totals + part, sum);  // exact
+        vi wholes = __builtin_convertvector(total, vi);
+        std::memcpy(out.part_wholes + part, &wholes, sizeof wholes);
+        store16(out.part_sums + part, load16(scales + part) * total);
+        store16(block_totals + part, interleaved<1>(total, total, sum));
+    }
+    for (int block = 0; block < kBlocks; block++) {
+        float scale = scales[2 * block], total = block_totals[2 * block];
+        out.scales[block] = scale;
+        out.block_wholes[block] = static_cast<int32_t>(total);
+        out.block_sums[block] = scale * total;
     }
 }
 

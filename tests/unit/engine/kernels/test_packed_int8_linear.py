@@ -97,7 +97,7 @@ def test_columns_may_be_stored_in_another_order_in_each_part(kernels: Kernels) -
     assert_alike(compiled(hidden), plain(hidden))
 
 
-@pytest.mark.parametrize("kind", ["Q4_1", "Q4_K", "Q6_K", "Q8_0"])
+@pytest.mark.parametrize("kind", ["Q4_1", "IQ4_NL", "Q4_K", "Q6_K", "Q8_0"])
 @pytest.mark.parametrize("columns", [256, 768, 8960])
 def test_a_row_has_the_same_bits_in_any_company(kernels: Kernels, kind: str, columns: int) -> None:
     native, dtype = kernels
@@ -118,12 +118,14 @@ def test_rows_that_end_within_a_chunk(kernels: Kernels, columns: int) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_stays_so_and_harms_no_other_row(kernels: Kernels, value: float) -> None:
+@pytest.mark.parametrize("column", [0, 300, 543])
+def test_what_is_not_finite_stays_so_and_harms_no_other_row(kernels: Kernels, value: float, column: int) -> None:
+    """In the first column of a row, in the middle of a chunk, and in the last one of a chunk filled in part."""
     native, dtype = kernels
-    _, compiled = both([matrix("Q4_K", 20, 512)], None, native)
-    hidden = torch.randn(3, 512).to(dtype)
+    _, compiled = both([matrix("Q4_1", 20, 544)], None, native)
+    hidden = torch.randn(3, 544).to(dtype)
     expected = compiled(hidden)
-    hidden[1, 300] = value
+    hidden[1, column] = value
     got = compiled(hidden)
     assert not torch.isfinite(got[1]).any()
     assert torch.equal(got[[0, 2]], expected[[0, 2]])
