@@ -134,7 +134,8 @@ constexpr bool has_nibbles = false;
 template <typename Block>
 constexpr bool has_nibbles<Block, std::void_t<decltype(Block::kNibbles)>> = true;
 
-// Layouts that begin with a scale in float16, or with a scale and an offset, and have no others, say so with kHalves.
+// Those of them that begin with a scale in float16, or with a scale and an offset, and have no others, name how many they
+// are as kHalves.
 template <typename Block, typename = void>
 constexpr bool has_halves = false;
 template <typename Block>

@@ -90,9 +90,10 @@ struct Rows {
 template <typename Block>
 inline void transpose_nibbles(const Rows &rows, int64_t columns, uint8_t *words) {
     constexpr int kLine = 32, kBeside = sizeof(Lanes) / 4;
+    static_assert(Block::kWeights == kLine, "a block is a line");
     typedef uint16_t Pairs __attribute__((vector_size(sizeof(Lanes))));
     for (int64_t k = 0; k < columns; k += kLine, words += kLine / 4 * kWord) {
-        int64_t place = k / Block::kWeights * Block::kBytes + Block::kNibbles + k % Block::kWeights / 2;
+        int64_t place = k / kLine * Block::kBytes + Block::kNibbles;
         for (int row = 0; row < kPanel; row += kBeside) {
             Lanes both[4];
             transpose_fours([&](int i) { return rows[row + i] + place; }, both);
@@ -124,18 +125,13 @@ inline void transpose_halves(const Rows &rows, int64_t columns, float *factors) 
             store16(factors + kGroups * kPanel + i, widened(__builtin_convertvector(both >> 16, vh)));
     }
 }
-#endif
 
 // Whether a layout's levels become words without lying in rows before.
-#if defined(__AVX2__) && defined(__F16C__)
 template <typename Block>
 constexpr bool makes_words = has_nibbles<Block> && has_halves<Block>;
-#else
-template <typename Block>
-constexpr bool makes_words = false;
 #endif
 
-// Takes columns of `count` rows apart, at most kChunk. Rows behind the last stay what they were, or are the last again.
+// Takes columns of `count` rows apart, at most kChunk. Rows behind the last stay what they were.
 template <typename Block>
 void unpack_rows(const uint8_t *first, int64_t row_bytes, int64_t count, int64_t columns, Tile &tile) {
     for (int64_t row = 0; row < count; row++)
@@ -147,7 +143,7 @@ void unpack_rows(const uint8_t *first, int64_t row_bytes, int64_t count, int64_t
 inline void transpose_levels(int64_t columns, Tile &tile) {
     for (int64_t k = 0; k < columns; k += 64) transpose_words(&tile.rows[0][k], kChunk, tile.words + k / 4 * kWord);
 }
-// Both, one after the other, or at once.
+// Both, one after the other or at once. In the second case rows behind the last are the last again.
 template <typename Block>
 void unpack_words(const uint8_t *first, int64_t row_bytes, int64_t count, int64_t columns, Tile &tile) {
 #if defined(__AVX2__) && defined(__F16C__)

@@ -133,7 +133,7 @@ inline vf interleaved_sums(vf a, vf b) {
     return interleaved<kStride>(a, b, [](vf one, vf other) { return one + other; });
 }
 
-// Lane l of the result is all those lanes k of vector l % kCount combined for which k % kCount == l % kCount.
+// Lane l of the result is all those lanes k of vector l % kCount combined for which k / kCount == l / kCount.
 template <int kCount, typename V, typename Combine>
 inline V each_combined(const V *vectors, Combine combine) {
     if constexpr (kCount == 1) {

@@ -63,7 +63,7 @@ typedef __m512i Lanes;
 typedef __m256i Lanes;
 #endif
 #if defined(__AVX2__)
-// Four words of as many rows as a register has words, which begin at row(i): word i of each becomes columns[i].
+// Four words of as many rows as a register has words. Row r begins at row(r); columns[i] has word i of each.
 template <typename Row>
 inline void transpose_fours(Row row, Lanes columns[4]) {
     auto load = [&](int i) { return _mm_loadu_si128(reinterpret_cast<const __m128i *>(row(i))); };
