@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 _LONGEST_SECONDS: Final = 60.0
 # What a program that is told of a batch has no use for.
-_SECRETS: Final = ("HELIX_WEBHOOK_SECRET", "HELIX_NOTIFY_APPRISE", "HELIX_API_KEYS", "HELIX_ENDPOINT_KEY")
+_SECRETS: Final = (
+    "HELIX_WEBHOOK_SECRET",
+    "HELIX_WEBHOOK_URL",
+    "HELIX_NOTIFY_APPRISE",
+    "HELIX_API_KEYS",
+    "HELIX_ENDPOINT_KEY",
+)
 
 
 class Command:
