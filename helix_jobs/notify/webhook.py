@@ -85,12 +85,19 @@ class _Pinned(http.client.HTTPConnection):
         super().__init__(host, port, timeout=_PATIENCE_SECONDS)
         self._addresses = addresses
         self._tls = tls
+        self._is_cut = False
 
     def connect(self) -> None:
-        """Connect. The certificate has to be the name's."""
+        """Connect. The certificate has to be the name's.
+
+        Raises:
+            TimeoutError: The connection was cut before it was there.
+        """
         self.sock = self._reached()
         if self._tls is not None:
             self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
+        if self._is_cut:
+            raise TimeoutError
 
     def _reached(self) -> socket.socket:
         """A socket at the first address that takes it: a host may have one of IPv6 that no packet reaches."""
@@ -110,13 +117,18 @@ class _Pinned(http.client.HTTPConnection):
         """End whatever goes on over the connection after so many seconds."""
         return _Alarm(self, seconds)
 
+    def cut(self) -> None:
+        """End whatever goes on over the connection; for another thread."""
+        self._is_cut = True  # before the shutdown: connect looks at it once there is a socket
+        with suppress(OSError, AttributeError):  # it may be closed, or not be there yet
+            self.sock.shutdown(socket.SHUT_RDWR)
+
 
 class _Alarm:
     """Cuts a connection when its time is over."""
 
     def __init__(self, connection: _Pinned, seconds: float) -> None:
-        self._connection = connection
-        self._timer = threading.Timer(seconds, self._cut)
+        self._timer = threading.Timer(seconds, connection.cut)
         self._timer.daemon = True
 
     def __enter__(self) -> None:
@@ -124,10 +136,6 @@ class _Alarm:
 
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
-
-    def _cut(self) -> None:
-        with suppress(OSError, AttributeError):  # it may be closed, or not be there yet
-            self._connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def _reason(error: BaseException) -> str:

@@ -185,6 +185,18 @@ def test_a_receiver_that_answers_by_drops_is_left(monkeypatch):
         thread.join()
 
 
+def test_nothing_is_posted_when_the_time_is_over_before_the_connection_is_there(monkeypatch):
+    class Over(threading.Timer):
+        def start(self):
+            self.function()
+
+    monkeypatch.setattr("helix_jobs.notify.webhook.threading.Timer", Over)
+    with receiving() as receiver:
+        with pytest.raises(NotDeliveredError, match="it did not answer in time"):
+            Webhook(receiver.url, SECRET, allow_private=True).send(EVENT)
+        assert not receiver.requests
+
+
 def test_an_answer_that_is_no_http_is_no_delivery():
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
