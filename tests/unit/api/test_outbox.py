@@ -59,8 +59,9 @@ def test_requests_are_refused_while_the_broker_is_silent(
 
 
 def test_an_absent_broker_refuses_no_request_and_is_told_once_for_all(
-    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(outbox, "PATIENCE_SECONDS", 30.0)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
     made = Outbox(settings(tmp_path, url), database)
@@ -73,8 +74,9 @@ def test_an_absent_broker_refuses_no_request_and_is_told_once_for_all(
 
 
 def test_without_a_broker_of_its_own_nothing_is_sent(
-    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(outbox, "PATIENCE_SECONDS", 30.0)
     made = Outbox(settings(tmp_path, None), database)
     made.send(1)
     made.close(timeout=20)

@@ -127,7 +127,7 @@ def test_a_connection_the_server_ended_is_reported_and_replaced(postgres_databas
 @pytest.mark.postgres
 def test_a_writer_that_stands_still_does_not_keep_its_locks(postgres_database):
     written: list[bool] = []
-    url, time_limits = postgres_database.url.render_as_string(hide_password=False), TimeLimits(idle_transaction=0.3)
+    url, time_limits = postgres_database.url.render_as_string(hide_password=False), TimeLimits(idle_transaction=2.0)
     frozen, other = (Database(url, time_limits) for _ in range(2))
     with postgres_database.write() as c:
         workers.register_worker(c, worker("w"), now())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import queue
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -101,12 +102,21 @@ def test_the_first_run_is_short_and_the_next_is_not(monkeypatch: pytest.MonkeyPa
     assert bench.thread.stop(20)
 
 
-def test_requests_added_before_and_while_it_runs_all_end(bench: Bench) -> None:
+def test_requests_added_before_and_while_it_runs_all_end(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    stepping, submitted = threading.Event(), threading.Event()
+
+    def sleep(_seconds: float) -> None:
+        stepping.set()
+        submitted.wait(20)
+
+    monkeypatch.setattr(bench.engine, "_sleep", sleep)
     for number in range(10):
         bench.submit(f"early {number}")
     bench.thread.start()
+    assert stepping.wait(20)
     for number in range(10):
         bench.submit(f"late {number}")
+    submitted.set()
     endings = bench.collect(20)
     assert all(isinstance(e, Generated) and e.result.finish_reason is FinishReason.STOP for e in endings.values())
     assert bench.recorder.ended.get(timeout=20) == 20, "one run, as the engine was never idle"
@@ -264,6 +274,8 @@ def test_a_request_past_its_deadline_fails_alone() -> None:
         for name, ending in endings.items()
     } == {f"{kind} {n}": end for n in range(6) for kind, end in (("bad", "deadline"), ("good", FinishReason.STOP))}
     assert "HELIX_JOB_TIMEOUT" in str(endings["bad 0"])
+    # What was aborted comes out of the engine a step after its end is told.
+    wait_until(lambda: not bench.thread._ran, "it keeps the time of a request that has ended")
     assert bench.thread.stop(20)
     assert bench.thread._ran == {}
 

@@ -54,8 +54,8 @@ import signal, time
 from helix_jobs.worker.short_thread import on_short_thread
 
 def work():
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
         while True:
             time.sleep(0.01)
     finally:
