@@ -62,10 +62,7 @@ class ExpertProducts {
         if constexpr (std::is_same_v<T, bf16>)
             if (takes_tiles(layout)) return run_in_tiles(layout, rows, count, x, outputs);
 #endif
-        vectors_.run(layout, rows, count, x.rows, x.count, x.columns, [&](int64_t token, int64_t row, float sum) {
-            if (outputs.bias != nullptr) sum += get(outputs.bias + row);
-            put(outputs.y + token * outputs.pitch + row, sum);
-        });
+        vectors_.run(layout, rows, count, x.rows, x.count, x.columns, outputs);
     }
 
   private:

@@ -7,8 +7,8 @@
 namespace {
 
 template <typename T>
-void packed_linear(const uint8_t *data, const Layout<T> &layout, const T *x, const T *bias, const T *residual, T *y,
-                   int64_t tokens, int64_t columns, int64_t rows, int64_t pitch) {
+void packed_linear(const uint8_t *data, const Layout<T> &layout, const T *x, const Outputs<T> &outputs, int64_t tokens,
+                   int64_t columns, int64_t rows) {
     std::vector<Multiplied<T>> room;
     const Multiplied<T> *numbers = as_numbers(x, tokens * columns, room);
     int64_t row_bytes = columns / layout.weights * layout.bytes;
@@ -18,12 +18,7 @@ void packed_linear(const uint8_t *data, const Layout<T> &layout, const T *x, con
 #pragma omp for schedule(static)
         for (int64_t first = 0; first < rows; first += kGroup)
             products.run(layout, data + first * row_bytes, std::min<int64_t>(kGroup, rows - first), numbers, tokens,
-                         columns, [&](int64_t token, int64_t row, float sum) {
-                             int64_t place = token * pitch + first + row;
-                             if (bias != nullptr) sum += get(bias + first + row);
-                             if (residual != nullptr) sum += get(residual + place);
-                             put(y + place, sum);
-                         });
+                         columns, outputs.from(first));
     }
 }
 
@@ -34,8 +29,10 @@ void packed_linear(const uint8_t *data, const Layout<T> &layout, const T *x, con
 EXPORT int32_t packed_linear_float32(const uint8_t *data, int32_t layout, const float *x, const float *bias,
                                      const float *residual, float *y, int64_t tokens, int64_t columns, int64_t rows,
                                      int64_t pitch) {
-    return status_of(
-        [&] { packed_linear(data, kLayouts<float>[layout], x, bias, residual, y, tokens, columns, rows, pitch); });
+    return status_of([&] {
+        packed_linear(data, kLayouts<float>[layout], x, Outputs<float>{bias, residual, y, pitch}, tokens, columns,
+                      rows);
+    });
 }
 EXPORT int32_t packed_linear_bfloat16(const uint8_t *data, int32_t layout, const bf16 *x, const bf16 *bias,
                                       const bf16 *residual, bf16 *y, int64_t tokens, int64_t columns, int64_t rows,
@@ -45,6 +42,7 @@ EXPORT int32_t packed_linear_bfloat16(const uint8_t *data, int32_t layout, const
         return multiply_in_tiles(data, kLayouts<bf16>[layout], x, Outputs<bf16>{bias, residual, y, pitch}, tokens,
                                  columns, rows);
 #endif
-    return status_of(
-        [&] { packed_linear(data, kLayouts<bf16>[layout], x, bias, residual, y, tokens, columns, rows, pitch); });
+    return status_of([&] {
+        packed_linear(data, kLayouts<bf16>[layout], x, Outputs<bf16>{bias, residual, y, pitch}, tokens, columns, rows);
+    });
 }

@@ -6,12 +6,13 @@
 #pragma once
 
 #include "decoded_rows.h"
+#include "layer_outputs.h"
 
 namespace {
 
 // One register of floats, and the most sums that stay in registers beside what is multiplied.
 #if defined(__AVX512F__)
-constexpr int kWidth = 16, kSums = 16;
+constexpr int kWidth = 16, kSums = 24;
 #elif defined(__AVX__)
 constexpr int kWidth = 8, kSums = 12;
 #else
@@ -28,7 +29,7 @@ inline vr load(const float *p) {
 }
 constexpr int kTokens = 6;       // that are multiplied at once
 constexpr int kGroup = 8;        // rows that are decoded at once
-constexpr int kBatch = 32;       // tokens whose sums stay in the nearest cache beside decoded rows
+constexpr int kBatch = 128;      // tokens that decoded rows serve
 // So many rows at once: the fewer tokens there are, the more rows, for as many sums run side by side.
 constexpr int rows_beside(int tokens) {
     int rows = kGroup;
@@ -36,22 +37,21 @@ constexpr int rows_beside(int tokens) {
     return rows;
 }
 
-// The sums of two vectors.
-inline void sums_of_two(vr first, vr second, float *sums) {
-#if defined(__AVX512F__)
-    vf lanes = interleaved_sums<1>(first, second);  // even lanes: of the first; odd lanes: of the second
-    lanes = interleaved_sums<2>(lanes, lanes);
-    lanes = interleaved_sums<4>(lanes, lanes);
-    lanes = interleaved_sums<8>(lanes, lanes);
-    sums[0] = lanes[0], sums[1] = lanes[1];
-#elif defined(__AVX__)
-    __m256 lanes = _mm256_hadd_ps((__m256)first, (__m256)second);
-    lanes = _mm256_hadd_ps(lanes, lanes);
-    __m128 both = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
-    sums[0] = both[0], sums[1] = both[1];
+// The sums of the vectors of a group, each in the same order.
+inline void sums_of_group(const vr *group, float *sums) {
+#if defined(__AVX2__)
+    vf lanes = each_combined<kGroup>(group, [](vf one, vf other) { return one + other; });
+    if constexpr (kLanes == 2 * kGroup) lanes = interleaved_sums<kGroup>(lanes, lanes);
+    std::memcpy(sums, &lanes, kGroup * sizeof(float));
 #else
-    sums[0] = (first[0] + first[1]) + (first[2] + first[3]);
-    sums[1] = (second[0] + second[1]) + (second[2] + second[3]);
+    for (int row = 0; row < kGroup; row++) {
+        const vr &lanes = group[row];
+#if defined(__AVX__)
+        sums[row] = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+#else
+        sums[row] = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+#endif
+    }
 #endif
 }
 
@@ -144,10 +144,10 @@ inline const Number *as_numbers(const T *x, int64_t count, std::vector<Number> &
     }
 }
 
-inline float get(const float *x) { return *x; }
-inline float get(const bf16 *x) { return load_some(x, 1)[0]; }
-inline void put(float *y, float value) { *y = value; }
-inline void put(bf16 *y, float value) { store_some(y, splat(value), 1); }
+// So many columns are decoded at once: rows and a few tokens fit into the nearest cache, and sums seldom go through memory.
+template <typename Number>
+constexpr int64_t kSpan = 2048 / sizeof(Number);
+static_assert(kSpan<float> % kChunk == 0, "a span is made of chunks");
 
 // The products of a group of rows with a batch of tokens. Each thread has its own.
 template <typename T>
@@ -155,20 +155,21 @@ class RowProducts {
     typedef Multiplied<T> Number;
 
   public:
-    // Calls put_sum(token, row, sum) for `count` rows, at most kGroup, and each token. `x` is [tokens, columns].
-    template <typename PutSum>
+    // Products of `count` rows, at most kGroup, with each token. `x` is [tokens, columns], `outputs` begins with the first
+    // of the rows.
     void run(const Layout<T> &layout, const uint8_t *rows, int64_t count, const Number *x, int64_t tokens,
-             int64_t columns, PutSum put_sum) {
+             int64_t columns, const Outputs<T> &outputs) {
         for (int64_t first = 0; first < tokens; first += kBatch) {
             int64_t some = std::min<int64_t>(kBatch, tokens - first);
             add_all(layout, rows, count, x + first * columns, some, columns);
-            for (int64_t t = 0; t < some; t++)
-                for (int64_t row = 0; row < count; row += 2) {
-                    float two[2];
-                    sums_of_two(sums_[t * kGroup + row], sums_[t * kGroup + row + 1], two);
-                    put_sum(first + t, row, two[0]);
-                    if (row + 1 < count) put_sum(first + t, row + 1, two[1]);
-                }
+            for (int64_t t = 0; t < some; t++) {
+                float sums[kGroup];
+                sums_of_group(sums_ + t * kGroup, sums);
+                if (count == kGroup)
+                    outputs.put_eight(first + t, 0, sums);
+                else
+                    outputs.put(first + t, 0, count, sums);
+            }
         }
     }
 
@@ -178,10 +179,10 @@ class RowProducts {
         int64_t row_bytes = columns / layout.weights * layout.bytes;
         // A group is multiplied whole, so the last rows of a matrix are copied: behind them is other memory.
         bool lie_there = layout.is_plain && count == kGroup;
-        int64_t step = lie_there ? columns : kChunk;
+        int64_t step = lie_there ? columns : kSpan<Number>;
         std::fill(sums_, sums_ + tokens * kGroup, vr{});
         for (int64_t k = 0; k < columns; k += step) {
-            int64_t some = std::min(step, columns - k), pitch = lie_there ? columns : kChunk;
+            int64_t some = std::min(step, columns - k), pitch = lie_there ? columns : kSpan<Number>;
             const uint8_t *from = rows + k / layout.weights * layout.bytes;
             fetch(rows + count * row_bytes + count * (from - rows), count * (some / layout.weights * layout.bytes));
             const Number *weights = decoded_;
@@ -189,7 +190,7 @@ class RowProducts {
                 weights = reinterpret_cast<const Number *>(from);
             else
                 for (int64_t row = 0; row < count; row++)
-                    layout.decode(from + row * row_bytes, some, decoded_ + row * kChunk, kLine);
+                    layout.decode(from + row * row_bytes, some, decoded_ + row * kSpan<Number>, kLine);
             for (int64_t t = 0; t < tokens; t += kTokens) {
                 int64_t now = std::min<int64_t>(kTokens, tokens - t), beside = rows_beside(static_cast<int>(now));
                 for (int64_t row = 0; row < count; row += beside)
@@ -199,7 +200,7 @@ class RowProducts {
         }
     }
 
-    alignas(64) Number decoded_[kGroup * kChunk] = {};  // rows behind the last are multiplied, too, for nothing
+    alignas(64) Number decoded_[kGroup * kSpan<Number>] = {};  // rows behind the last are multiplied, too, for nothing
     alignas(64) vr sums_[kBatch * kGroup];
 };
 
