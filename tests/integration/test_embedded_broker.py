@@ -43,7 +43,7 @@ USER = (
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded_broker, "UNUSED_SECONDS", 1.0)
+    monkeypatch.setattr(embedded_broker, "UNUSED_SECONDS", 3.0)
     monkeypatch.setattr(embedded_broker, "START_SECONDS", 4.0)
     monkeypatch.setattr(embedded_broker, "ANSWER_SECONDS", 0.5)
 
@@ -152,7 +152,7 @@ def test_it_outlives_a_killed_user_for_the_next_one(
     assert broker.is_running()
     assert not broker.start(), "it is taken over"
     # Longer than nobody may use it.
-    assert not comes_true(lambda: gone(short_tmp), 2.5), "it ends although somebody uses it"
+    assert not comes_true(lambda: gone(short_tmp), 5.5), "it ends although somebody uses it"
     assert broker.is_running()
     assert broker.stop()
     wait_until(lambda: gone(short_tmp), "its keeper lives on")
@@ -163,7 +163,7 @@ def test_it_ends_when_its_last_user_was_killed(
 ) -> None:
     assert not broker.stop()
     user.send_signal(signal.SIGSTOP)
-    assert not comes_true(lambda: gone(short_tmp), 2.5), "it ends although somebody uses it"
+    assert not comes_true(lambda: gone(short_tmp), 5.5), "it ends although somebody uses it"
     assert broker.is_running(), "one that is frozen uses it all the same"
     user.send_signal(signal.SIGKILL)
     wait_until(lambda: gone(short_tmp), "it is left behind")

@@ -278,9 +278,10 @@ def test_a_batch_is_cancelled_and_tried_again(embedded_box: Box, browser: Browse
 
 @pytest.mark.thorough
 def test_a_paused_batch_waits_until_it_is_resumed(kept_box: Box, address: str, browser: Browser) -> None:
-    with kept_box.client() as client:
-        batch_id = client.submit([{"prompt": one} for one in prompts(400, words=60)]).batch_id
     with opened(browser, address) as (page, seen):
+        page.goto("/")  # so that the browser is awake before the jobs are
+        with kept_box.client() as client:
+            batch_id = client.submit([{"prompt": one} for one in prompts(900, words=60)]).batch_id
         page.goto(f"/batches/{batch_id}")
         page.get_by_role("button", name="Pause").click()
         expect(page.locator(".badge.paused")).to_be_visible()
@@ -288,7 +289,7 @@ def test_a_paused_batch_waits_until_it_is_resumed(kept_box: Box, address: str, b
         expect(page.get_by_text(re.compile("[0-9] running"))).to_have_count(0)
         assert kept_box.states(batch_id)["queued"] > 100
         page.get_by_role("button", name="Resume").click()
-        expect(page.get_by_text("400 succeeded", exact=True)).to_be_visible()
+        expect(page.get_by_text("900 succeeded", exact=True)).to_be_visible()
         expect(page.get_by_role("button", name="Pause")).to_have_count(0)
         assert seen.nothing()
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tests.worker_box import Box
 
 WORDS = " ".join(f"word{number}" for number in range(60))
+# Four seconds of them, where something has to happen before the end.
+MANY_WORDS = " ".join(f"word{number}" for number in range(160))
 SLOW = {"fake_step_seconds": "0.1"}
 
 
@@ -62,8 +64,8 @@ def test_the_sdk_reads_an_answer_while_it_grows(served: tuple[Box, str]) -> None
         usage = None
         stream = client.chat.completions.create(
             model="demo",
-            messages=[{"role": "user", "content": WORDS}],
-            max_tokens=100,
+            messages=[{"role": "user", "content": MANY_WORDS}],
+            max_tokens=200,
             stream=True,
             stream_options={"include_usage": True},
         )
@@ -73,13 +75,13 @@ def test_the_sdk_reads_an_answer_while_it_grows(served: tuple[Box, str]) -> None
                 if choice.delta.content:
                     seen.append(choice.delta.content)
                     before_the_end += not stored(box)
-        assert "".join(seen) == WORDS
+        assert "".join(seen) == MANY_WORDS
         assert before_the_end > 3, "most of it came before the job had ended"
         assert usage is not None
-        assert usage.completion_tokens == 60
+        assert usage.completion_tokens == 160
         pieces = client.completions.create(model="demo", prompt=WORDS, max_tokens=100, stream=True)
         assert "".join(piece.choices[0].text for piece in pieces) == WORDS
-    assert stored(box) == [WORDS, WORDS]
+    assert stored(box) == [MANY_WORDS, WORDS]
 
 
 @pytest.mark.thorough(fast=1)
@@ -119,7 +121,7 @@ def test_a_worker_that_dies_is_followed_by_another_and_nothing_comes_twice(box: 
     first = box.start_worker(**SLOW)
     with serving(box) as address, asking(address) as http:
         text, killed = "", False
-        with http.stream("POST", "/v1/chat/completions", json=chat(WORDS, stream=True, max_tokens=100)) as answer:
+        with http.stream("POST", "/v1/chat/completions", json=chat(MANY_WORDS, stream=True, max_tokens=200)) as answer:
             for event in events(answer):
                 if event == "[DONE]":
                     break
@@ -128,7 +130,7 @@ def test_a_worker_that_dies_is_followed_by_another_and_nothing_comes_twice(box: 
                     killed = True
                     first.kill()
                     box.start_worker(**SLOW)
-        assert text == WORDS
+        assert text == MANY_WORDS
     with box.read() as c:
         assert c.execute(select(jobs.c.state, jobs.c.attempts)).all() == [("succeeded", 2)]
 
@@ -165,7 +167,7 @@ def test_a_forged_piece_ends_the_stream_and_changes_no_answer(served: tuple[Box,
     database.dispose()
     url = broker_url(box.settings)
     with asking(address) as http:
-        with http.stream("POST", "/v1/chat/completions", json=chat(WORDS, stream=True, max_tokens=100)) as answer:
+        with http.stream("POST", "/v1/chat/completions", json=chat(MANY_WORDS, stream=True, max_tokens=200)) as answer:
             incoming = events(answer)
             text = text_of(next(incoming))
             with box.read() as c:
@@ -176,7 +178,7 @@ def test_a_forged_piece_ends_the_stream_and_changes_no_answer(served: tuple[Box,
                 client.publish(channel_of(names, request["stream"]), forged.to_message())
             *_, last = incoming
         assert last["error"]["code"] == "answer_changed"
-    wait_until(lambda: stored(box) == [WORDS] or _is_cancelled(box), "the job ends")
+    wait_until(lambda: stored(box) == [MANY_WORDS] or _is_cancelled(box), "the job ends")
 
 
 def _is_cancelled(box: Box) -> bool:

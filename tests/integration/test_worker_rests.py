@@ -195,7 +195,7 @@ def test_a_pause_at_once_hands_jobs_back_and_the_same_engine_goes_on(
 
     monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
     monkeypatch.setattr(workplace, "load_engine", load)
-    monkeypatch.setenv("HELIX_FAKE_STEP_SECONDS", "0.05")
+    monkeypatch.setenv("HELIX_FAKE_STEP_SECONDS", "0.15")
     locks = lock_directory(box.settings.lock_dir)
     requests, codes, lines = StopRequests(), [], []
     thread = threading.Thread(

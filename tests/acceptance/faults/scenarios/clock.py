@@ -32,7 +32,7 @@ def jumps(installation: Installation, size: Size) -> Outcome:
         for n, clock in enumerate(clocks)
     ]
     offsets = ((HOUR, 0), (HOUR, HOUR), (0, HOUR), (-HOUR, 0), (-HOUR, -HOUR), (HOUR, -HOUR), (0, HOUR), (0, 0))
-    share = size.jobs // (size.faults + 1)
+    share = size.jobs // (2 * size.faults)
     for fault in range(size.faults):
         wait_ended(installation, batch, share * (fault + 1))
         for clock, offset in zip(clocks, offsets[fault], strict=True):

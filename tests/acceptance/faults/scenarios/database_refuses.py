@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.worker_box import WorkerProcess
 
 POSTGRES_ONLY = ("postgres",)
-SETTLE_SECONDS = 0.5
+SETTLE_SECONDS = 2.0
 
 
 @contextmanager

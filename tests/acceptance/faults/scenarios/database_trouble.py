@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from tests.worker_box import WorkerProcess
 
 # Until what was committed before has been acknowledged.
-SETTLE_SECONDS = 0.5
+SETTLE_SECONDS = 2.0
 
 
 def _begin(installation: Installation, size: Size) -> tuple[Accepted, WorkerProcess]:
-    step_seconds = 0.02 if installation.fork_server is not None else 0.25
+    step_seconds = 0.05 if installation.fork_server is not None else 0.25
     batch = installation.accept(size.jobs)
     worker = installation.start(fake_step_seconds=str(step_seconds))
     wait_ended(installation, batch, 4)
@@ -52,7 +52,7 @@ def _end(installation: Installation, batch: Accepted, faults: int, recoveries: l
 )
 def locked(installation: Installation, size: Size) -> Outcome:
     """By another process."""
-    seconds = 2.0 if installation.fork_server is not None else 30.0
+    seconds = 4.0 if installation.fork_server is not None else 30.0
     batch, worker = _begin(installation, size)
     recoveries = []
     for _ in range(size.faults):

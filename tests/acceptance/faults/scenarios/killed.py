@@ -85,4 +85,4 @@ def other_host(installation: Installation, size: Size) -> Outcome:
 
 def _moments(dice: random.Random, size: Size) -> list[int]:
     """How many jobs have ended when a worker is killed: whatever the machine's speed, the jobs outlast the faults."""
-    return sorted(dice.sample(range(size.jobs * 9 // 10), size.faults))
+    return sorted(dice.sample(range(size.jobs - max(40, size.jobs // 10)), size.faults))

@@ -35,7 +35,8 @@ def migrated(installation: Installation, size: Size) -> Outcome:
     """
     # The older versions know one answer a job, without log probabilities, and drop what is more.
     batch = installation.accept(size.jobs, n=1, logprobs=None, prompt_logprobs=None)
-    worker = installation.start(fake_step_seconds="0.01")
+    # So that jobs are left on a slow machine, too.
+    worker = installation.start(fake_step_seconds="0.05" if installation.fork_server is not None else "0.01")
     wait_ended(installation, batch, size.jobs // 10)
     worker.kill()
     database = installation.database()

@@ -34,15 +34,15 @@ def pooled(installation: Installation, size: Size) -> Outcome:
     recoveries = []
     for fault in range(size.faults):
         wait_ended(installation, batch, ended(installation, batch) + size.jobs // (4 * size.faults))
+        # Looked at through the pooler, so before it goes.
+        assert ended(installation, batch) < size.jobs, "the jobs were done before the last fault"
+        (victim if fault % 2 else pooler).kill()
         if fault % 2:
-            victim.kill()
             victim = installation.start(host=f"other-{fault}", fake_step_seconds=step)
             continue
-        pooler.kill()
         time.sleep(0.5)
         pooler.start()
         recoveries.append(wait_resumed(installation, lasting))
-    assert ended(installation, batch) < size.jobs, "the jobs were done before the last fault"
     installation.wait_done(batch, timeout=installation.patience + size.jobs / 4)
     broken = tuple(
         f"its statements were mixed up: {worker.log}"

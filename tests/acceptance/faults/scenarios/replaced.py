@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 def replaced(installation: Installation, size: Size) -> Outcome:
     """What was done since the backup is done again, once; the broker's messages are of the database before."""
-    step = "0.02" if installation.fork_server is not None else "0.1"
+    step = "0.05" if installation.fork_server is not None else "0.1"
     batch = installation.accept(size.jobs)
     worker = installation.start(fake_step_seconds=step)
     recoveries, broken = [], []

@@ -36,14 +36,14 @@ _DAMAGES: Final = {
 def damaged(installation: Installation, size: Size) -> Outcome:
     """Each fails alone, by its number, and is readable from then on; nobody else notices."""
     batch = dataclasses.replace(installation.accept(size.jobs), allowed=frozenset({"failed"}))
-    worker = installation.start(fake_step_seconds="0.02" if installation.fork_server is not None else "0.1")
+    worker = installation.start(fake_step_seconds="0.05" if installation.fork_server is not None else "0.1")
     wait_ended(installation, batch, 4)
     waiting = [row.id for row in installation.rows(batch.batch_id)][-size.faults :]
     database = installation.own_database
     damages = _DAMAGES[database.dialect]
-    for number, job_id in enumerate(waiting):
-        statement = f"UPDATE jobs SET {damages[number % len(damages)]} WHERE id = {job_id} AND state = 'queued'"  # noqa: S608  (a test's own rows)
-        with database.write() as c:
+    with database.write() as c:
+        for number, job_id in enumerate(waiting):
+            statement = f"UPDATE jobs SET {damages[number % len(damages)]} WHERE id = {job_id} AND state = 'queued'"  # noqa: S608  (a test's own rows)
             assert c.exec_driver_sql(statement).rowcount == 1, "it ran before it was damaged"
     installation.wait_done(batch, timeout=installation.patience + size.jobs / 4)
     broken = [
