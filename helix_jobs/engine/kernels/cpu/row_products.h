@@ -144,7 +144,8 @@ inline const Number *as_numbers(const T *x, int64_t count, std::vector<Number> &
     }
 }
 
-// So many columns are decoded at once: rows and a few tokens fit into the nearest cache, and sums seldom go through memory.
+// So many columns are decoded at once: rows and a few tokens fit into the nearest cache, and sums go through memory
+// seldom.
 template <typename Number>
 constexpr int64_t kSpan = 2048 / sizeof(Number);
 static_assert(kSpan<float> % kChunk == 0, "a span is made of chunks");
