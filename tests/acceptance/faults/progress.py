@@ -24,6 +24,12 @@ def ended(installation: Installation, batch: Accepted) -> int:
     return len(batch.prompts) - installation.unfinished(batch)
 
 
+def final_jobs(installation: Installation) -> set[int]:
+    """Ids of the jobs whose final state is committed."""
+    with installation.read() as c:
+        return set(c.execute(select(jobs.c.id).where(jobs.c.finished_at.is_not(None))).scalars())
+
+
 def wait_ended(installation: Installation, batch: Accepted, count: int) -> None:
     """Wait until so many jobs have ended."""
     wait_until(lambda: ended(installation, batch) >= count, f"{count} jobs do not end", installation.patience)
